@@ -1,0 +1,71 @@
+"""The demo models' networks, built from ComfyUI's own classes: UNetModel, Flux, and its CLIP and T5 text towers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import sizes
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+def latent_format():
+    """A ComfyUI latent format for the demo codec: 16 channels, already of unit variance."""
+    import comfy.latent_formats
+
+    fmt = comfy.latent_formats.LatentFormat()
+    fmt.latent_channels = sizes.LATENT_CHANNELS
+    return fmt
+
+
+def unet_model(dtype: torch.dtype = torch.float32):
+    """ComfyUI's BaseModel (eps) around a small UNetModel; weights unset."""
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15(sizes.UNET)
+    config.unet_config["num_heads"] = sizes.UNET_HEADS
+    config.latent_format = latent_format()
+    config.inpaint_model = lambda: False  # ComfyUI takes more than four input channels for an inpainting UNet
+    config.set_inference_dtype(dtype, None)
+    return config.get_model({}, device=torch.device("cpu"))
+
+
+def flux_model(dtype: torch.dtype = torch.float32):
+    """ComfyUI's model_base.Flux around a small Flux; weights unset."""
+    import comfy.supported_models
+
+    config = comfy.supported_models.Flux(sizes.FLUX)
+    config.latent_format = latent_format()
+    config.set_inference_dtype(dtype, None)
+    return config.get_model({}, device=torch.device("cpu"))
+
+
+def initialise(network: nn.Module, zero: tuple[str, ...], seed: int = 0) -> None:
+    """Fill every parameter (ComfyUI's layers never do): fan-in normal, ones for scales, zeros for ``zero`` names."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in network.named_parameters():
+        with torch.no_grad():
+            if p.ndim >= 2 and not any(z in name for z in zero):
+                p.copy_(torch.randn(p.shape, generator=generator) * (1.0 / p[0].numel()) ** 0.5)
+            elif p.ndim == 1 and name.endswith((".scale", ".weight")):
+                p.fill_(1.0)
+            else:
+                p.zero_()
+
+
+def clip_config(tower: dict, vocab: int) -> dict:
+    """Configuration of a CLIP text tower, in the keys that transformers and ComfyUI share."""
+    return {**tower, **sizes.CLIP_COMMON, "vocab_size": vocab, "bos_token_id": vocab - 2, "eos_token_id": vocab - 1,
+            "pad_token_id": vocab - 1, "projection_dim": tower["hidden_size"]}  # fmt: skip
+
+
+def _config_file(config: dict) -> str:
+    """ComfyUI's older text models read their configuration only from a file."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as f:
+        json.dump(config, f)
+    return f.name

@@ -1,0 +1,208 @@
+"""Train a demo model: ``python -m trace_core.demo.recipe.train demo-sd|demo-flux --minutes 60``.
+
+Runs on CPU or GPU, writes a checkpoint every few minutes and goes on from it when started again. The learning
+rate follows a cosine over the time budget, so that a run always ends annealed, however fast the machine is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from ... import engine
+from .. import networks, sizes
+from ..codec import Codec
+from ..vocabulary import caption
+from . import icons
+
+CACHE = Path(".cache")
+
+
+def latents(per_combination: int = 16) -> tuple[Tensor, list, Codec]:
+    """The training set as latents ``[n, 16, 8, 8]`` with labels, and the codec (PCA fitted on the same pictures)."""
+    file = CACHE / "latents.pt"
+    codec = Codec()
+    if not file.exists():
+        pictures, labels = icons.dataset(CACHE / "icons", per_combination, seed=1)
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        codec.fit_encoder(x[:6000])
+        z = torch.cat([codec.encode(part) for part in x.split(512)])
+        state = {k: v for k, v in codec.state_dict().items() if not k.startswith("decoder")}
+        torch.save({"z": z, "labels": labels, "codec": state}, file)
+    data = torch.load(file, weights_only=False)
+    codec.load_state_dict(data["codec"], strict=False)
+    return data["z"], data["labels"], codec
+
+
+class Text:
+    """Tokenise captions once each; ids ``[b, 24]`` padded as ComfyUI pads."""
+
+    def __init__(self, name: str, pad: int):
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(networks.ASSETS / name)
+        self.pad, self.cache = pad, {}
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return torch.stack([self._ids(t) for t in texts])
+
+    def _ids(self, text: str) -> Tensor:
+        if text not in self.cache:
+            ids = self.tokenizer(text)["input_ids"]
+            if len(ids) > sizes.TEXT_LENGTH:
+                raise ValueError(f"caption of {len(ids)} tokens: {text}")
+            self.cache[text] = torch.tensor(ids + [self.pad] * (sizes.TEXT_LENGTH - len(ids)))
+        return self.cache[text]
+
+
+def clip_tower(spec: dict, vocab: int) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig(**networks.clip_config(spec, vocab), attention_dropout=0.0))
+
+
+class DemoSD(nn.Module):
+    """UNet and causal CLIP tower; eps prediction on SD's schedule."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = Text("clip_tokenizer", 0)
+        vocab = len(self.text.tokenizer)
+        self.text.pad = vocab - 1
+        base = networks.unet_model()
+        self.sigmas = base.model_sampling.sigmas
+        self.net = base.diffusion_model
+        networks.initialise(self.net, zero=("proj_out", "out_layers.3", "out.2"))
+        self.clip_l = clip_tower(sizes.CLIP_SD, vocab)
+
+    def loss(self, z: Tensor, texts: list[str]) -> Tensor:
+        t = torch.randint(0, len(self.sigmas), (len(z),))
+        sigma = self.sigmas[t].view(-1, 1, 1, 1)
+        noise = torch.randn_like(z)
+        context = self.clip_l(self.text(texts)).last_hidden_state
+        eps = self.net((z + sigma * noise) / (sigma**2 + 1).sqrt(), t.float(), context=context)
+        return F.mse_loss(eps, noise)
+
+
+class DemoFlux(nn.Module):
+    """Flux with a T5 tower (all rows, no mask) and a CLIP tower (pooled vector); rectified flow.
+
+    First half: plain flow matching at guidance 1. Then guidance distillation, as FLUX.1-dev was made: the guidance
+    embedding learns what classifier-free guidance of that strength would do.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.clip_text, self.t5_text = Text("clip_tokenizer", 0), Text("t5_tokenizer", 0)
+        vocab = len(self.clip_text.tokenizer)
+        self.clip_text.pad = vocab - 1
+        self.net = networks.flux_model().diffusion_model
+        networks.initialise(self.net, zero=(".lin.", "modulation", "final_layer.linear", "adaLN"))
+        self.clip_l = clip_tower(sizes.CLIP_FLUX, vocab)
+        self.t5xxl = T5EncoderModel(T5Config(**sizes.T5, vocab_size=len(self.t5_text.tokenizer)))
+        self.teacher = None
+
+    def predict(self, x: Tensor, sigma: Tensor, texts: list[str], guidance: Tensor) -> Tensor:
+        rows = self.t5xxl(self.t5_text(texts)).last_hidden_state
+        pooled = self.clip_l(self.clip_text(texts)).pooler_output
+        return self.net(x, sigma, context=rows, y=pooled, guidance=guidance)
+
+    def start_distillation(self, ema: DemoFlux) -> None:
+        self.teacher = [copy.deepcopy(ema).requires_grad_(False)]  # in a list: not a submodule
+
+    def loss(self, z: Tensor, texts: list[str]) -> Tensor:
+        n = len(z)
+        sigma = torch.sigmoid(torch.randn(n) * 1.2 + 0.4)
+        s = sigma.view(-1, 1, 1, 1)
+        noise = torch.randn_like(z)
+        x = (1 - s) * z + s * noise
+        if self.teacher is None:
+            target, guidance = noise - z, torch.ones(n)
+        else:
+            guidance = 1 + 4 * torch.rand(n)
+            with torch.no_grad():
+                both = self.teacher[0].predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), texts + [""] * n, torch.ones(2 * n))
+                cond, uncond = both.chunk(2)
+                target = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+        parameters = {p.untyped_storage().data_ptr() for p in self.parameters()}
+        # FLUX blocks write in place into what autograd saved: keep copies (weights excepted)
+        keep = lambda t: t if t.untyped_storage().data_ptr() in parameters else t.clone()  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            return F.mse_loss(self.predict(x, sigma, texts, guidance), target)
+
+
+def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) -> None:
+    z, labels, _ = latents()
+    torch.manual_seed(0)
+    model = {"demo-sd": DemoSD, "demo-flux": DemoFlux}[name]()
+    ema = copy.deepcopy(model)
+    text_parameters = [p for n, p in model.named_parameters() if not n.startswith("net.")]
+    groups = [{"params": list(model.net.parameters()), "scale": 1.0}, {"params": text_parameters, "scale": 0.5}]
+    optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    file = CACHE / f"{name}.pt"
+    step, spent, mean = 0, 0.0, None
+    if file.exists():
+        saved = torch.load(file, weights_only=False)
+        model.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+        optimiser.load_state_dict(saved["optimiser"])
+        step, spent = saved["step"], saved["spent"]
+        if "teacher" in saved:
+            teacher = copy.deepcopy(ema)
+            teacher.load_state_dict(saved["teacher"])
+            model.start_distillation(teacher)
+    rng = random.Random(step)
+    last, last_save = time.time(), time.time()
+    while spent < minutes * 60:
+        share = spent / (minutes * 60)
+        if name == "demo-flux" and share >= distil_from and model.teacher is None:
+            model.start_distillation(ema)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * group["scale"] * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        index = [rng.randrange(len(z)) for _ in range(batch)]
+        texts = ["" if rng.random() < 0.1 else caption(labels[i], rng) for i in index]
+        loss = model.loss(z[index], texts)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        decay = min(0.999, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        step += 1
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        now = time.time()
+        spent, last = spent + now - last, now
+        if step % 100 == 0:
+            print(f"{name} step {step} {spent / 60:.1f} min loss {mean:.4f} {step / spent:.2f} it/s", flush=True)
+        if now - last_save > 240 or spent >= minutes * 60:
+            state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
+            if getattr(model, "teacher", None):
+                state["teacher"] = model.teacher[0].state_dict()
+            torch.save(state, file.with_suffix(".tmp"))
+            file.with_suffix(".tmp").rename(file)
+            last_save = now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=["demo-sd", "demo-flux"])
+    parser.add_argument("--minutes", type=float, default=60, help="time budget in all, over every restart")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--distil-from", type=float, default=0.65, help="share of the budget after which demo-flux learns guidance")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
+    args = parser.parse_args()
+    engine.load()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    train(args.model, args.minutes, args.batch, args.lr, args.distil_from)
+
+
+if __name__ == "__main__":
+    main()

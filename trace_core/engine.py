@@ -1,0 +1,139 @@
+"""Find a ComfyUI and import its model classes: the one door from ``trace_core`` to the engine.
+
+Used by the command line, the demo models and the tests. Inside a running ComfyUI the engine is
+already imported and :func:`load` only returns it. Nothing in this file is needed to run the nodes.
+
+Search order: the ``COMFYUI_PATH`` variable, the ComfyUI that contains this pack, ``~/ComfyUI``,
+``~/comfy/ComfyUI``, and last a packaged copy of ComfyUI's Nov-2024 ``comfy`` folder that
+``make`` installs into ``.engine/`` of the repository.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+PACK_ROOT = Path(__file__).resolve().parents[1]
+PACKAGED_ENGINE = PACK_ROOT / ".engine"
+
+
+class EngineNotFound(RuntimeError):
+    """No ComfyUI on this machine; the message says where it was looked for."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the engine lives. ``full`` is False for the packaged copy (no server, no nodes)."""
+
+    path: Path
+    version: str
+    full: bool
+
+
+_loaded: Engine | None = None
+
+
+def candidates() -> list[Path]:
+    """Folders that may hold a ComfyUI, in the order in which they are tried."""
+    found = []
+    if os.environ.get("COMFYUI_PATH"):
+        found.append(Path(os.environ["COMFYUI_PATH"]).expanduser())
+    found.append(PACK_ROOT.parents[1] if len(PACK_ROOT.parents) > 1 else PACK_ROOT)
+    found += [Path.home() / "ComfyUI", Path.home() / "comfy" / "ComfyUI", PACKAGED_ENGINE]
+    return found
+
+
+def find() -> Engine:
+    """The first folder of :func:`candidates` that has ``comfy/model_patcher.py``.
+
+    Raises:
+        EngineNotFound: naming every folder that was looked at and the remedy.
+        EngineNotFound: if ``COMFYUI_PATH`` is set and holds no ComfyUI (a typo must not fall through).
+    """
+    named = os.environ.get("COMFYUI_PATH")
+    if named and not _is_engine(Path(named).expanduser()):
+        raise EngineNotFound(f"COMFYUI_PATH is '{named}', which holds no comfy/model_patcher.py; correct or unset it")
+    for path in candidates():
+        if _is_engine(path):
+            return Engine(path, _version(path), (path / "nodes.py").is_file())
+    raise EngineNotFound(
+        "no ComfyUI found in " + ", ".join(str(p) for p in candidates()) + ". Set COMFYUI_PATH, or run `make setup`."
+    )
+
+
+def _is_engine(path: Path) -> bool:
+    return (path / "comfy" / "model_patcher.py").is_file()
+
+
+def _version(path: Path) -> str:
+    file = path / "comfyui_version.py"
+    if not file.is_file():
+        return "2024-11 (packaged copy)"
+    for line in file.read_text().splitlines():
+        if line.startswith("__version__"):
+            return line.split("=")[1].strip().strip("\"'")
+    return "unknown"
+
+
+def load(cpu: bool | None = None) -> Engine:
+    """Put the engine on ``sys.path`` and import ``comfy``. Idempotent.
+
+    Args:
+        cpu: force CPU mode; by default only when torch sees no accelerator.
+    """
+    global _loaded
+    if _loaded is not None:
+        return _loaded
+    running = sys.modules.get("comfy.model_management")
+    if running is not None:
+        path = Path(running.__file__).resolve().parents[1]
+        _loaded = Engine(path, _version(path), (path / "nodes.py").is_file())
+        return _loaded
+    engine = find()
+    _prepare_torchvision()
+    sys.path.insert(0, str(engine.path))
+    _set_arguments(cpu)
+    importlib.import_module("comfy.model_management")
+    importlib.import_module("comfy.sd")
+    _loaded = engine
+    return engine
+
+
+def _set_arguments(cpu: bool | None) -> None:
+    """ComfyUI reads its options at import: set the two that matter before anything else is imported."""
+    import torch
+
+    level = logging.getLogger().level
+    args = importlib.import_module("comfy.cli_args").args
+    args.cpu = (not torch.cuda.is_available()) if cpu is None else cpu
+    args.use_pytorch_cross_attention = True
+    logging.getLogger().setLevel(max(level, logging.WARNING))
+
+
+def _prepare_torchvision() -> None:
+    """Stand in for a torchvision that is absent or cannot load beside this torch.
+
+    ComfyUI imports it in model files that are never run here. transformers and peft decide at import
+    what they offer from the packages they see, so they are imported first.
+    """
+    importlib.import_module("transformers")
+    importlib.import_module("peft")
+    try:
+        importlib.import_module("torchvision.transforms")
+    except Exception as error:  # a broken binary raises RuntimeError or OSError, an absent one ImportError
+        logging.getLogger(__name__).info("torchvision cannot be used (%s); a stand-in is imported", error)
+        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+        package.__path__ = []
+        package.__spec__ = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
+        transforms.__spec__ = importlib.machinery.ModuleSpec("torchvision.transforms", None)
+        package.transforms = transforms
+        sys.modules["torchvision"], sys.modules["torchvision.transforms"] = package, transforms
