@@ -1,0 +1,60 @@
+# Everything is installed inside this folder: .venv/ (Python packages) and .engine/ (a packaged ComfyUI).
+#
+#   make demo    erase concepts from the demo models, draw before/after grids, print the table
+#   make test    lint and every test tier whose engine is present (COMFYUI_PATH names a checkout)
+#   make bench   time the closed form
+#
+# On Linux the default torch wheel is a CUDA build. For a small CPU one:
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+VENV := .venv
+ENGINE := .engine
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PYTEST := $(VENV)/bin/pytest -rs
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+
+.PHONY: setup lint test test-packaged-engine demo bench clean
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.installed $(ENGINE)/.installed
+
+# torch goes first and alone, so that no dependency chooses another build of it.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(ENGINE)/.installed: tests/engine-requirements.txt | $(VENV)/.installed
+	rm -rf $(ENGINE)
+	$(PIP) --no-deps --require-hashes --target $(ENGINE) --requirement $<
+	@touch $@
+
+lint: setup
+	$(VENV)/bin/ruff check .
+
+# Two runs, as a process can import only one ComfyUI; the second one runs whatever the first one said.
+test: setup lint
+	@status=0; \
+	if $(PY) -c 'from trace_core import engine; engine.find().full or exit(1)'; then \
+		$(MAKE) --no-print-directory test-packaged-engine || status=$$?; \
+	fi; \
+	$(PYTEST) || status=$$?; \
+	exit $$status
+
+test-packaged-engine: setup
+	COMFYUI_PATH=$(ENGINE) $(PYTEST) -m "engine and not full_engine"
+
+demo: setup
+	$(PY) -m trace_core demo --out out/demo
+
+bench: setup
+	$(PY) -m trace_core bench closed-form --json benchmarks/results/closed_form.json
+
+clean:
+	rm -rf $(VENV) $(ENGINE) out *.egg-info .pytest_cache .ruff_cache
