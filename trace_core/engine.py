@@ -42,9 +42,8 @@ _loaded: Engine | None = None
 
 def candidates() -> list[Path]:
     """Folders that may hold a ComfyUI, in the order in which they are tried."""
-    found = []
-    if os.environ.get("COMFYUI_PATH"):
-        found.append(Path(os.environ["COMFYUI_PATH"]).expanduser())
+    named = _named()
+    found = [named] if named else []
     found.append(PACK_ROOT.parents[1] if len(PACK_ROOT.parents) > 1 else PACK_ROOT)
     found += [Path.home() / "ComfyUI", Path.home() / "comfy" / "ComfyUI", PACKAGED_ENGINE]
     return found
@@ -54,11 +53,11 @@ def find() -> Engine:
     """The first folder of :func:`candidates` that has ``comfy/model_patcher.py``.
 
     Raises:
-        EngineNotFound: naming every folder that was looked at and the remedy.
-        EngineNotFound: if ``COMFYUI_PATH`` is set and holds no ComfyUI (a typo must not fall through).
+        EngineNotFound: naming every folder that was looked at and the remedy, or ``COMFYUI_PATH`` if it is set
+            and holds no ComfyUI (a typo must not fall through).
     """
-    named = os.environ.get("COMFYUI_PATH")
-    if named and not _is_engine(Path(named).expanduser()):
+    named = _named()
+    if named and not _is_engine(named):
         raise EngineNotFound(f"COMFYUI_PATH is '{named}', which holds no comfy/model_patcher.py; correct or unset it")
     for path in candidates():
         if _is_engine(path):
@@ -66,6 +65,12 @@ def find() -> Engine:
     raise EngineNotFound(
         "no ComfyUI found in " + ", ".join(str(p) for p in candidates()) + ". Set COMFYUI_PATH, or run `make setup`."
     )
+
+
+def _named() -> Path | None:
+    """``COMFYUI_PATH`` as an absolute path: it goes on ``sys.path``, and the working directory may change."""
+    named = os.environ.get("COMFYUI_PATH")
+    return Path(named).expanduser().resolve() if named else None
 
 
 def _is_engine(path: Path) -> bool:
@@ -101,7 +106,8 @@ def load(cpu: bool | None = None) -> Engine:
     sys.path.insert(0, str(engine.path))
     _set_arguments(cpu)
     importlib.import_module("comfy.model_management")
-    importlib.import_module("comfy.sd")
+    for module in ("comfy.sd", "comfy.sample", "comfy.lora"):
+        importlib.import_module(module)
     _loaded = engine
     return engine
 

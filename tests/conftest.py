@@ -1,0 +1,72 @@
+"""The test tiers and the ComfyUI they run on.
+
+The folder of a test is its tier: ``unit`` needs no ComfyUI, ``engine`` needs its model classes, ``server``
+and ``browser`` need a full checkout. What cannot run here is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from trace_core import engine as engine_finder
+
+TESTS = Path(__file__).resolve().parent
+TIERS = ("unit", "engine", "server", "browser")
+NEED_CHECKOUT = ("full_engine", "server", "browser")
+
+# On the path, the pack's `nodes` folder could answer for ComfyUI's nodes.py (`python -m pytest` puts it there).
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != TESTS.parent]
+
+
+def _find_engine() -> tuple[engine_finder.Engine | None, str]:
+    """The engine of this run, or None and the reason. A wrong COMFYUI_PATH is an error, not a reason to skip."""
+    try:
+        return engine_finder.find(), ""
+    except engine_finder.EngineNotFound as error:
+        if os.environ.get("COMFYUI_PATH"):
+            raise pytest.UsageError(str(error)) from None
+        return None, str(error)
+
+
+def pytest_report_header() -> str:
+    found, reason = _find_engine()
+    if found is None:
+        return f"engine: none ({reason})"
+    return f"engine: {found.path}, {found.version}, {'checkout' if found.full else 'model classes only'}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    found, reason = _find_engine()
+    for item in items:
+        tier = item.path.relative_to(TESTS).parts[0]
+        if tier not in TIERS:
+            raise pytest.UsageError(f"{item.path} is in none of the folders {', '.join(TIERS)}")
+        item.add_marker(tier)
+        if tier != "unit" and found is None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+        elif any(item.get_closest_marker(name) for name in NEED_CHECKOUT) and not found.full:
+            item.add_marker(pytest.mark.skip(reason=f"needs a ComfyUI checkout; {found.path} has only model classes"))
+
+
+@pytest.fixture(scope="session")
+def engine() -> engine_finder.Engine:
+    """ComfyUI, imported once for the whole run, on the CPU."""
+    try:
+        return engine_finder.load(cpu=True)
+    except engine_finder.EngineNotFound as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny(engine):
+    """The module ``tests/tiny_models.py``, which needs ComfyUI at import."""
+    spec = importlib.util.spec_from_file_location("tiny_models", TESTS / "tiny_models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
