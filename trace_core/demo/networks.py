@@ -64,7 +64,7 @@ def clip_config(tower: dict, vocab: int) -> dict:
             "pad_token_id": vocab - 1, "projection_dim": tower["hidden_size"]}  # fmt: skip
 
 
-def _config_file(config: dict) -> str:
+def config_file(config: dict) -> str:
     """ComfyUI's older text models read their configuration only from a file."""
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as f:
         json.dump(config, f)

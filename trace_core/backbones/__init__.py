@@ -1,0 +1,5 @@
+"""What differs between model families, behind one small interface."""
+
+from .base import Backbone, Layer, backbone_for
+
+__all__ = ["Backbone", "Layer", "backbone_for"]

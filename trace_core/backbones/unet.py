@@ -1,0 +1,25 @@
+"""Stable Diffusion 1.x, 2.x and SDXL: text enters a UNet through the keys and values of every cross-attention."""
+
+from __future__ import annotations
+
+from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
+
+SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector (sizes and crops)
+
+
+def matches(network) -> bool:
+    return hasattr(network, "input_blocks") and hasattr(network, "middle_block")
+
+
+def build(patcher) -> Backbone:
+    network = patcher.model.diffusion_model
+    layers = []
+    for name, module in network.named_modules():
+        if name.endswith((".attn2.to_k", ".attn2.to_v")):
+            layers.append(Layer(PREFIX + name, CONTEXT, module.weight.shape[1]))
+    kind = {768: "sd1", 1024: "sd2"}.get(layers[0].columns, "sd1")
+    if hasattr(network, "label_emb"):
+        kind = "sdxl"
+        first = network.label_emb[0][0]
+        layers.append(Layer(PREFIX + "label_emb.0.0", POOLED, first.weight.shape[1] - SDXL_SIZE_EMBEDDING))
+    return Backbone(patcher, kind, layers)

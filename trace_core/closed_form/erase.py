@@ -1,0 +1,224 @@
+"""Closed-form erasure of a list of concepts from a ComfyUI model: rows -> Gram -> one solve -> LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone, backbone_for
+from ..backbones.base import CONTEXT, POOLED
+from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same
+from ..errors import ConceptError, TraceError
+from ..lora import ErasureLora, base_metadata
+from ..text import BEFORE, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
+from . import solvers
+from .edit import ContextEdit
+from .gram import Gram
+from .policies import POLICIES, Policy, erased_pairs, keep_prompts, row_weights
+
+ALL_GROUPS = range(6)
+
+#: ``progress(phase, done, total)``; raise from it to cancel
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ClosedFormConfig:
+    """Options of the closed form."""
+
+    policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
+    strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
+    kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
+    energy: float = field(default=0.9, metadata={"help": "share of the concept's energy to project out (projection)"})
+    alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
+    keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
+    max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
+    contexts: tuple[str, ...] = field(default=(), metadata={"help": "more prompts to meet the concept in; [] is its place"})
+
+    def __post_init__(self):
+        if self.policy not in POLICIES:
+            raise TraceError(f"policy '{self.policy}' is unknown; use one of {', '.join(POLICIES)}")
+        if self.kind not in ("auto", *KINDS):
+            raise TraceError(f"kind '{self.kind}' is unknown; use auto, {', '.join(KINDS)}")
+        if not 0 < self.energy <= 1:
+            raise TraceError(f"energy is {self.energy}; it must lie in (0, 1]")
+        if not -10 <= self.strength <= 10:
+            raise TraceError(f"strength is {self.strength}; it must lie between -10 and 10")
+        if self.alpha is not None and not self.alpha > 0:
+            raise TraceError(f"alpha is {self.alpha}; it must be positive")
+        if not self.keep_weight > 0:
+            raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive")
+
+
+@dataclass
+class ClosedFormResult:
+    """What an erasure gives: the LoRA, the edits it was made from, and what was measured on the way."""
+
+    lora: ErasureLora
+    edits: dict[str, ContextEdit]
+    report: dict
+
+
+class _Sums:
+    """Everything a solver needs of one text stream."""
+
+    def __init__(self, width: int):
+        self.keep = Gram(width)
+        self.erase = Gram(width)  # sum a c c^T
+        self.difference = Gram(width)  # sum a d d^T, d = c - g
+        self.targets = torch.zeros(width, width, dtype=torch.float64)  # sum a (g - c) c^T
+        self.rows: list[Tensor] = []  # sqrt(a) d, while there are few
+
+    def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor) -> None:
+        used = weights > 0
+        erase, want, weights = erase[used].double(), want[used].double(), weights[used]
+        difference = erase - want
+        moved = difference.norm(dim=1) > 1e-6 * erase.norm(dim=1)  # rows before the concept are the same row
+        erase, difference, weights = erase[moved], difference[moved], weights[moved]
+        self.erase.add(erase, weights)
+        self.difference.add(difference, weights)
+        self.targets -= (difference * weights[:, None]).T @ erase
+        if self.difference.count <= solvers.DIRECT_LIMIT:
+            self.rows.append(difference * weights.sqrt()[:, None])
+        else:
+            self.rows = []
+
+
+def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: ClosedFormConfig | None = None,
+          progress: Progress | None = None, seed: int = 0) -> ClosedFormResult:  # fmt: skip
+    """Erase concepts from a model. The model is read, never written.
+
+    Args:
+        model: ComfyUI ModelPatcher; patches already on it count as part of its weights.
+        clip: the ComfyUI CLIP that belongs to it.
+        concepts: what to erase, from :func:`trace_core.concepts.parse_concepts`.
+        keep: what must not change; empty means :data:`~trace_core.concepts.EVERYDAY`.
+        config: options.
+        progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
+        seed: written to the metadata; the closed form itself draws nothing at random.
+
+    Raises:
+        ConceptError, ModelError, TraceError: before anything is changed.
+    """
+    config = config or ClosedFormConfig()
+    concepts = list(concepts)
+    if not concepts:
+        raise ConceptError("nothing to erase; name at least one concept")
+    check_disjoint(concepts, keep)
+    backbone = backbone_for(model)
+    encoder = TextEncoder(clip)
+    policy = POLICIES[config.policy]
+    kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    sums = collect(backbone, encoder, policy, concepts, kept, config, progress or (lambda *_: None))
+    edits, solved = {}, {}
+    for stream, part in sums.items():
+        edits[stream], solved[stream] = solve(policy, part, config)
+    lora, layers = export(backbone, edits, sums)
+    report = {
+        "method": policy.name,
+        "solver": policy.solver,
+        "parameters": asdict(config),
+        "concepts": [asdict(c) for c in concepts],
+        "keep": kept,
+        "solved": solved,
+        "layers": layers,
+    }
+    lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
+    return ClosedFormResult(lora, edits, report)
+
+
+def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: Sequence[Concept], keep: Sequence[str],
+            config: ClosedFormConfig, progress: Progress) -> dict[str, _Sums]:  # fmt: skip
+    """Encode every prompt once and fold its rows into the sums of each text stream.
+
+    Raises:
+        ConceptError: if a concept's prompts do not differ from their counterparts.
+    """
+    sums = {s: _Sums(w) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
+    context = sums[CONTEXT]
+    for number, concept in enumerate(concepts):
+        progress("encode concepts", number, len(concepts))
+        kind = guess_kind(concept.target) if config.kind == "auto" else config.kind
+        before = context.difference.count
+        for pairs, weights, erased, wanted in erased_pairs(policy, concept, kind, encoder, config.contexts):
+            _check_width(pairs.erase, backbone)
+            context.add_pairs(pairs.erase, pairs.want, weights)
+            if POOLED in sums:
+                share = torch.tensor([weights.sum()], dtype=torch.float64)
+                sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share)
+                sums[POOLED].keep.add(_pooled(wanted, backbone), share)
+            context.keep.add(wanted.embeddings, row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum())
+        if context.difference.count == before:
+            raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
+    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts)
+    for number, (prompt, entry) in enumerate(prompts):
+        if number % 16 == 0:
+            progress("encode keep set", number, len(prompts))
+        rows = encoder.encode(prompt, entry)
+        use = (SUBJECT,) if policy.name == "uce" else ALL_GROUPS
+        share = config.keep_weight * len(keep) / len(prompts)
+        context.keep.add(rows.embeddings, row_weights(rows.groups, use, policy.weighting) * share)
+        if POOLED in sums:
+            sums[POOLED].keep.add(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
+    return sums
+
+
+def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
+    """Run the policy's solver on one stream's sums."""
+    alpha = policy.alpha if config.alpha is None else config.alpha
+    absolute = policy.absolute if config.alpha is None else None
+    if policy.solver == "projection":
+        G = solvers.regularise(part.keep.value(), alpha, absolute)
+        if part.rows:
+            return solvers.projection(torch.cat(part.rows), G, config.strength, config.energy, config.max_rank)
+        return solvers.projection_from_gram(part.difference.value(), G, config.strength, config.energy, config.max_rank)
+    G = solvers.regularise(part.keep.value() + part.erase.value(), alpha, absolute)
+    return solvers.ridge(part.targets, None, G, config.strength, max_rank=config.max_rank)
+
+
+def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums]) -> tuple[ErasureLora, dict]:
+    """Turn the edits into LoRA factors, layer by layer, and measure what they do to each layer.
+
+    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, ``keep_change`` = ||dW P|| / ||W P||
+    over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
+    """
+    modules, measured = {}, {}
+    for layer, weight in backbone.weights():
+        edit, part = edits[layer.stream], sums[layer.stream]
+        if edit.rank == 0:
+            continue
+        up, down = edit.factors(weight, layer.columns)
+        text = weight[:, : layer.columns].double().cpu()
+        change = up.double().cpu() @ down[:, : layer.columns].double().cpu()
+        D, P = part.difference.value(), part.keep.value()
+        measured[layer.module] = {
+            "residual": _ratio(text + change, text, D),
+            "keep_change": _ratio(change, text, P),
+            "relative_norm": (change.norm() / text.norm()).item(),
+        }
+        modules[layer.module] = (up.cpu(), down.cpu())
+    return ErasureLora.from_factors(modules), measured
+
+
+def _ratio(a: Tensor, b: Tensor, gram: Tensor) -> float:
+    """||A X||_F / ||B X||_F for rows X with Gram matrix ``gram``."""
+    top, bottom = ((a @ gram) * a).sum().clamp_min(0), ((b @ gram) * b).sum()
+    return (top / bottom).sqrt().item() if bottom > 0 else 0.0
+
+
+def _pooled(rows, backbone: Backbone) -> Tensor:
+    """The pooled vector as one row, cut to the width that the model reads."""
+    if rows.pooled is None:
+        raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
+    return rows.pooled[None, : backbone.width(POOLED)]
+
+
+def _check_width(rows: Tensor, backbone: Backbone) -> None:
+    if rows.shape[1] != backbone.width(CONTEXT):
+        raise ConceptError(
+            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
+            "connect the CLIP that belongs to this model"
+        )

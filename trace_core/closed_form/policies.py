@@ -1,0 +1,115 @@
+"""Pairing policies: which rows are remapped, onto what, with which solver. One function a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..concepts import TEMPLATES, Concept, fill
+from ..text import AFTER, BEFORE, BOS, FIRST_EOT, GROUPS, PAD, SUBJECT, Pairs, TextEncoder, TextRows, align
+
+#: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so weights go to
+#: groups and are divided among their rows.
+GROUP_WEIGHTS = {"bos": 1.0, "before": 1.0, "subject": 1.0, "after": 1.0, "first_eot": 1.0, "pad": 1.0}
+
+
+#: Prompts for each entry of the keep set, another choice of templates for every entry
+KEEP_TEMPLATES = 6
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one method pairs rows.
+
+    Attributes:
+        name: as in the papers and on the command line.
+        solver: ``projection`` or ``ridge``.
+        groups: token groups whose rows are remapped.
+        templates: how many of the kind's templates are used (0: the concept alone).
+        alpha: default of the relative regulariser ``lambda = alpha tr(keep)/d``.
+        absolute: default absolute lambda, where the paper has one.
+        weighting: ``group`` (each group the same weight) or ``row`` (each row, as MACE's sums).
+        source: paper and equation.
+    """
+
+    name: str
+    solver: str
+    groups: tuple[int, ...]
+    templates: int
+    source: str
+    alpha: float = 1e-3
+    absolute: float | None = None
+    weighting: str = "group"
+    notes: dict = field(default_factory=dict)
+
+
+POLICIES: dict[str, Policy] = {
+    "trace": Policy(
+        "trace", "projection", (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD), 99,
+        "TRACE (arXiv 2505.23312), stage 1; projection form derived here",
+    ),
+    "uce": Policy(
+        "uce", "ridge", (SUBJECT,), 0, "UCE (arXiv 2308.14761), eq. 7: last subject token, lambda 0.5", absolute=0.5,
+        weighting="row",
+    ),
+    "mace": Policy(
+        "mace", "ridge", (AFTER, FIRST_EOT, PAD), 30, "MACE (arXiv 2403.06135), eq. 2: co-words, end and pads",
+        weighting="row",
+    ),
+    "trce": Policy("trce", "ridge", (FIRST_EOT,), 15, "TRCE (arXiv 2503.07389), stage 1: first end token"),
+}  # fmt: skip
+
+
+def row_weights(groups: Sequence[int], use: Sequence[int], weighting: str) -> Tensor:
+    """Weight of every row of a prompt, ``[n]``, zero outside the groups ``use``; sums to 1 over the prompt."""
+    groups = torch.tensor(groups)
+    weights = torch.zeros(len(groups), dtype=torch.float64)
+    for group in use:
+        members = groups == group
+        count = int(members.sum())
+        if count:
+            weights[members] = 1.0 if weighting == "row" else GROUP_WEIGHTS[GROUPS[group]] / count
+    return weights / weights.sum().clamp_min(1e-300)
+
+
+def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncoder,
+                 contexts: Sequence[str] = ()) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
+    """For each prompt of a concept: the pairs, the weight of every row, and both prompts' rows.
+
+    A concept's weights sum to ``concept.weight``.
+    """
+    if policy.name == "uce":
+        yield _last_tokens(concept, encoder)
+        return
+    templates = list(TEMPLATES[kind][: policy.templates])
+    templates += [context.replace("[]", "{}") for context in contexts]
+    for template in templates:
+        erase = encoder.encode(fill(template, concept.target), concept.target)
+        want = encoder.encode(fill(template, concept.anchor), concept.anchor)
+        pairs = align(erase, want)
+        yield pairs, row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(templates), erase, want
+
+
+def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor, TextRows, TextRows]:
+    """UCE's only pair: last token of the concept, last token of its guide; for no guide, of the empty prompt."""
+    erase = encoder.encode(concept.target, concept.target)
+    want = encoder.encode(concept.anchor, concept.anchor)
+    last = erase.rows(SUBJECT)[-1]
+    guide = (want.rows(SUBJECT) or want.rows(BOS) or want.rows(FIRST_EOT))[-1]
+    pairs = Pairs(erase.embeddings[last : last + 1], want.embeddings[guide : guide + 1], (SUBJECT,))
+    return pairs, torch.full((1,), concept.weight, dtype=torch.float64), erase, want
+
+
+def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str]]:
+    """Prompts of the keep set, each with the entry it introduces (to be marked as subject)."""
+    if policy.name == "uce":
+        return [(entry, entry) for entry in keep]
+    out = []
+    for number, (entry, kind) in enumerate(zip(keep, kinds)):
+        templates = [*TEMPLATES[kind], *(context.replace("[]", "{}") for context in contexts)]
+        chosen = {(number + i * len(templates) // KEEP_TEMPLATES) % len(templates) for i in range(KEEP_TEMPLATES)}
+        out += [(fill(templates[i], entry), entry) for i in sorted(chosen)]
+    return out

@@ -1,0 +1,130 @@
+"""The two closed-form solvers. Float64, Cholesky, no explicit inverse, never an unregularised system."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import TraceError
+from .edit import ContextEdit
+
+DIRECT_LIMIT = 4096  #: up to this many difference rows they are decomposed themselves, beyond it their Gram matrix is
+
+
+def regularise(keep: Tensor, alpha: float | None, absolute: float | None = None) -> Tensor:
+    """``G = keep + lambda I`` with ``lambda = alpha tr(keep) / d``, or an absolute lambda.
+
+    Args:
+        keep: Gram matrix ``[d, d]`` float64 without the regulariser.
+
+    Raises:
+        TraceError: if lambda is not positive; a singular system has no answer worth having.
+    """
+    width = keep.shape[0]
+    strength = absolute if absolute is not None else (alpha or 0.0) * keep.diagonal().sum().item() / width
+    if not (strength > 0 and math.isfinite(strength)):
+        raise TraceError(f"the regulariser lambda is {strength}; it must be positive (alpha {alpha}, keep rows present?)")
+    return keep + strength * torch.eye(width, dtype=keep.dtype, device=keep.device)
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor; on failure once more with a jitter of 1e-12 of the mean diagonal.
+
+    Raises:
+        TraceError: if the matrix is not positive definite even then.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.item():
+        jitter = 1e-12 * matrix.diagonal().mean()
+        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype))
+    if failed.item() or not torch.isfinite(factor).all():
+        raise TraceError("the keep matrix is not positive definite; raise alpha")
+    return factor
+
+
+def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0,
+               max_rank: int | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+    """TRACE's closed form: ``dW = -s W D (D^T G^-1 D)^-1 D^T G^-1``, the concept's directions gone, exactly.
+
+    Of all edits with ``W' D = (1 - s) W D`` it changes the keep set least, in the norm of G. With ``G = L L^T`` it is the
+    orthogonal projection off the columns of ``L^-1 D``; the leading ones that hold the share ``energy`` of their squared
+    norm are projected out.
+
+    Args:
+        differences: weighted rows ``c_i - g_i``, ``[n, d]``; or their Gram matrix ``[d, d]`` when n is large
+            (symmetric, recognised by :func:`is_gram`).
+        G: ``[d, d]`` float64, symmetric positive definite.
+        strength: s; 0 changes nothing, 1 erases.
+        energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above rounding.
+        max_rank: upper bound of the rank.
+
+    Returns:
+        the edit, and ``rank``, ``energy_kept`` (the share that is left, as measured).
+    """
+    L = cholesky(G)
+    D = differences.double().T
+    whitened = torch.linalg.solve_triangular(L, D, upper=False)
+    vectors, values, _ = torch.linalg.svd(whitened, full_matrices=False)
+    return _project(L, vectors, values.square(), strength, energy, max_rank, floor=1e-20)
+
+
+def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0,
+                         max_rank: int | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+    """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory."""
+    L = cholesky(G)
+    half = torch.linalg.solve_triangular(L, gram, upper=False)
+    whitened = torch.linalg.solve_triangular(L, half.T, upper=False)
+    values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
+    return _project(L, vectors.flip(1), values.flip(0).clamp_min(0), strength, energy, max_rank, floor=1e-13)
+
+
+def _project(L, vectors, energies, strength, energy, max_rank, floor):
+    total = energies.sum()
+    width = L.shape[0]
+    if total <= 0:
+        return _nothing(width), {"rank": 0, "energy_left": 0.0}
+    shares = energies.cumsum(0) / total
+    above = int((energies > floor * energies[0]).sum())
+    rank = above if energy >= 1 else min(above, int((shares < energy).sum()) + 1)
+    rank = min(rank, max_rank or rank)
+    basis = vectors[:, :rank]
+    V = torch.linalg.solve_triangular(L.T, basis, upper=True)
+    left = (1 - shares[rank - 1]).clamp_min(0).item()
+    return ContextEdit(-strength * (L @ basis), V), {"rank": rank, "energy_left": left}
+
+
+def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, tolerance: float = 1e-9,
+          max_rank: int | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+    """Ridge regression of UCE, MACE, RECE, TRCE-1 (UCE eq. 7; MACE eq. 2): ``dW = W R C^T G^-1``.
+
+    Args:
+        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i (g_i - c_i)]``, or R^T ``[n, d]`` when ``rows`` holds C^T.
+        rows: C^T ``[n, d]``, or None when ``targets`` is already the product.
+        G: ``sum a c c^T + sum b p p^T + lambda I``, ``[d, d]`` float64.
+        strength: scales the edit.
+        tolerance: singular values of the edit below this share of the largest are dropped.
+        max_rank: upper bound of the rank.
+
+    Returns:
+        the edit, and ``rank``, ``truncation`` (Frobenius share lost by ``max_rank`` and ``tolerance``).
+    """
+    product = targets if rows is None else targets.double().T @ rows.double()
+    width = G.shape[0]
+    if not product.any():
+        return _nothing(width), {"rank": 0, "truncation": 0.0}
+    M = torch.cholesky_solve(product.T, cholesky(G)).T
+    left, values, right = torch.linalg.svd(M)
+    rank = int((values > tolerance * values[0]).sum())
+    rank = min(rank, max_rank or rank)
+    lost = (values[rank:].square().sum() / values.square().sum()).sqrt().item()
+    return ContextEdit(strength * left[:, :rank] * values[:rank], right[:rank].T.contiguous()), {
+        "rank": rank,
+        "truncation": lost,
+    }
+
+
+def _nothing(width: int) -> ContextEdit:
+    empty = torch.zeros(width, 0, dtype=torch.float64)
+    return ContextEdit(empty, empty.clone())

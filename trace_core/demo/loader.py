@@ -1,0 +1,115 @@
+"""Load a demo model as the three objects a ComfyUI loader gives: MODEL, CLIP, VAE."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import TraceError
+from . import networks, text_towers
+from .codec import Codec
+from .judge import Judge
+from .sizes import LATENT_CHANNELS, PATCH
+
+MODELS = ("demo-sd", "demo-flux")
+
+
+class DemoVAE:
+    """What the stock VAEDecode, VAEEncode and their tiled forms need of a VAE."""
+
+    latent_channels = LATENT_CHANNELS
+    latent_dim = 2
+    output_channels = 3
+    downscale_ratio = upscale_ratio = PATCH
+
+    def __init__(self, codec: Codec):
+        self.first_stage_model = codec
+
+    def decode(self, samples: Tensor, **_) -> Tensor:
+        """Latents ``[b, 16, h, w]`` -> pictures ``[b, 8h, 8w, 3]`` in 0..1."""
+        with torch.no_grad():
+            pictures = self.first_stage_model.decode(samples.float().cpu())
+        return ((pictures + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pictures ``[b, h, w, 3+]`` in 0..1 -> latents; edges beyond a multiple of 8 are cropped."""
+        height, width = (pixels.shape[i] // PATCH * PATCH for i in (1, 2))
+        x = pixels[:, :height, :width, :3].permute(0, 3, 1, 2).float().cpu() * 2 - 1
+        with torch.no_grad():
+            return self.first_stage_model.encode(x)
+
+    def decode_tiled(self, samples: Tensor, **_) -> Tensor:
+        return self.decode(samples)
+
+    def encode_tiled(self, pixels: Tensor, **_) -> Tensor:
+        return self.encode(pixels)
+
+    def spacial_compression_decode(self) -> int:
+        return PATCH
+
+    def spacial_compression_encode(self) -> int:
+        return PATCH
+
+    def temporal_compression_decode(self) -> None:
+        return None
+
+    def get_sd(self) -> dict[str, Tensor]:
+        return self.first_stage_model.state_dict()
+
+
+def _patcher(model):
+    import comfy.model_management as management
+    import comfy.model_patcher
+
+    device, offload = management.get_torch_device(), management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def _assets(name: str) -> dict[str, Tensor]:
+    file = networks.ASSETS / f"{name}.safetensors"
+    if not file.is_file():
+        raise TraceError(f"the weights of {name} are missing ({file.name}); install the pack again, or train them anew")
+    return {k: v.float() for k, v in load_file(file).items()}
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _load_clip_tower(transformer, state: dict[str, Tensor]) -> None:
+    width = state["text_model.final_layer_norm.weight"].shape[0]
+    transformer.load_state_dict({**state, "text_projection.weight": torch.eye(width)})
+
+
+def load(name: str):
+    """``demo-sd`` or ``demo-flux`` as ``(model, clip, vae)``. A ComfyUI must have been imported.
+
+    Raises:
+        TraceError: for another name, or missing weights.
+    """
+    if name not in MODELS:
+        raise TraceError(f"'{name}' is no demo model; use {' or '.join(MODELS)}")
+    state = _assets(name)
+    if name == "demo-sd":
+        base, clip = networks.unet_model(), text_towers.sd_clip()
+    else:
+        base, clip = networks.flux_model(), text_towers.flux_clip()
+        clip.cond_stage_model.t5xxl.transformer.load_state_dict(_part(state, "t5xxl."))
+    base.diffusion_model.load_state_dict(_part(state, "net."))
+    base.diffusion_model.requires_grad_(False)
+    _load_clip_tower(clip.cond_stage_model.clip_l.transformer, _part(state, "clip_l."))
+    return _patcher(base), clip, load_vae()
+
+
+def load_vae() -> DemoVAE:
+    codec = Codec()
+    codec.load_state_dict(_assets("codec"))
+    return DemoVAE(codec.requires_grad_(False).eval())
+
+
+def load_judge() -> Judge:
+    """The classifier that measures erasures on the demo models."""
+    judge = Judge()
+    judge.load_state_dict(_assets("judge"))
+    return judge.requires_grad_(False).eval()

@@ -1,0 +1,40 @@
+"""Write the trained weights into ``trace_core/demo/assets`` in float16: ``python -m trace_core.demo.recipe.export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..networks import ASSETS
+
+CACHE = Path(".cache")
+
+
+def clip_keys(name: str) -> str:
+    """transformers 5 dropped the ``text_model.`` level that ComfyUI's names have."""
+    head, rest = name.split(".", 1)
+    if head == "clip_l" and not rest.startswith("text_model."):
+        return f"clip_l.text_model.{rest}"
+    return name
+
+
+def main() -> None:
+    for name in ("demo-sd", "demo-flux"):
+        if (CACHE / f"{name}.pt").exists():
+            saved = torch.load(CACHE / f"{name}.pt", weights_only=False)
+            state = {clip_keys(k): v for k, v in saved["ema"].items()}
+            state = {k: v for k, v in state.items() if "embed_tokens" not in k and "position_ids" not in k}
+            metadata = {"step": str(saved["step"]), "format": "pt"}
+            save_file({k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors", metadata)
+    for name in ("codec", "judge"):
+        if (CACHE / f"{name}.pt").exists():
+            state = torch.load(CACHE / f"{name}.pt")
+            save_file({k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors")
+    for file in sorted(ASSETS.glob("*.safetensors")):
+        print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""ErasureLora: low-rank factors with metadata, as plain safetensors that the stock LoRA loader reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from . import __version__
+from .errors import LoraError
+
+KEY = re.compile(r"^(diffusion_model\.[A-Za-z0-9_.]+)\.(lora_up\.weight|lora_down\.weight|alpha)$")
+MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
+FORMAT = "trace-erasure-1"
+
+ARCHITECTURES = {
+    "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
+    "sd2": ("stable-diffusion-v2/lora", "sd_v2"),
+    "sdxl": ("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
+    "flux": ("flux-1-dev/lora", "flux1"),
+    "flux-schnell": ("flux-1-schnell/lora", "flux1"),
+}
+
+
+@dataclass
+class ErasureLora:
+    """``{module: (up [out, r], down [r, in])}`` in float16, scale 1 (alpha = rank), and metadata of strings."""
+
+    modules: dict[str, tuple[Tensor, Tensor]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_factors(cls, factors: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float16) -> ErasureLora:
+        """Round factors to the precision of the file, so that what is applied is what is saved.
+
+        Raises:
+            LoraError: if a factor does not fit into ``dtype``.
+        """
+        modules = {m: (up.to(dtype).contiguous(), down.to(dtype).contiguous()) for m, (up, down) in factors.items()}
+        for module, pair in modules.items():
+            if not all(torch.isfinite(f).all() for f in pair):
+                raise LoraError(f"the edit of {module} is too large for {dtype}; lower the strength or raise alpha")
+        return cls(modules)
+
+    @property
+    def rank(self) -> int:
+        return max((down.shape[0] for _, down in self.modules.values()), default=0)
+
+    def delta(self, module: str) -> Tensor:
+        """dW of one module, ``[out, in]`` float32."""
+        up, down = self.modules[module]
+        return up.float() @ down.float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors as they stand in the file, in the stock loader's key form."""
+        out = {}
+        for module, (up, down) in self.modules.items():
+            out[f"{module}.lora_up.weight"] = up
+            out[f"{module}.lora_down.weight"] = down
+            out[f"{module}.alpha"] = torch.tensor(float(down.shape[0]))
+        return out
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> ErasureLora:
+        """Read a LoRA in the ``diffusion_model.<module>.lora_up/lora_down/alpha`` form.
+
+        Raises:
+            LoraError: naming the first key that is unknown, missing, misshapen or not finite.
+        """
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            match = KEY.match(key)
+            if not match:
+                raise LoraError(f"'{key[:80]}' is no key of an erasure LoRA; use the stock LoRA loader for this file")
+            parts.setdefault(match[1], {})[match[2]] = tensor
+        return cls({m: _factors(m, p) for m, p in parts.items()}, dict(metadata or {}))
+
+    def save(self, path: str | Path, extra: dict[str, str] | None = None) -> Path:
+        """Write a safetensors file; either the whole file appears or nothing does.
+
+        Raises:
+            LoraError: if the path cannot be written, naming it.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise LoraError(f"'{path.name}' must end in .safetensors")
+        if not self.modules:
+            raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
+        metadata = {**self.metadata, **(extra or {}), "format": "pt"}
+        data = save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata)
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".trace-", suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError as error:
+            if temporary:
+                Path(temporary).unlink(missing_ok=True)
+            raise LoraError(f"cannot write '{path}': {error.strerror}; choose a folder that you may write to") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> ErasureLora:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            LoraError: if it is missing, truncated, hostile, or no erasure LoRA.
+        """
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+            if size > MAX_FILE:
+                raise LoraError(f"'{path.name}' is {size / 2**30:.1f} GB; that is no erasure LoRA")
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise LoraError(f"cannot read '{path}': {error.strerror or error}") from error
+        except (SafetensorError, ValueError, MemoryError) as error:
+            if isinstance(error, LoraError):
+                raise
+            raise LoraError(f"'{path.name}' is damaged or no safetensors file ({error}); download it again") from error
+        return cls.from_state_dict(state, metadata)
+
+    def info(self) -> dict:
+        """Metadata with the structured entries parsed, and the size of the edit."""
+        out = {}
+        for key, value in self.metadata.items():
+            try:
+                out[key] = json.loads(value) if key.startswith("trace.") else value
+            except json.JSONDecodeError:
+                out[key] = value
+        out["modules"] = len(self.modules)
+        out["rank"] = self.rank
+        return out
+
+
+def _factors(module: str, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    up, down = part.get("lora_up.weight"), part.get("lora_down.weight")
+    if up is None or down is None:
+        raise LoraError(f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete")
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
+        raise LoraError(f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit")
+    if not (up.is_floating_point() and down.is_floating_point()):
+        raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point")
+    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        raise LoraError(f"{module} holds NaN or infinite values; the file is damaged")
+    alpha = part.get("alpha")
+    if alpha is None:
+        return up, down
+    scale = alpha.float().item() / down.shape[0]
+    if scale == 1.0:
+        return up, down
+    return (up.float() * scale).to(up.dtype), down
+
+
+def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:
+    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers show."""
+    architecture, version = ARCHITECTURES[backbone.kind]
+    title = "Erased: " + ", ".join(c.target for c in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
+    return {
+        "trace.format": json.dumps(FORMAT),
+        "trace.version": json.dumps(__version__),
+        "trace.concepts": json.dumps([[c.target, c.anchor, c.weight] for c in concepts], ensure_ascii=False),
+        "trace.keep": json.dumps(list(keep), ensure_ascii=False),
+        "trace.method": json.dumps(method),
+        "trace.parameters": json.dumps(parameters),
+        "trace.window": json.dumps([0.0, 1.0]),
+        "trace.base": json.dumps({"kind": backbone.kind, "hash": backbone.model_hash()}),
+        "trace.seed": json.dumps(seed),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "TRACE concept erasure",
+        "modelspec.title": title,
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were used",
+    }
