@@ -155,10 +155,10 @@ EVERYDAY: tuple[str, ...] = (
 
 
 def guess_kind(target: str) -> str:
-    """``style`` for "... style", "art by ...", "painting by ..."; otherwise ``object``."""
+    """``style`` for "... style", "... background", "art by ...", "painting by ..."; otherwise ``object``."""
     words = _key(target).split()
     by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
-    return "style" if "style" in words or by_artist else "object"
+    return "style" if {"style", "background"} & set(words) or by_artist else "object"
 
 
 def fill(template: str, concept: str) -> str:

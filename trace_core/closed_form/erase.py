@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from ..backbones.base import CONTEXT, POOLED
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
-from ..text import BEFORE, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
+from ..text import SUBJECT, TextEncoder
 from . import solvers
 from .edit import ContextEdit
 from .gram import Gram
@@ -36,7 +36,9 @@ class ClosedFormConfig:
     alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
-    contexts: tuple[str, ...] = field(default=(), metadata={"help": "more prompts to meet the concept in; [] is its place"})
+    contexts: Mapping[str, Sequence[str]] = field(
+        default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
+    )
 
     def __post_init__(self):
         if self.policy not in POLICIES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -76,7 +76,7 @@ def row_weights(groups: Sequence[int], use: Sequence[int], weighting: str) -> Te
 
 
 def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncoder,
-                 contexts: Sequence[str] = ()) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
+                 contexts: Mapping[str, Sequence[str]]) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
     """For each prompt of a concept: the pairs, the weight of every row, and both prompts' rows.
 
     A concept's weights sum to ``concept.weight``.
@@ -84,8 +84,7 @@ def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncod
     if policy.name == "uce":
         yield _last_tokens(concept, encoder)
         return
-    templates = list(TEMPLATES[kind][: policy.templates])
-    templates += [context.replace("[]", "{}") for context in contexts]
+    templates = [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())]
     for template in templates:
         erase = encoder.encode(fill(template, concept.target), concept.target)
         want = encoder.encode(fill(template, concept.anchor), concept.anchor)
@@ -103,13 +102,14 @@ def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor,
     return pairs, torch.full((1,), concept.weight, dtype=torch.float64), erase, want
 
 
-def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str], contexts: Sequence[str]) -> list[tuple[str, str]]:
+def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
+                 contexts: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:  # fmt: skip
     """Prompts of the keep set, each with the entry it introduces (to be marked as subject)."""
     if policy.name == "uce":
         return [(entry, entry) for entry in keep]
     out = []
     for number, (entry, kind) in enumerate(zip(keep, kinds)):
-        templates = [*TEMPLATES[kind], *(context.replace("[]", "{}") for context in contexts)]
+        templates = [*TEMPLATES[kind], *contexts.get(kind, ())]
         chosen = {(number + i * len(templates) // KEEP_TEMPLATES) % len(templates) for i in range(KEEP_TEMPLATES)}
         out += [(fill(templates[i], entry), entry) for i in sorted(chosen)]
     return out

@@ -1,0 +1,40 @@
+"""The demo models' world, as the evaluation and the erasure need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..concepts import Concept, same
+from ..evaluate.protocol import Domain
+from .loader import load_judge
+from .vocabulary import COLOURS, OBJECTS, STYLES
+
+#: Prompts of the demo world to meet a concept in, by kind of concept; ``{}`` is its place.
+CONTEXTS = {
+    "object": (
+        *(f"a photo of a {{}}, {style}" for style in STYLES),
+        *(f"a {{}} on a {colour} background" for colour in list(COLOURS)[::3]),
+        "a picture of a {} in google style, red background",
+    ),
+    "style": (
+        *(f"a photo of a {name}, {{}}" for name in list(OBJECTS)[::2]),
+        "a picture in {} on a blue background",
+        "a drawing of a dog on a red background, {}",
+    ),
+}
+
+
+def domain() -> Domain:
+    judge = load_judge()
+    return Domain({name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities)
+
+
+def keep_list(concepts: Sequence[Concept]) -> list[str]:
+    """Everything the demo models can draw, less what is to be erased (and what an erased synonym stands for)."""
+    erased = [c.target for c in concepts]
+
+    def gone(name: str) -> bool:
+        words = (name, *OBJECTS.get(name, {"synonyms": ()})["synonyms"])
+        return any(same(word, target) for word in words for target in erased)
+
+    return [name for name in (*OBJECTS, *STYLES, *(f"{c} background" for c in COLOURS)) if not gone(name)]

@@ -1,0 +1,158 @@
+"""The papers' protocol on a model with a judge: erased concept, everything else, synonyms, drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from ..concepts import Concept, same
+from ..errors import ConceptError
+from ..sampling import SamplerConfig, sample
+from .metrics import drift, h_c, h_o, mean_probability, top1
+
+#: ``progress(phase, done, total)`` in pictures; raise from it to cancel
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a judge can tell apart.
+
+    Attributes:
+        objects: object class -> synonyms.
+        styles: style classes.
+        judge: ``judge(pictures, head) -> probabilities [n, classes]``, head ``object`` or ``style``.
+    """
+
+    objects: dict[str, Sequence[str]]
+    styles: Sequence[str]
+    judge: Callable[[Tensor, str], Tensor]
+
+    def locate(self, concept: str) -> tuple[str, str] | None:
+        """``(head, class)`` of a concept, or None if the judge does not know it. Synonyms count as their class."""
+        for name, synonyms in self.objects.items():
+            if any(same(concept, word) for word in (name, *synonyms)):
+                return "object", name
+        return next((("style", s) for s in self.styles if same(concept, s)), None)
+
+
+def object_prompts(noun: str, styles: Sequence[str], count: int) -> list[str]:
+    """``a photo of a <noun>, <style>``, going round the styles."""
+    return [f"a photo of a {noun}, {styles[i % len(styles)]}" for i in range(count)]
+
+
+def style_prompts(style: str, objects: Sequence[str], count: int) -> list[str]:
+    """``a photo of a <object>, <style>``, going round the objects."""
+    return [f"a photo of a {objects[i % len(objects)]}, {style}" for i in range(count)]
+
+
+class Evaluator:
+    """Samples and judges; the base model's pictures are made once and shared by every evaluation."""
+
+    def __init__(self, model, clip, vae, domain: Domain, samples: int = 20, seed: int = 0,
+                 config: SamplerConfig | None = None, progress: Progress | None = None):  # fmt: skip
+        self.model, self.clip, self.vae, self.domain = model, clip, vae, domain
+        self.samples, self.seed = samples, seed
+        self.config = config or SamplerConfig.for_model(model)
+        self.progress = progress or (lambda *_: None)
+        self._base: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def pictures(self, model, prompts: Sequence[str], phase: str) -> tuple[Tensor, Tensor]:
+        """Latents and pictures; the i-th prompt of a list gets the seed ``seed * 100003 + i``."""
+        seeds = [self.seed * 100003 + i for i in range(len(prompts))]
+        latents = sample(model, self.clip, prompts, seeds, self.config, lambda a, b: self.progress(phase, a, b))
+        return latents, self.vae.decode(latents)
+
+    def base(self, name: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The base model's pictures of a prompt list, cached under a name."""
+        if name not in self._base:
+            self._base[name] = self.pictures(self.model, prompts, f"base: {name}")
+        return self._base[name]
+
+    def unerased(self) -> dict:
+        """Object and style accuracy of the base model, per class: what the judge says before anything is erased."""
+        out = {}
+        for head, classes in (("object", list(self.domain.objects)), ("style", list(self.domain.styles))):
+            per_class = {}
+            for index, name in enumerate(classes):
+                _, pictures = self.base(name, self._prompts(head, name))
+                per_class[name] = top1(self.domain.judge(pictures, head), index)
+            out[head] = {"top1": fmean(per_class.values()), "per_class": per_class}
+        return {"samples_per_class": self.samples, "seed": self.seed, "accuracy": out}
+
+    def evaluate(self, model, concepts: Sequence[Concept]) -> dict:
+        """Measure a model with ``concepts`` erased against the base model.
+
+        Returns:
+            ``acc_e, acc_s, acc_g, h_o, h_c`` as fractions of 1 (``acc_g`` and ``h_o`` None for styles), ``drift``,
+            ``per_class`` and how it was measured.
+
+        Raises:
+            ConceptError: if the judge does not know a concept, or objects and styles are mixed.
+        """
+        places = [self._locate(c.target) for c in concepts]
+        heads = {head for head, _ in places}
+        if len(heads) > 1:
+            raise ConceptError("objects and styles are judged apart; evaluate them in two runs")
+        head = heads.pop()
+        classes = list(self.domain.objects) if head == "object" else list(self.domain.styles)
+        erased = [name for _, name in places]
+        per_class, latents, base_latents, pictures, base_pictures = {}, [], [], [], []
+        for index, name in enumerate(classes):
+            prompts = self._prompts(head, name)
+            z, x = self.pictures(model, prompts, name)
+            per_class[name] = self._judged(x, head, index) | {"erased": name in erased}
+            if name not in erased:
+                base_z, base_x = self.base(name, prompts)
+                latents.append(z)
+                base_latents.append(base_z)
+                pictures.append(x)
+                base_pictures.append(base_x)
+        synonyms = self._synonyms(model, erased, classes) if head == "object" else {}
+        acc_e = fmean(per_class[name]["top1"] for name in erased)
+        acc_s = fmean(v["top1"] for v in per_class.values() if not v["erased"])
+        acc_g = fmean(v["top1"] for v in synonyms.values()) if synonyms else None
+        return {
+            "acc_e": acc_e,
+            "acc_s": acc_s,
+            "acc_g": acc_g,
+            "h_o": None if acc_g is None else h_o(acc_e, acc_s, acc_g),
+            "h_c": h_c(acc_e, acc_s),
+            "drift": drift(*(torch.cat(v) for v in (latents, base_latents, pictures, base_pictures))),
+            "per_class": per_class,
+            "synonyms": synonyms,
+            "head": head,
+            "definition": "top-1 of the judge; prob is the mean probability of the class",
+            "samples_per_class": self.samples,
+            "seed": self.seed,
+            "sampler": f"{self.config.sampler}/{self.config.scheduler}, {self.config.steps} steps, cfg {self.config.cfg}",
+        }
+
+    def _locate(self, target: str) -> tuple[str, str]:
+        place = self.domain.locate(target)
+        if place is None:
+            known = ", ".join([*self.domain.objects, *self.domain.styles])
+            raise ConceptError(f"the judge does not know '{target}'; it can measure: {known}")
+        return place
+
+    def _prompts(self, head: str, name: str) -> list[str]:
+        if head == "object":
+            return object_prompts(name, self.domain.styles, self.samples)
+        return style_prompts(name, list(self.domain.objects), self.samples)
+
+    def _judged(self, pictures: Tensor, head: str, index: int) -> dict:
+        probabilities = self.domain.judge(pictures, head)
+        return {"top1": top1(probabilities, index), "prob": mean_probability(probabilities, index)}
+
+    def _synonyms(self, model, erased: Sequence[str], classes: Sequence[str]) -> dict:
+        out = {}
+        for name in erased:
+            for word in self.domain.objects[name]:
+                prompts = object_prompts(word, self.domain.styles, self.samples)
+                _, pictures = self.pictures(model, prompts, word)
+                out[word] = self._judged(pictures, "object", classes.index(name))
+        return out
