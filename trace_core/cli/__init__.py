@@ -1,0 +1,5 @@
+"""The command line: ``python -m trace_core demo | erase | generate | evaluate | info | bench``."""
+
+from .main import main
+
+__all__ = ["main"]

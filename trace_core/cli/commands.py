@@ -1,0 +1,277 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from ..closed_form import ClosedFormConfig
+from ..closed_form import erase as erase_closed_form
+from ..concepts import Concept, parse_concepts, parse_keep
+from ..engine import PACK_ROOT, EngineNotFound, load
+from ..errors import TraceError
+from ..lora import ErasureLora
+
+DEMO_MODELS = ("demo-sd", "demo-flux")
+
+
+def run(args) -> None:
+    """Dispatch; errors of the engine finder become user errors."""
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    if args.json:
+        check_writable(Path(args.json))
+    action = {"demo": demo, "erase": erase, "generate": generate, "evaluate": evaluate, "info": info, "bench": bench}
+    try:
+        result = action[args.command](args)
+    except EngineNotFound as error:
+        raise TraceError(str(error)) from error
+    if args.json and result is not None:
+        write_text(Path(args.json), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        print(f"wrote {args.json}")
+
+
+# ------------------------------------------------------------------------------------------- shared parts
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        TraceError: naming the path.
+    """
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise TraceError(f"cannot write '{path}'; choose a file in a folder that you may write to")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"cannot read '{path}': {error}") from error
+
+
+def concepts_of(args) -> list[Concept]:
+    """Concepts of ``--erase`` and ``--erase-file``; empty only where the command allows it."""
+    lines = "\n".join(args.erase)
+    source = "--erase"
+    if args.erase_file:
+        lines, source = f"{read_text(args.erase_file)}\n{lines}", f"--erase-file {args.erase_file}"
+    if not (args.erase or args.erase_file) and not args.erase_required:
+        return []
+    return parse_concepts(lines, source)
+
+
+def open_model(name: str):
+    """``(model, clip, vae)`` of a demo model or a checkpoint file.
+
+    Raises:
+        TraceError: if the file is missing or holds no whole checkpoint.
+    """
+    if name in DEMO_MODELS:
+        load()
+        from ..demo import loader
+
+        return loader.load(name)
+    path = Path(name)
+    if not path.is_file():
+        raise TraceError(f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file")
+    if path.suffix != ".safetensors":
+        raise TraceError(f"--model '{path.name}' must be a .safetensors file; others can run code when they are opened")
+    load()
+    import comfy.sd
+
+    try:
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3]
+    except Exception as error:  # ComfyUI raises whatever the first odd tensor leads to
+        raise TraceError(f"ComfyUI cannot load '{path.name}' as a checkpoint: {error}") from error
+    if model is None or clip is None or clip.cond_stage_model is None:
+        raise TraceError(f"'{path.name}' has no {'denoiser' if model is None else 'text encoder'}; use a full checkpoint")
+    return model, clip, vae
+
+
+class Bars:
+    """One progress bar a phase."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.desc != phase:
+            self.close()
+            self._bar = tqdm(total=total, desc=phase, leave=False)
+            self._bar.desc = phase
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def sampler_of(args, model, demo: bool):
+    """Sampler settings of the command line over the family's defaults."""
+    from ..backbones import backbone_for
+    from ..sampling import SamplerConfig
+
+    kind = backbone_for(model).kind
+    defaults = {} if demo else {"steps": 20, "cfg": 7.0, "width": 1024, "height": 1024, "batch": 1}
+    if kind in ("sd1", "sd2") and not demo:
+        defaults |= {"width": 512, "height": 512}
+    if kind.startswith("flux"):
+        defaults.pop("cfg", None)
+    chosen = {k: v for k, v in (("steps", args.steps), ("cfg", args.cfg), ("guidance", args.guidance)) if v is not None}
+    if args.size:
+        chosen |= {"width": args.size, "height": args.size}
+    return SamplerConfig.for_model(model, **{**defaults, **chosen})
+
+
+def with_loras(model, files: Sequence[str], strength: float):
+    """The model with every file applied in turn."""
+    from ..gating import apply
+
+    for file in files:
+        model = apply(model, ErasureLora.load(file), strength)
+    return model
+
+
+# ------------------------------------------------------------------------------------------- the commands
+
+
+def erase(args) -> dict:
+    from .main import METHODS
+
+    concepts = concepts_of(args)
+    keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
+    options = {"policy": METHODS[args.method], "strength": args.strength, "kind": args.kind, "max_rank": args.rank}
+    options |= {k: v for k, v in (("energy", args.energy), ("alpha", args.alpha)) if v is not None}
+    ClosedFormConfig(**options)
+    check_writable(Path(args.out))
+    model, clip, _ = open_model(args.model)
+    if args.model in DEMO_MODELS:
+        from ..demo import domain
+
+        options["contexts"] = domain.CONTEXTS
+        keep = keep or domain.keep_list(concepts)
+    bars = Bars()
+    try:
+        result = erase_closed_form(model, clip, concepts, keep, ClosedFormConfig(**options), bars, args.seed)
+    finally:
+        bars.close()
+    path = result.lora.save(args.out)
+    worst = max((v["residual"] for v in result.report["layers"].values()), default=0.0)
+    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
+          f"residual {100 * worst:.1f} % at most; wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
+    return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
+
+
+def generate(args) -> dict:
+    from ..evaluate.grid import grid
+    from ..sampling import sample
+
+    check_writable(Path(args.out))
+    if Path(args.out).suffix.lower() != ".png":
+        raise TraceError(f"--out '{args.out}' must end in .png")
+    loras = [ErasureLora.load(f) for f in args.lora]
+    model, clip, vae = open_model(args.model)
+    config = sampler_of(args, model, args.model in DEMO_MODELS)
+    bars, rows = Bars(), []
+    variants = [("base", model)]
+    if loras:
+        names = " + ".join(Path(f).stem for f in args.lora)
+        variants.append((names, with_loras(model, args.lora, args.strength)))
+    for row in range(args.count):
+        for label, variant in variants:
+            seeds = [args.seed + row] * len(args.prompt)
+            latents = sample(variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b))
+            rows.append((f"{label}\nseed {args.seed + row}", vae.decode(latents)))
+    bars.close()
+    sheet = grid(rows, args.prompt, scale=2 if config.width <= 128 else 1)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(args.out)
+    print(f"wrote {args.out}")
+    return {"model": args.model, "loras": args.lora, "prompts": args.prompt, "file": args.out, "sampler": vars(config)}
+
+
+def evaluate(args) -> dict:
+    from ..evaluate import Evaluator
+
+    if args.model not in DEMO_MODELS:
+        raise TraceError("evaluate needs a judge, and only the demo models have one; use demo-sd or demo-flux")
+    if args.samples < 1:
+        raise TraceError(f"--samples is {args.samples}; it must be at least 1")
+    concepts = concepts_of(args)
+    model, clip, vae = open_model(args.model)
+    from ..demo.domain import domain
+
+    bars = Bars()
+    config = sampler_of(args, model, True)
+    evaluator = Evaluator(model, clip, vae, domain(), args.samples, args.seed, config, bars)
+    if not concepts:
+        result = evaluator.unerased()
+        bars.close()
+        for head, part in result["accuracy"].items():
+            print(f"{head}: {100 * part['top1']:.1f} % of {args.samples} samples a class")
+        return result
+    result = evaluator.evaluate(with_loras(model, args.lora, args.strength), concepts)
+    bars.close()
+    print(table([("", result)]))
+    return result | {"model": args.model, "loras": args.lora, "strength": args.strength}
+
+
+def info(args) -> dict:
+    found = ErasureLora.load(args.file).info()
+    for key, value in found.items():
+        print(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    return found
+
+
+def bench(args) -> dict:
+    load()
+    script = PACK_ROOT / "benchmarks" / f"{args.what.replace('-', '_')}.py"
+    if not script.is_file():
+        raise TraceError("the benchmarks are not in the registry package; clone the repository to run them")
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.run()
+
+
+def demo(args) -> dict:
+    from . import demo as show
+
+    check_writable(Path(args.out) / "report.json")
+    return show.run(SimpleNamespace(**vars(args)), Bars())
+
+
+def table(rows: Sequence[tuple[str, dict]]) -> str:
+    """Results as aligned text, percentages."""
+    percent = lambda v: "     -" if v is None else f"{100 * v:6.1f}"  # noqa: E731
+    width = max(8, *(len(name) for name, _ in rows))
+    lines = [f"{'':{width}}  Acc_e  Acc_s  Acc_g    H_o    H_c  drift (latent MSE, PSNR)"]
+    for name, r in rows:
+        figures = " ".join(percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c"))
+        lines.append(f"{name:{width}} {figures}  {r['drift']['latent_mse']:.4f}, {r['drift']['psnr']:.1f} dB")
+    return "\n".join(lines)

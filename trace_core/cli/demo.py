@@ -1,0 +1,76 @@
+"""``demo``: the main job end to end on the models that come with the pack."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from ..closed_form import ClosedFormConfig, erase
+from ..concepts import parse_concepts
+from ..demo import domain, loader
+from ..engine import load
+from ..evaluate import Evaluator
+from ..evaluate.grid import grid
+from ..evaluate.protocol import object_prompts
+from ..gating import apply
+from ..lora import ErasureLora
+
+#: (model, concept, prompts of the grid)
+SHOWS = (
+    ("demo-sd", "cat", ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")),
+    ("demo-sd", "twitter style", ("cat", "airplane", "snowman", "guitar")),
+    ("demo-flux", "cat", ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")),
+)
+
+
+def run(args, bars) -> dict:
+    """Erase, save, judge and draw each of :data:`SHOWS`; returns the report and writes it beside the pictures."""
+    from .commands import table, write_text
+
+    load()
+    out, started = Path(args.out), time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    measured, evaluators, rows = domain.domain(), {}, []
+    for name, concept, nouns in SHOWS:
+        if name not in evaluators:
+            model, clip, vae = loader.load(name)
+            evaluators[name] = Evaluator(model, clip, vae, measured, args.samples, args.seed, progress=bars)
+        rows.append(_show(evaluators[name], name, concept, nouns, out, bars))
+        bars.close()
+        print(f"{rows[-1]['name']}: {rows[-1]['grid']}, {rows[-1]['lora']}", flush=True)
+    print(table([(r["name"], r) for r in rows]))
+    seconds = time.perf_counter() - started
+    print(f"{seconds:.0f} s in all; pictures, LoRAs and report.json are in {out}")
+    report = {"seconds": seconds, "samples_per_class": args.samples, "seed": args.seed, "results": rows}
+    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _show(evaluator: Evaluator, name: str, concept: str, nouns, out: Path, bars) -> dict:
+    concepts = parse_concepts(concept)
+    start = time.perf_counter()
+    config = ClosedFormConfig(contexts=domain.CONTEXTS)
+    result = erase(evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), config, bars)
+    seconds = time.perf_counter() - start
+    stem = f"{name}-{concept.replace(' ', '-')}"
+    file = result.lora.save(out / f"{stem}.safetensors")
+    edited = apply(evaluator.model, ErasureLora.load(file))
+    scores = evaluator.evaluate(edited, concepts)
+    prompts, marked = _prompts(concept, nouns, scores["head"], list(evaluator.domain.styles))
+    pictures = [(label, evaluator.pictures(m, prompts, f"grid: {label}")[1]) for label, m in
+                (("before", evaluator.model), ("after", edited))]  # fmt: skip
+    sheet = grid(pictures, prompts, f"{name}: '{concept}' erased in closed form, {seconds:.1f} s", marked=marked)
+    sheet.save(out / f"{stem}.png")
+    return scores | {"name": f"{name}: {concept}", "erase_seconds": seconds, "bytes": file.stat().st_size,
+                     "lora": str(file), "grid": str(out / f"{stem}.png")}  # fmt: skip
+
+
+def _prompts(concept: str, nouns, head: str, styles: list[str]) -> tuple[list[str], list[int]]:
+    """Prompts of a grid and the columns that name the concept: other nouns, or other styles, stand beside it."""
+    if head == "object":
+        return [object_prompts(n, styles, 5)[i % 5] for i, n in enumerate(nouns)], [0, 1]
+    others = [s for s in styles if s != concept]
+    prompts = [f"a photo of a {n}, {concept}" for n in nouns]
+    prompts += [f"a photo of a {n}, {others[i % len(others)]}" for i, n in enumerate(nouns)]
+    return prompts, list(range(len(nouns)))

@@ -1,0 +1,129 @@
+"""Arguments of the command line. Every command takes ``--json FILE`` and shows what it is doing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from .. import __version__
+from ..errors import TraceError
+
+METHODS = {"projection": "trace", "uce": "uce", "mace": "mace", "trce": "trce"}
+MODEL_HELP = "demo-sd, demo-flux, or the path of a checkpoint (.safetensors with UNet, CLIP and VAE)"
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser("trace_core", description="Erase concepts from text-to-image models.")
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _demo(commands)
+    _erase(commands)
+    _generate(commands)
+    _evaluate(commands)
+    _info(commands)
+    _bench(commands)
+    return root
+
+
+def _command(commands, name: str, help: str, description: str = "") -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=description or help,
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    command.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    command.add_argument("--threads", type=int, metavar="N", help="CPU threads for torch")
+    return command
+
+
+def _demo(commands) -> None:
+    c = _command(commands, "demo", "erase two concepts from the demo models, draw before/after grids, print a table")
+    c.add_argument("--out", default="out/demo", help="folder for LoRAs, grids and the report")
+    c.add_argument("--samples", type=int, default=10, help="pictures per class and per synonym")
+    c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
+
+
+def _concepts(c: argparse.ArgumentParser, required: bool) -> None:
+    c.add_argument("--erase", action="append", default=[], metavar="CONCEPT",
+                   help="what to erase: `cat`, `Van Gogh`, or `cat -> dog` with an anchor; may be repeated")  # fmt: skip
+    c.add_argument("--erase-file", metavar="FILE", help="a text file with one concept a line (# starts a comment)")
+    c.set_defaults(erase_required=required)
+
+
+def _erase(commands) -> None:
+    c = _command(commands, "erase", "erase concepts and save them as one LoRA",
+                 "Erase concepts from a model in closed form, without images or training, and save one LoRA.")  # fmt: skip
+    c.add_argument("--model", required=True, help=MODEL_HELP)
+    _concepts(c, required=True)
+    c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
+                   help="what must not change; may be repeated (default: all the demo knows, or everyday things)")  # fmt: skip
+    c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
+    c.add_argument("--method", choices=METHODS, default="projection", help="closed form")
+    c.add_argument("--kind", choices=["auto", "object", "style", "person", "explicit"], default="auto",
+                   help="kind of concept: which prompt templates introduce it")  # fmt: skip
+    c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
+    c.add_argument("--energy", type=float, default=None, help="projection: share of the concept's energy to remove")
+    c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
+    c.add_argument("--rank", type=int, default=None, help="upper bound of the rank")
+    c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
+    c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+
+
+def _lora(c: argparse.ArgumentParser) -> None:
+    c.add_argument("--lora", action="append", default=[], metavar="FILE", help="erasure LoRA to apply; may be repeated")
+    c.add_argument("--strength", type=float, default=1.0, help="strength of the LoRAs")
+
+
+def _sampler(c: argparse.ArgumentParser) -> None:
+    c.add_argument("--steps", type=int, default=None, help="sampling steps (default: 12 for demo models, else 20)")
+    c.add_argument("--cfg", type=float, default=None, help="classifier-free guidance (default: 3 demo-sd, 7 SD, 1 FLUX)")
+    c.add_argument("--guidance", type=float, default=None, help="FLUX guidance (default: 3)")
+    c.add_argument("--size", type=int, default=None, help="edge of the pictures in pixels (default: 64 demo, 512 SD, 1024)")
+
+
+def _generate(commands) -> None:
+    c = _command(commands, "generate", "make pictures, with or without erasure LoRAs")
+    c.add_argument("--model", required=True, help=MODEL_HELP)
+    c.add_argument("--prompt", action="append", required=True, help="may be repeated; one column each")
+    _lora(c)
+    _sampler(c)
+    c.add_argument("--seed", type=int, default=0, help="seed of the first row")
+    c.add_argument("--count", type=int, default=1, help="rows: one seed each")
+    c.add_argument("--out", required=True, metavar="FILE", help="PNG to write; with --lora a before/after grid")
+
+
+def _evaluate(commands) -> None:
+    c = _command(commands, "evaluate", "measure an erasure with the judge of the demo models",
+                 "Sample and judge: erased concept (acc_e), everything else (acc_s), synonyms (acc_g), H_o, drift. "
+                 "Without --erase: the accuracies of the model itself, per class.")  # fmt: skip
+    c.add_argument("--model", required=True, help="demo-sd or demo-flux")
+    _concepts(c, required=False)
+    _lora(c)
+    _sampler(c)
+    c.add_argument("--samples", type=int, default=20, help="pictures per class and per synonym")
+    c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
+
+
+def _info(commands) -> None:
+    c = _command(commands, "info", "show what an erasure LoRA erases, how it was made, and for which model")
+    c.add_argument("file", help="a .safetensors file")
+
+
+def _bench(commands) -> None:
+    c = _command(commands, "bench", "measure speed and memory against the published way, in one run")
+    c.add_argument("what", choices=["closed-form"], help="which benchmark")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 on bad input (the message says which), 130 on Ctrl-C."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    from . import commands
+
+    try:
+        commands.run(args)
+    except TraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cancelled; nothing was written", file=sys.stderr)
+        return 130
+    return 0
