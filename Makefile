@@ -5,7 +5,7 @@
 #   make bench   time the closed form
 #
 # On Linux the default torch wheel is a CUDA build. For a small CPU one:
-#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   make setup TORCH_INDEX=URL      (the CPU index that PyTorch names on its install page)
 
 PYTHON ?= python3
 TORCH_INDEX ?=

@@ -1,0 +1,97 @@
+"""Write the README's tables from ``benchmarks/results/*.json``: ``python benchmarks/tables.py`` (``--check`` only compares)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TASKS = {"object": "10 CIFAR objects", "style": "5 styles"}
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def erasure() -> str:
+    data = json.loads((RESULTS / "erasure.json").read_text())
+    rows = []
+    for name, r in data["means"].items():
+        model, policy, task = name.split("/")
+        figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
+        policy = f"**{policy}**" if policy == "trace" else policy
+        rows.append([model, TASKS[task], policy, *figures, f"{r['latent_mse']:.4f}", f"{r['psnr']:.1f}"])
+    rows.sort(key=lambda row: (row[0] != "demo-sd", row[1], row[2]))
+    head = ["model", "erased, one at a time", "policy", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "PSNR ↑"]
+    setting = data["setting"]
+    note = f"{setting['samples_per_class']} pictures a class and synonym, seed {setting['seed']}."
+    return markdown(head, rows) + f"\n\n{note}"
+
+
+def per_class() -> str:
+    data = json.loads((RESULTS / "erasure.json").read_text())
+    rows = []
+    for model in ("demo-sd", "demo-flux"):
+        for key, r in data["results"].items():
+            if key.startswith(f"{model}/trace/"):
+                figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
+                rows.append([model, key.split("/")[-1], *figures, f"{r['drift']['latent_mse']:.4f}"])
+    return markdown(["model", "erased", "Acc_e", "Acc_s", "Acc_g", "H_o", "H_c", "drift"], rows)
+
+
+def judge() -> str:
+    rows = []
+    for model in ("demo-sd", "demo-flux"):
+        data = json.loads((RESULTS / f"unerased-{model}.json").read_text())
+        accuracy = data["accuracy"]
+        worst = min(accuracy["object"]["per_class"].items(), key=lambda kv: kv[1])
+        rows.append([model, percent(accuracy["object"]["top1"]), percent(accuracy["style"]["top1"]),
+                     f"{worst[0]} {percent(worst[1])}", str(data["samples_per_class"])])  # fmt: skip
+    return markdown(["model", "object top-1", "style top-1", "weakest object", "pictures a class"], rows)
+
+
+TABLES = {"erasure": erasure, "per_class": per_class, "judge": judge}
+
+
+def closed_form() -> str:
+    """The speed table is written by the benchmark itself, as it knows what it ran."""
+    data = json.loads((RESULTS / "closed_form.json").read_text())
+    return data["markdown"]
+
+
+TABLES["closed_form"] = closed_form
+
+
+def fill(text: str) -> str:
+    """Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->``."""
+
+    def table(match: re.Match) -> str:
+        return f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", table, text, flags=re.S)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if the README is not what the results say")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = fill(old)
+    if args.check:
+        return int(new != old)
+    readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
