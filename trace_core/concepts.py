@@ -110,7 +110,7 @@ def _lines(text: str, source: str):
                 f"{source}, line {number}: {len(line)} characters, of which the text encoder would read a part; "
                 f"shorten '{_short(line)}' to {MAX_CHARACTERS} or split it over several lines"
             )
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") for c in line):
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Co") for c in line):
             raise ConceptError(f"{source}, line {number}: '{_short(line)}' holds control characters; remove them")
         yield number, line
 

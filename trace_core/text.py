@@ -6,6 +6,7 @@ padding), at weight 1.0. Alignment is on token ids, never on words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,8 @@ class Specials:
 
 
 def escape(prompt: str) -> str:
-    """Make ComfyUI take parentheses literally, not as weights."""
-    return prompt.replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)")
+    """Make ComfyUI take parentheses literally, not as weights; those that are escaped already stay so."""
+    return re.sub(r"\\?([()])", r"\\\1", prompt)
 
 
 class TextEncoder:
@@ -113,7 +114,7 @@ class TextEncoder:
         rows, pooled = encoded[0], encoded[1]
         if rows.shape[1] != len(ids):
             raise ConceptError(f"'{prompt}' gives {rows.shape[1]} rows for {len(ids)} tokens; this CLIP is not supported")
-        if not torch.isfinite(rows).all():
+        if not (torch.isfinite(rows).all() and (pooled is None or torch.isfinite(pooled).all())):
             raise ConceptError(f"the text encoder returns NaN for '{prompt}'; load it in float32 or another precision")
         pooled = None if pooled is None else pooled[0].detach().float().cpu().clone()
         return TextRows(rows[0].detach().float().cpu().clone(), tuple(ids), self._groups(ids, prompt, subject), pooled)
