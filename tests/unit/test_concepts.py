@@ -1,0 +1,177 @@
+"""The one-line grammar of erase and keep lists, its errors, and prompt templates."""
+
+from __future__ import annotations
+
+import pytest
+
+from trace_core.concepts import (
+    EVERYDAY,
+    MAX_CHARACTERS,
+    TEMPLATES,
+    Concept,
+    check_disjoint,
+    fill,
+    guess_kind,
+    parse_concepts,
+    parse_keep,
+    same,
+)
+from trace_core.errors import ConceptError, TraceError
+
+
+def test_grammar():
+    text = "cat -> dog\n\n# a comment\n  Van   Gogh\t# steer to neutral\r\ngrumpy cat->  calm cat \nstop ->\n"
+    assert parse_concepts(text) == [
+        Concept("cat", "dog"), Concept("Van Gogh", ""), Concept("grumpy cat", "calm cat"), Concept("stop", ""),
+    ]  # fmt: skip
+
+
+def test_one_line_without_line_end():
+    assert parse_concepts("cat") == [Concept("cat", "", 1.0)]
+
+
+@pytest.mark.parametrize("concept", [Concept("cat"), Concept("cat", "dog"), Concept("Van Gogh", "a painter")])
+def test_a_concept_prints_as_the_line_it_came_from(concept):
+    assert parse_concepts(str(concept)) == [concept]
+
+
+@pytest.mark.parametrize("hyphenated", ["x-ray", "Spider-Man", "a > b", "1 - 2", "- >"])
+def test_hyphens_and_signs_are_no_arrows(hyphenated):
+    assert parse_concepts(hyphenated) == [Concept(hyphenated)]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment", "   \t \n#x"])
+def test_empty_list(text):
+    with pytest.raises(ConceptError, match=r"erase\.txt: nothing to erase.*one concept a line"):
+        parse_concepts(text, "erase.txt")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("cat -> dog -> bird", "2 arrows"),
+        ("-> dog", "nothing stands before the arrow"),
+        ("->", "nothing stands before the arrow"),
+        ("cat -> cat", "anchor equals the concept 'cat'"),
+        ("Cat -> cAT", "anchor equals the concept"),
+        ("Van  Gogh -> van gogh", "anchor equals the concept"),
+        ("ＣＡＴ -> cat", "anchor equals the concept"),
+        ("Good Thing", "already stands on line 2"),
+        ("good  thing -> other", "already stands on line 2"),
+        ("a" * 10_000, "10000 characters"),
+        ("cat -> " + "a" * 10_000, "10007 characters"),
+        ("ca\x00t", "control characters"),
+        ("ca\x1b[31mt", "control characters"),
+        ("cat -> d\x7fog", "control characters"),
+        ("ca\ud800t", "control characters"),
+        ("ca\ue000t", "control characters"),
+    ],
+)
+def test_bad_line_is_named(line, says):
+    """The line's number is the file's, comments and blank lines counted."""
+    with pytest.raises(ConceptError) as caught:
+        parse_concepts(f"# first\ngood thing\n\n{line}\nnever read", "erase list")
+    message = str(caught.value)
+    assert message.startswith("erase list, line 4: ")
+    assert says in message
+    assert len(message) < 300, "the message quotes the whole line"
+
+
+def test_longest_allowed_line():
+    assert parse_concepts("a" * MAX_CHARACTERS) == [Concept("a" * MAX_CHARACTERS)]
+    with pytest.raises(ConceptError, match=f"{MAX_CHARACTERS + 1} characters.*{MAX_CHARACTERS}"):
+        parse_concepts("a" * (MAX_CHARACTERS + 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["🐈", "🫨", "👩‍🚀", "🏳️‍🌈 flag", "قطة", "חתול", "‏قطة‏", "梵高", "Ðiện thoại", "naïve art", "a (b) [c] {d}"],
+)
+def test_every_script_is_accepted(text):
+    """Also characters that are newer than Python's Unicode tables (the second emoji)."""
+    assert parse_concepts(f"{text} -> dog") == [Concept(text, "dog")]
+    assert parse_keep(text) == [text]
+
+
+def test_ten_thousand_lines_are_fine():
+    concepts = parse_concepts("\n".join(f"concept {i}" for i in range(10_000)))
+    assert len(concepts) == 10_000
+
+
+def test_errors_are_value_errors():
+    assert issubclass(ConceptError, TraceError) and issubclass(TraceError, ValueError)
+
+
+def test_keep_list():
+    assert parse_keep("dog\n# x\n\n Grumpy  cat # y\ndog\nDOG") == ["dog", "Grumpy cat"]
+    assert parse_keep("") == []
+
+
+def test_keep_list_refuses_an_arrow():
+    with pytest.raises(ConceptError, match=r"keep list, line 3: .*no arrows"):
+        parse_keep("dog\n\ncat -> dog")
+
+
+@pytest.mark.parametrize("bad", ["x" * 10_000, "a\x07b"])
+def test_keep_list_refuses_what_the_erase_list_refuses(bad):
+    with pytest.raises(ConceptError, match="keep list, line 2"):
+        parse_keep(f"dog\n{bad}")
+
+
+@pytest.mark.parametrize("kept", ["cat", "CAT", " Cat "])
+def test_entry_in_both_lists(kept):
+    with pytest.raises(ConceptError, match="(?i)'.*cat.*' stands in the erase list and in the keep list"):
+        check_disjoint([Concept("dog"), Concept("cat", "dog")], ["bird", kept])
+
+
+def test_an_anchor_may_be_kept():
+    check_disjoint([Concept("cat", "dog")], ["dog", "bird"])
+
+
+def test_same_looks_through_case_space_and_unicode_form():
+    assert same("Café", "CAFE\u0301") and same(" a  b", "A b")
+    assert not same("cat", "cats") and not same("cafe", "café")
+
+
+# --------------------------------------------------------------------------------------------- templates
+
+
+@pytest.mark.parametrize(
+    ("template", "concept", "filled"),
+    [
+        ("a photo of a {}", "cat", "a photo of a cat"),
+        ("a photo of a {}, watercolor style", "", "a photo of a, watercolor style"),
+        ("a photo, {}", "", "a photo"),
+        ("{}, a photo of a mountain", "", "a photo of a mountain"),
+        ("{}", "", ""),
+    ],
+)
+def test_fill(template, concept, filled):
+    assert fill(template, concept) == filled
+
+
+@pytest.mark.parametrize("concept", ["{x}", "{}", "{0}", "a {b} c", "100% {"])
+def test_fill_takes_braces_in_a_concept_literally(concept):
+    assert fill("a photo of {}", concept) == f"a photo of {concept}"
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_templates_hold_one_place_each_and_are_distinct(kind):
+    assert all(t.count("{}") == 1 for t in TEMPLATES[kind])
+    assert len(set(TEMPLATES[kind])) == len(TEMPLATES[kind])
+    assert TEMPLATES[kind][0] == "{}"
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("cat", "object"), ("Van Gogh style", "style"), ("red background", "style"), ("art by Kelly McKernan", "style"),
+        ("painting by Monet", "style"), ("stylish shoes", "object"), ("by", "object"), ("stand by me", "object"),
+    ],
+)  # fmt: skip
+def test_guess_kind(target, kind):
+    assert guess_kind(target) == kind
+
+
+def test_everyday_is_a_keep_list_without_repeats():
+    assert parse_keep("\n".join(EVERYDAY)) == list(EVERYDAY)
