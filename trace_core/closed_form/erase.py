@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -13,11 +14,11 @@ from ..backbones.base import CONTEXT, POOLED
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
-from ..text import SUBJECT, TextEncoder
+from ..text import TextEncoder
 from . import solvers
 from .edit import ContextEdit
 from .gram import Gram
-from .policies import POLICIES, Policy, erased_pairs, keep_prompts, row_weights
+from .policies import POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
 
 ALL_GROUPS = range(6)
 
@@ -49,10 +50,12 @@ class ClosedFormConfig:
             raise TraceError(f"energy is {self.energy}; it must lie in (0, 1]")
         if not -10 <= self.strength <= 10:
             raise TraceError(f"strength is {self.strength}; it must lie between -10 and 10")
-        if self.alpha is not None and not self.alpha > 0:
-            raise TraceError(f"alpha is {self.alpha}; it must be positive")
-        if not self.keep_weight > 0:
-            raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
+        if not 0 < self.keep_weight < math.inf:
+            raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
+        if self.max_rank is not None and self.max_rank < 1:
+            raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
 
 
 @dataclass
@@ -160,9 +163,8 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
         rows = encoder.encode(prompt, entry)
-        use = (SUBJECT,) if policy.name == "uce" else ALL_GROUPS
         share = config.keep_weight * len(keep) / len(prompts)
-        context.keep.add(rows.embeddings, row_weights(rows.groups, use, policy.weighting) * share)
+        context.keep.add(rows.embeddings, keep_weights(policy, rows) * share)
         if POOLED in sums:
             sums[POOLED].keep.add(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
     return sums

@@ -75,6 +75,15 @@ def row_weights(groups: Sequence[int], use: Sequence[int], weighting: str) -> Te
     return weights / weights.sum().clamp_min(1e-300)
 
 
+def keep_weights(policy: Policy, rows: TextRows) -> Tensor:
+    """Weight of every row of a keep prompt, ``[n]``, summing to 1; UCE keeps the entry's last token alone."""
+    if policy.name != "uce":
+        return row_weights(rows.groups, range(len(GROUPS)), policy.weighting)
+    weights = torch.zeros(len(rows.groups), dtype=torch.float64)
+    weights[rows.rows(SUBJECT)[-1]] = 1.0
+    return weights
+
+
 def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncoder,
                  contexts: Mapping[str, Sequence[str]]) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
     """For each prompt of a concept: the pairs, the weight of every row, and both prompts' rows.
