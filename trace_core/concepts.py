@@ -162,6 +162,12 @@ def guess_kind(target: str) -> str:
 
 
 def fill(template: str, concept: str) -> str:
-    """A template with the concept in its place, or without it (``concept`` empty) and tidied."""
-    text = " ".join(template.format(concept).split())
-    return text.replace(" ,", ",").strip(" ,")
+    """A template with the concept in its place, or without it (``concept`` empty) and tidied.
+
+    A concept that ends in a symbol keeps a space before a comma: tokenizers join neighbouring symbols into one word, in
+    which the concept could not be found again.
+    """
+    if not concept:
+        return " ".join(template.format("").split()).replace(" ,", ",").strip(" ,")
+    gap = "" if concept[-1].isalnum() else " "
+    return " ".join(template.replace("{},", "{}" + gap + ",").format(concept).split())

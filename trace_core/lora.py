@@ -96,7 +96,7 @@ class ErasureLora:
         if not self.modules:
             raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
         metadata = {**self.metadata, **(extra or {}), "format": "pt"}
-        data = save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata)
+        data = canonical(save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata))
         temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +145,16 @@ class ErasureLora:
         out["modules"] = len(self.modules)
         out["rank"] = self.rank
         return out
+
+
+def canonical(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order: equal contents, equal bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _factors(module: str, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

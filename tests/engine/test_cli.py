@@ -1,0 +1,112 @@
+"""The command line on the demo models: what it writes, and what bad input gets."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from trace_core.cli import main
+from trace_core.lora import ErasureLora
+
+
+@pytest.fixture(scope="module")
+def erased(engine, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("erased")
+    arguments = ["--model", "demo-sd", "--erase", "cat", "--out", str(folder / "cat.safetensors"), "--json", str(folder / "e.json")]
+    assert main(["erase", *arguments]) == 0
+    return folder
+
+
+def test_erase_writes_a_lora_that_says_what_it_is(erased):
+    info = ErasureLora.load(erased / "cat.safetensors").info()
+    assert info["trace.concepts"] == [["cat", "", 1.0]]
+    assert info["trace.base"]["kind"] == "sd1" and len(info["trace.base"]["hash"]) == 16
+    report = json.loads((erased / "e.json").read_text())
+    assert report["solved"]["context"]["rank"] == info["rank"] > 0
+    assert "dog" in report["keep"] and "cat" not in report["keep"]
+
+
+def test_the_same_command_writes_the_same_bytes(erased, tmp_path):
+    again = tmp_path / "cat.safetensors"
+    assert main(["erase", "--model", "demo-sd", "--erase", "cat", "--out", str(again)]) == 0
+    assert again.read_bytes() == (erased / "cat.safetensors").read_bytes()
+
+
+def test_evaluate_measures_the_erasure(erased, tmp_path):
+    out = tmp_path / "eval.json"
+    arguments = ["--model", "demo-sd", "--lora", str(erased / "cat.safetensors"), "--erase", "cat", "--samples", "5"]
+    assert main(["evaluate", *arguments, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert {"acc_e", "acc_s", "acc_g", "h_o", "drift", "per_class"} <= set(result)
+    assert result["acc_e"] <= 0.4 and result["acc_s"] >= 0.85
+    assert 0 < result["drift"]["latent_mse"] < 0.2
+    assert set(result["synonyms"]) == {"kitty", "feline", "kitten"}
+
+
+def test_generate_draws_a_grid(erased, tmp_path):
+    out = tmp_path / "grid.png"
+    arguments = ["--model", "demo-flux", "--prompt", "a cat", "--prompt", "a dog", "--steps", "2", "--out", str(out)]
+    assert main(["generate", *arguments]) == 0
+    assert Image.open(out).size[0] > 2 * 128
+
+
+def test_info_prints_the_metadata(erased, capsys):
+    assert main(["info", str(erased / "cat.safetensors")]) == 0
+    assert '[["cat", "", 1.0]]' in capsys.readouterr().out
+
+
+BAD = {
+    "empty list": (["--erase", " # nothing"], "nothing to erase"),
+    "anchor equals concept": (["--erase", "cat -> Cat"], "the anchor equals the concept 'cat'"),
+    "long": (["--erase", "x" * 10_000], "10000 characters"),
+    "over one prompt": (["--erase", "q z " * 30], "does not fit into one prompt"),
+    "unknown strength": (["--erase", "cat", "--strength", "99"], "strength is 99"),
+    "keep what is erased": (["--erase", "cat", "--keep", "cat"], "stands in the erase list and in the keep list"),
+    "no list file": (["--erase-file", "/nowhere/list.txt"], "cannot read '/nowhere/list.txt'"),
+    "energy": (["--erase", "cat", "--energy", "2"], "energy is 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_and_leaves_nothing(engine, name, tmp_path, capsys):
+    arguments, message = BAD[name]
+    out = tmp_path / "out" / "x.safetensors"
+    assert main(["erase", "--model", "demo-sd", "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("concept", ["🐱", "قطة", "חתול", "(cat)", "cat's"])
+def test_any_script_can_be_erased(engine, concept, tmp_path):
+    out = tmp_path / "x.safetensors"
+    assert main(["erase", "--model", "demo-sd", "--erase", concept, "--keep", "dog", "--out", str(out)]) == 0
+    assert ErasureLora.load(out).info()["trace.concepts"][0][0] == concept
+
+
+@pytest.mark.parametrize("out", ["missing.txt", "folder.safetensors", "file/x.safetensors"])
+def test_unwritable_path_is_refused_before_the_work(engine, out, tmp_path, capsys):
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_text("not a folder")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["erase", "--model", "demo-sd", "--erase", "cat", "--out", str(tmp_path / out)]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_lora_for_another_architecture_is_refused(erased, tmp_path, capsys):
+    arguments = ["--model", "demo-flux", "--lora", str(erased / "cat.safetensors"), "--prompt", "a cat"]
+    assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 2
+    assert "made for sd1 and does not fit this flux model" in capsys.readouterr().err
+
+
+def test_a_model_that_is_no_model_is_refused(engine, tmp_path, capsys):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\x00" * 100)
+    for name, message in ((str(file), "cannot load"), ("demo-xl", "nor a file"), (__file__, "must be a .safetensors")):
+        assert main(["erase", "--model", name, "--erase", "cat", "--out", str(tmp_path / "x.safetensors")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_judge_knows_what_it_does_not_know(engine, capsys):
+    assert main(["evaluate", "--model", "demo-sd", "--erase", "Van Gogh"]) == 2
+    assert "the judge does not know 'Van Gogh'" in capsys.readouterr().err
