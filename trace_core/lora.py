@@ -106,9 +106,10 @@ class ErasureLora:
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
             raise LoraError(f"cannot write '{path}': {error.strerror}; choose a folder that you may write to") from error
+        finally:
+            if temporary:  # moved away, if all went well
+                Path(temporary).unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -132,6 +133,8 @@ class ErasureLora:
             if isinstance(error, LoraError):
                 raise
             raise LoraError(f"'{path.name}' is damaged or no safetensors file ({error}); download it again") from error
+        if not state:
+            raise LoraError(f"'{path.name}' holds no layers; it is no erasure LoRA")
         return cls.from_state_dict(state, metadata)
 
     def info(self) -> dict:
@@ -161,6 +164,8 @@ def _factors(module: str, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     up, down = part.get("lora_up.weight"), part.get("lora_down.weight")
     if up is None or down is None:
         raise LoraError(f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete")
+    if not all(isinstance(tensor, Tensor) for tensor in part.values()):
+        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is no tensor")
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
         raise LoraError(f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit")
     if not (up.is_floating_point() and down.is_floating_point()):
@@ -170,10 +175,15 @@ def _factors(module: str, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     alpha = part.get("alpha")
     if alpha is None:
         return up, down
+    if alpha.numel() != 1:
+        raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one")
     scale = alpha.float().item() / down.shape[0]
     if scale == 1.0:
         return up, down
-    return (up.float() * scale).to(up.dtype), down
+    scaled = (up.float() * scale).to(up.dtype)
+    if not torch.isfinite(scaled).all():
+        raise LoraError(f"{module} has an alpha of {alpha.item():g}, which {up.dtype} cannot hold; the file is damaged")
+    return scaled, down
 
 
 def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:
