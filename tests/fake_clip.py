@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import zlib
@@ -14,6 +15,7 @@ FIRST_WORD = 10  #: word ids start here
 PIECE = 4  #: letters a token holds
 
 
+@functools.cache
 def _noise(seed: int, size: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
