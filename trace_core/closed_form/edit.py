@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,12 +32,24 @@ class ContextEdit:
         rank are given the same norm, so that neither leaves the range of float16.
         """
         columns = weight.shape[1] if columns is None else columns
-        up = weight[:, :columns].double() @ self.U.to(weight.device)
-        down = torch.zeros(self.rank, weight.shape[1], dtype=torch.float64, device=weight.device)
-        down[:, :columns] = self.V.T.to(weight.device)
-        balance = (up.norm(dim=0) / down.norm(dim=1).clamp_min(1e-300)).sqrt()
+        text = weight[:, :columns].double()
+        up = text if self._is_plain else text @ self.U.to(weight.device)
+        rows = self._rows.to(weight.device)
+        balance = (up.norm(dim=0) / rows.norm(dim=1).clamp_min(1e-300)).sqrt()
         balance = torch.where(balance > 0, balance, torch.ones_like(balance))
-        return (up / balance).float(), (down * balance[:, None]).float()
+        down = torch.zeros(self.rank, weight.shape[1], device=weight.device)
+        down[:, :columns] = rows * balance[:, None]
+        return (up / balance).float(), down
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """V^T, laid out by rows: it is read once for every layer."""
+        return self.V.T.contiguous()
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """U is the identity (an edit of full rank), and ``W U`` needs no product."""
+        return self.rank == len(self.U) and torch.equal(self.U, torch.eye(self.rank, dtype=self.U.dtype, device=self.U.device))
 
     def map(self, rows: Tensor) -> Tensor:
         """Rows ``[n, d]`` as the edited network sees them: ``c + U V^T c``."""

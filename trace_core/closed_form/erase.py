@@ -17,7 +17,7 @@ from ..lora import ErasureLora, base_metadata
 from ..text import TextEncoder
 from . import solvers
 from .edit import ContextEdit
-from .gram import Gram
+from .gram import Cross, Gram
 from .policies import POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
 
 ALL_GROUPS = range(6)
@@ -68,28 +68,51 @@ class ClosedFormResult:
 
 
 class _Sums:
-    """Everything a solver needs of one text stream."""
+    """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
 
-    def __init__(self, width: int):
+    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which rows that repeat cost nothing, for
+    ``projection`` those of d = c - g, which keep their precision where c and g are close.
+    """
+
+    def __init__(self, width: int, solver: str):
         self.keep = Gram(width)
-        self.erase = Gram(width)  # sum a c c^T
-        self.difference = Gram(width)  # sum a d d^T, d = c - g
-        self.targets = torch.zeros(width, width, dtype=torch.float64)  # sum a (g - c) c^T
+        self.count = 0  #: pairs that differ
         self.rows: list[Tensor] = []  # sqrt(a) d, while there are few
+        self._ridge = solver == "ridge"
+        if self._ridge:
+            self.erase = Gram(width)  # sum a c c^T
+            self._want = Cross(width)  # sum a g c^T, sum a g g^T
+        else:
+            self._difference = Gram(width)  # sum a d d^T
 
     def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor) -> None:
-        used = weights > 0
-        erase, want, weights = erase[used].double(), want[used].double(), weights[used]
-        difference = erase - want
-        moved = difference.norm(dim=1) > 1e-6 * erase.norm(dim=1)  # rows before the concept are the same row
-        erase, difference, weights = erase[moved], difference[moved], weights[moved]
-        self.erase.add(erase, weights)
-        self.difference.add(difference, weights)
-        self.targets -= (difference * weights[:, None]).T @ erase
-        if self.difference.count <= solvers.DIRECT_LIMIT:
+        """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out."""
+        moved = (erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1)
+        moved &= (weights > 0).to(moved.device)
+        erase, want, weights = erase[moved], want[moved], weights[moved]
+        self.count += len(erase)
+        if self._ridge:
+            self.erase.add(erase, weights)
+            self._want.add(want, erase, weights)
+            return
+        difference = erase.double() - want.double()
+        self._difference.add(difference, weights)
+        if self.count <= solvers.DIRECT_LIMIT:
             self.rows.append(difference * weights.sqrt()[:, None])
         else:
             self.rows = []
+
+    @property
+    def targets(self) -> Tensor:
+        """``sum a (g - c) c^T``, ``[d, d]``."""
+        return self._want.value() - self.erase.value()
+
+    def difference(self) -> Tensor:
+        """``sum a d d^T``, ``[d, d]``."""
+        if not self._ridge:
+            return self._difference.value()
+        cross = self._want.value()
+        return self.erase.value() - cross - cross.T + self._want.left()
 
 
 def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: ClosedFormConfig | None = None,
@@ -142,12 +165,12 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     Raises:
         ConceptError: if a concept's prompts do not differ from their counterparts.
     """
-    sums = {s: _Sums(w) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
+    sums = {s: _Sums(w, policy.solver) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
         kind = guess_kind(concept.target) if config.kind == "auto" else config.kind
-        before = context.difference.count
+        before = context.count
         for pairs, weights, erased, wanted in erased_pairs(policy, concept, kind, encoder, config.contexts):
             _check_width(pairs.erase, backbone)
             context.add_pairs(pairs.erase, pairs.want, weights)
@@ -156,7 +179,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
                 sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share)
                 sums[POOLED].keep.add(_pooled(wanted, backbone), share)
             context.keep.add(wanted.embeddings, row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum())
-        if context.difference.count == before:
+        if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
     prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts)
     for number, (prompt, entry) in enumerate(prompts):
@@ -178,7 +201,7 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
         G = solvers.regularise(part.keep.value(), alpha, absolute)
         if part.rows:
             return solvers.projection(torch.cat(part.rows), G, config.strength, config.energy, config.max_rank)
-        return solvers.projection_from_gram(part.difference.value(), G, config.strength, config.energy, config.max_rank)
+        return solvers.projection_from_gram(part.difference(), G, config.strength, config.energy, config.max_rank)
     G = solvers.regularise(part.keep.value() + part.erase.value(), alpha, absolute)
     return solvers.ridge(part.targets, None, G, config.strength, max_rank=config.max_rank)
 
@@ -189,28 +212,43 @@ def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _S
     Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, ``keep_change`` = ||dW P|| / ||W P||
     over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
     """
-    modules, measured = {}, {}
+    factors, measured = {}, {}
+    forms = {stream: _forms(edit, sums[stream]) for stream, edit in edits.items() if edit.rank}
     for layer, weight in backbone.weights():
-        edit, part = edits[layer.stream], sums[layer.stream]
-        if edit.rank == 0:
+        if layer.stream not in forms:
             continue
-        up, down = edit.factors(weight, layer.columns)
-        text = weight[:, : layer.columns].double().cpu()
-        change = up.double().cpu() @ down[:, : layer.columns].double().cpu()
-        D, P = part.difference.value(), part.keep.value()
+        up, down = edits[layer.stream].factors(weight, layer.columns)
+        text = weight[:, : layer.columns].float().cpu()
+        inner = (text.T @ text).double()
+        norm = {name: (inner * form).sum().clamp_min(0).sqrt().item() for name, form in forms[layer.stream].items()}
         measured[layer.module] = {
-            "residual": _ratio(text + change, text, D),
-            "keep_change": _ratio(change, text, P),
-            "relative_norm": (change.norm() / text.norm()).item(),
+            "residual": _ratio(norm["W'D"], norm["WD"]),
+            "keep_change": _ratio(norm["dW P"], norm["WP"]),
+            "relative_norm": _ratio(norm["dW"], text.norm().item()),
         }
-        modules[layer.module] = (up.cpu(), down.cpu())
-    return ErasureLora.from_factors(modules), measured
+        factors |= ErasureLora.from_factors({layer.module: (up.cpu(), down.cpu())}).modules  # float32 only one at a time
+    return ErasureLora(factors), measured
 
 
-def _ratio(a: Tensor, b: Tensor, gram: Tensor) -> float:
-    """||A X||_F / ||B X||_F for rows X with Gram matrix ``gram``."""
-    top, bottom = ((a @ gram) * a).sum().clamp_min(0), ((b @ gram) * b).sum()
-    return (top / bottom).sqrt().item() if bottom > 0 else 0.0
+def _forms(edit: ContextEdit, part: _Sums) -> dict[str, Tensor]:
+    """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all layers.
+
+    Each is ``[d, d]``, float64, positive semidefinite, so that nothing cancels in the inner product.
+    """
+    U, V = edit.U, edit.V
+    D, P = part.difference(), part.keep.value()
+    half = D + U @ (V.T @ D)
+    return {
+        "WD": D,
+        "W'D": half + (half @ V) @ U.T,
+        "WP": P,
+        "dW P": U @ (V.T @ P @ V) @ U.T,
+        "dW": U @ (V.T @ V) @ U.T,
+    }
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if bottom > 0 else 0.0
 
 
 def _pooled(rows, backbone: Backbone) -> Tensor:

@@ -66,6 +66,9 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
     L = cholesky(G)
     D = differences.double().T
     whitened = torch.linalg.solve_triangular(L, D, upper=False)
+    if energy < 1 and D.shape[1] >= D.shape[0]:  # only leading directions are wanted, which squaring does not blur
+        values, vectors = torch.linalg.eigh(whitened @ whitened.T)
+        return _project(L, vectors.flip(1), values.flip(0).clamp_min(0), strength, energy, max_rank, floor=1e-13)
     vectors, values, _ = torch.linalg.svd(whitened, full_matrices=False)
     return _project(L, vectors, values.square(), strength, energy, max_rank, floor=1e-20)
 
@@ -110,19 +113,45 @@ def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, toler
     Returns:
         the edit, and ``rank``, ``truncation`` (Frobenius share lost by ``max_rank`` and ``tolerance``).
     """
-    product = targets if rows is None else targets.double().T @ rows.double()
-    width = G.shape[0]
-    if not product.any():
-        return _nothing(width), {"rank": 0, "truncation": 0.0}
-    M = torch.cholesky_solve(product.T, cholesky(G)).T
-    left, values, right = torch.linalg.svd(M)
+    if rows is None:
+        U, V = None, torch.cholesky_solve(targets.T, cholesky(G))  # dW = W V^T
+    else:
+        U, V = targets.double().T, torch.cholesky_solve(rows.double().T, cholesky(G))
+        if U.shape[1] >= U.shape[0]:
+            U, V = None, V @ U.T
+    if not (V.any() if U is None else U.any() and V.any()):
+        return _nothing(G.shape[0]), {"rank": 0, "truncation": 0.0}
+    if U is None and strength and not max_rank and _has_full_rank(V, tolerance):
+        return ContextEdit(torch.eye(len(V), dtype=V.dtype), strength * V), {"rank": len(V), "truncation": 0.0}
+    return _truncate(U, V, strength, tolerance, max_rank)
+
+
+def _has_full_rank(matrix: Tensor, tolerance: float) -> bool:
+    """Whether every singular value of ``matrix`` ``[d, d]`` is surely above ``tolerance`` times the largest.
+
+    By Sylvester's law of inertia: ``X X^T - t^2 I`` has a Cholesky factor exactly if all singular values of X exceed t. That
+    is some ten times faster than computing them. t is never below 1e-6 of the norm, which float64 still resolves in
+    the product; where the answer is no, the singular values have to be looked at.
+    """
+    product = matrix @ matrix.T
+    bound = max(tolerance, 1e-6) ** 2 * product.diagonal().sum()
+    product.diagonal().sub_(bound)
+    return torch.linalg.cholesky_ex(product)[1].item() == 0
+
+
+def _truncate(U: Tensor | None, V: Tensor, strength: float, tolerance: float, max_rank: int | None):
+    """``U V^T`` (``V^T`` for no U) by its singular values above ``tolerance`` times the largest, at most ``max_rank``."""
+    if U is None:
+        left, values, right = torch.linalg.svd(V.T)
+    else:  # [d, n] with n < d: the singular values of an [n, n] matrix
+        (left, R), (right, S) = torch.linalg.qr(U), torch.linalg.qr(V)
+        inner = torch.linalg.svd(R @ S.T)
+        left, values, right = left @ inner.U, inner.S, inner.Vh @ right.T
     rank = int((values > tolerance * values[0]).sum())
     rank = min(rank, max_rank or rank)
     lost = (values[rank:].square().sum() / values.square().sum()).sqrt().item()
-    return ContextEdit(strength * left[:, :rank] * values[:rank], right[:rank].T.contiguous()), {
-        "rank": rank,
-        "truncation": lost,
-    }
+    edit = ContextEdit(strength * left[:, :rank] * values[:rank], right[:rank].T.contiguous())
+    return edit, {"rank": rank, "truncation": lost}
 
 
 def _nothing(width: int) -> ContextEdit:
