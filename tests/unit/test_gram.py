@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trace_core.closed_form import solvers
 from trace_core.closed_form.erase import _Sums
 from trace_core.closed_form.gram import Cross, DistinctRows, Gram
 
@@ -183,3 +184,29 @@ def test_pairs_that_do_not_differ_leave_nothing(solver):
     assert sums.count == 0 and not sums.difference().any()
     if solver == "ridge":
         assert not sums.targets.any()
+
+
+@pytest.mark.parametrize("rank", [1, 7, 38, 40])
+def test_rank_is_counted_without_singular_values(rank):
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    values = torch.zeros(D, dtype=torch.float64)
+    values[:rank] = torch.logspace(2, -1, D, dtype=torch.float64)[:rank]
+    matrix = (a * values) @ b + 1e-12 * torch.randn(D, D, generator=generator, dtype=torch.float64)
+    assert solvers.rank_above(matrix, 1e-9) == rank
+    assert solvers.rank_above(matrix, 0.1) == int((values > 0.1 * values.norm()).sum())
+
+
+@pytest.mark.parametrize("rank", [D, D - 3, D // 2])
+def test_ridge_of_high_rank_is_the_dense_solution(rank):
+    """Whether the edit is left as it is (nearly full rank) or made smaller: the same change of a weight."""
+    generator = torch.Generator().manual_seed(4)
+    R, C = (torch.randn(rank, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    G = C.T @ C + torch.eye(D, dtype=torch.float64)
+    W = torch.randn(7, D, generator=generator, dtype=torch.float64)
+    edit, info = solvers.ridge(R.T @ C, None, G, 0.7)
+    dense = 0.7 * torch.linalg.solve(G, (W @ R.T @ C).T).T
+    assert (W @ edit.U @ edit.V.T - dense).norm() <= 1e-10 * dense.norm()
+    up, down = edit.factors(W)
+    assert (up.double() @ down.double() - dense).norm() <= 1e-6 * dense.norm()
+    assert info["rank"] == edit.rank == (D if rank > 0.75 * D else rank)

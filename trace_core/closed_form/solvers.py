@@ -11,6 +11,7 @@ from ..errors import TraceError
 from .edit import ContextEdit
 
 DIRECT_LIMIT = 4096  #: up to this many difference rows they are decomposed themselves, beyond it their Gram matrix is
+NEARLY_FULL = 0.75  #: share of the dimensions; an edit of higher rank is not worth the SVD that would make it smaller
 
 
 def regularise(keep: Tensor, alpha: float | None, absolute: float | None = None) -> Tensor:
@@ -44,58 +45,84 @@ def cholesky(matrix: Tensor) -> Tensor:
     return factor
 
 
-def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0,
-               max_rank: int | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
-    """TRACE's closed form: ``dW = -s W D (D^T G^-1 D)^-1 D^T G^-1``, the concept's directions gone, exactly.
+def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
+               fixed: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+    """TRACE's closed form: ``dW = -s W D (D^T M D)^-1 D^T M``, the concept's directions gone, exactly.
 
-    Of all edits with ``W' D = (1 - s) W D`` it changes the keep set least, in the norm of G. With ``G = L L^T`` it is the
-    orthogonal projection off the columns of ``L^-1 D``; the leading ones that hold the share ``energy`` of their squared
-    norm are projected out.
+    Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F`` it changes the keep set least, in the norm of G. M is G^-1 less
+    its part along the fixed rows F: ``M = G^-1 - G^-1 F (F^T G^-1 F)^-1 F^T G^-1``. With ``G = L L^T`` and P the projector off the
+    columns of ``L^-1 F``, everything follows from the singular value decomposition ``P L^-1 D = Q S R^T``; its leading
+    directions, which hold the share ``energy`` of the squared singular values, are projected out.
 
     Args:
-        differences: weighted rows ``c_i - g_i``, ``[n, d]``; or their Gram matrix ``[d, d]`` when n is large
-            (symmetric, recognised by :func:`is_gram`).
+        differences: weighted rows ``c_i - g_i``, ``[n, d]``.
         G: ``[d, d]`` float64, symmetric positive definite.
         strength: s; 0 changes nothing, 1 erases.
         energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above rounding.
         max_rank: upper bound of the rank.
+        fixed: rows F that must not change at all, ``[k, d]``.
 
     Returns:
-        the edit, and ``rank``, ``energy_kept`` (the share that is left, as measured).
+        the edit, and ``rank``, ``energy_left`` (the share that stays, as measured).
     """
     L = cholesky(G)
     D = differences.double().T
-    whitened = torch.linalg.solve_triangular(L, D, upper=False)
     if energy < 1 and D.shape[1] >= D.shape[0]:  # only leading directions are wanted, which squaring does not blur
-        values, vectors = torch.linalg.eigh(whitened @ whitened.T)
-        return _project(L, vectors.flip(1), values.flip(0).clamp_min(0), strength, energy, max_rank, floor=1e-13)
-    vectors, values, _ = torch.linalg.svd(whitened, full_matrices=False)
-    return _project(L, vectors, values.square(), strength, energy, max_rank, floor=1e-20)
+        return _project(L, D @ D.T, strength, energy, max_rank, fixed)
+    whitened = _off(_whitened_fixed(L, fixed), torch.linalg.solve_triangular(L, D, upper=False))
+    Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
+    rank, left = _leading(values.square(), energy, max_rank, floor=1e-20)
+    U = D @ Rt[:rank].T / values[:rank]
+    return _edit(L, Q[:, :rank], U, strength), {"rank": rank, "energy_left": left}
 
 
-def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0,
-                         max_rank: int | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
+                         fixed: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
     """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory."""
-    L = cholesky(G)
+    return _project(cholesky(G), gram, strength, energy, max_rank, fixed)
+
+
+def _project(L, gram, strength, energy, max_rank, fixed):
+    """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``."""
+    off = _whitened_fixed(L, fixed)
     half = torch.linalg.solve_triangular(L, gram, upper=False)
-    whitened = torch.linalg.solve_triangular(L, half.T, upper=False)
+    whitened = _off(off, _off(off, torch.linalg.solve_triangular(L, half.T, upper=False)).T)
     values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
-    return _project(L, vectors.flip(1), values.flip(0).clamp_min(0), strength, energy, max_rank, floor=1e-13)
+    energies, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    rank, left = _leading(energies, energy, max_rank, floor=1e-13)
+    Q = vectors[:, :rank]
+    U = gram @ torch.linalg.solve_triangular(L.T, Q, upper=True) / energies[:rank]
+    return _edit(L, Q, U, strength), {"rank": rank, "energy_left": left}
 
 
-def _project(L, vectors, energies, strength, energy, max_rank, floor):
+def _edit(L: Tensor, Q: Tensor, U: Tensor, strength: float) -> ContextEdit:
+    return ContextEdit(-strength * U, torch.linalg.solve_triangular(L.T, Q, upper=True))
+
+
+def _whitened_fixed(L: Tensor, fixed: Tensor | None) -> Tensor | None:
+    """Orthonormal basis ``[d, k]`` of ``L^-1 F``."""
+    if fixed is None or fixed.shape[0] == 0:
+        return None
+    return torch.linalg.qr(torch.linalg.solve_triangular(L, fixed.double().T, upper=False)).Q
+
+
+def _off(basis: Tensor | None, columns: Tensor) -> Tensor:
+    """Columns ``[d, n]`` less their part along an orthonormal basis; twice, as one pass leaves rounding behind."""
+    for _ in range(0 if basis is None else 2):
+        columns = columns - basis @ (basis.T @ columns)
+    return columns
+
+
+def _leading(energies: Tensor, energy: float, max_rank: int | None, floor: float) -> tuple[int, float]:
+    """How many of the descending energies make up the share ``energy``, and the share that stays."""
     total = energies.sum()
-    width = L.shape[0]
     if total <= 0:
-        return _nothing(width), {"rank": 0, "energy_left": 0.0}
+        return 0, 0.0
     shares = energies.cumsum(0) / total
     above = int((energies > floor * energies[0]).sum())
     rank = above if energy >= 1 else min(above, int((shares < energy).sum()) + 1)
     rank = min(rank, max_rank or rank)
-    basis = vectors[:, :rank]
-    V = torch.linalg.solve_triangular(L.T, basis, upper=True)
-    left = (1 - shares[rank - 1]).clamp_min(0).item()
-    return ContextEdit(-strength * (L @ basis), V), {"rank": rank, "energy_left": left}
+    return rank, (1 - shares[rank - 1]).clamp_min(0).item()
 
 
 def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, tolerance: float = 1e-9,
@@ -121,22 +148,23 @@ def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, toler
             U, V = None, V @ U.T
     if not (V.any() if U is None else U.any() and V.any()):
         return _nothing(G.shape[0]), {"rank": 0, "truncation": 0.0}
-    if U is None and strength and not max_rank and _has_full_rank(V, tolerance):
+    if U is None and strength and not max_rank and rank_above(V, tolerance) > NEARLY_FULL * len(V):
         return ContextEdit(torch.eye(len(V), dtype=V.dtype), strength * V), {"rank": len(V), "truncation": 0.0}
     return _truncate(U, V, strength, tolerance, max_rank)
 
 
-def _has_full_rank(matrix: Tensor, tolerance: float) -> bool:
-    """Whether every singular value of ``matrix`` ``[d, d]`` is surely above ``tolerance`` times the largest.
+def rank_above(matrix: Tensor, tolerance: float) -> int:
+    """How many singular values of ``matrix`` X ``[d, d]`` exceed ``tolerance ||X||_F``, without computing them.
 
-    By Sylvester's law of inertia: ``X X^T - t^2 I`` has a Cholesky factor exactly if all singular values of X exceed t. That
-    is some ten times faster than computing them. t is never below 1e-6 of the norm, which float64 still resolves in
-    the product; where the answer is no, the singular values have to be looked at.
+    By Sylvester's law of inertia: as many as ``X X^T - t^2 I = L B L^T`` has positive pivots, t the bound. An LDL^T
+    factorisation is some fifteen times faster than an SVD. t is at least 1e-6 ||X||_F, which float64 resolves in the product.
     """
     product = matrix @ matrix.T
     bound = max(tolerance, 1e-6) ** 2 * product.diagonal().sum()
     product.diagonal().sub_(bound)
-    return torch.linalg.cholesky_ex(product)[1].item() == 0
+    factor, pivots = torch.linalg.ldl_factor(product)
+    paired = pivots < 0  # a 2 x 2 pivot has one positive and one negative eigenvalue
+    return int((factor.diagonal()[~paired] > 0).sum()) + int(paired.sum()) // 2
 
 
 def _truncate(U: Tensor | None, V: Tensor, strength: float, tolerance: float, max_rank: int | None):
