@@ -14,7 +14,7 @@ from ..backbones.base import CONTEXT, POOLED
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
-from ..text import TextEncoder
+from ..text import BOS, TextEncoder
 from . import solvers
 from .edit import ContextEdit
 from .gram import Cross, Gram
@@ -78,6 +78,7 @@ class _Sums:
         self.keep = Gram(width)
         self.count = 0  #: pairs that differ
         self.rows: list[Tensor] = []  # sqrt(a) d, while there are few
+        self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
         self._ridge = solver == "ridge"
         if self._ridge:
             self.erase = Gram(width)  # sum a c c^T
@@ -167,6 +168,8 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     """
     sums = {s: _Sums(w, policy.solver) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
+    empty = encoder.encode("")
+    context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
         kind = guess_kind(concept.target) if config.kind == "auto" else config.kind
@@ -199,9 +202,10 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
     absolute = policy.absolute if config.alpha is None else None
     if policy.solver == "projection":
         G = solvers.regularise(part.keep.value(), alpha, absolute)
+        options = (config.strength, config.energy, config.max_rank, part.fixed)
         if part.rows:
-            return solvers.projection(torch.cat(part.rows), G, config.strength, config.energy, config.max_rank)
-        return solvers.projection_from_gram(part.difference(), G, config.strength, config.energy, config.max_rank)
+            return solvers.projection(torch.cat(part.rows), G, *options)
+        return solvers.projection_from_gram(part.difference(), G, *options)
     G = solvers.regularise(part.keep.value() + part.erase.value(), alpha, absolute)
     return solvers.ridge(part.targets, None, G, config.strength, max_rank=config.max_rank)
 

@@ -69,11 +69,12 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
     D = differences.double().T
     if energy < 1 and D.shape[1] >= D.shape[0]:  # only leading directions are wanted, which squaring does not blur
         return _project(L, D @ D.T, strength, energy, max_rank, fixed)
-    whitened = _off(_whitened_fixed(L, fixed), torch.linalg.solve_triangular(L, D, upper=False))
+    off = _whitened_fixed(L, fixed)
+    whitened = _off(off, torch.linalg.solve_triangular(L, D, upper=False))
     Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
     rank, left = _leading(values.square(), energy, max_rank, floor=1e-20)
     U = D @ Rt[:rank].T / values[:rank]
-    return _edit(L, Q[:, :rank], U, strength), {"rank": rank, "energy_left": left}
+    return _edit(L, _off(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
 
 
 def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
@@ -92,10 +93,11 @@ def _project(L, gram, strength, energy, max_rank, fixed):
     rank, left = _leading(energies, energy, max_rank, floor=1e-13)
     Q = vectors[:, :rank]
     U = gram @ torch.linalg.solve_triangular(L.T, Q, upper=True) / energies[:rank]
-    return _edit(L, Q, U, strength), {"rank": rank, "energy_left": left}
+    return _edit(L, _off(off, Q), U, strength), {"rank": rank, "energy_left": left}
 
 
 def _edit(L: Tensor, Q: Tensor, U: Tensor, strength: float) -> ContextEdit:
+    """``V = L^-T Q``; the caller has taken rounding along the fixed rows, large for small singular values, off Q again."""
     return ContextEdit(-strength * U, torch.linalg.solve_triangular(L.T, Q, upper=True))
 
 
