@@ -1,0 +1,74 @@
+"""The demo models behave as ComfyUI's own, and draw what they are asked for."""
+
+import pytest
+import torch
+
+from trace_core.demo import domain, loader
+from trace_core.errors import TraceError
+from trace_core.evaluate import Evaluator
+from trace_core.sampling import SamplerConfig, noise_for, sample
+from trace_core.text import TextEncoder
+
+
+@pytest.fixture(scope="module", params=loader.MODELS)
+def demo(request, engine):
+    return request.param, *loader.load(request.param)
+
+
+def test_the_judge_recognises_what_they_draw(demo):
+    _, model, clip, vae = demo
+    accuracy = Evaluator(model, clip, vae, domain.domain(), samples=4, seed=7).unerased()["accuracy"]
+    assert accuracy["object"]["top1"] >= 0.95
+    assert accuracy["style"]["top1"] >= 0.8
+
+
+def test_text_towers_see_what_the_real_ones_see(demo):
+    """CLIP is causal and its pads carry the sentence; T5 reads both ways, and its pads are not masked."""
+    name, _, clip, _ = demo
+    encoder = TextEncoder(clip)
+    cat, dog = (encoder.encode(f"a photo of a {noun} on a table", noun) for noun in ("cat", "dog"))
+    changed = (cat.embeddings - dog.embeddings).abs().amax(dim=1) > 1e-4
+    first = cat.rows(2)[0]
+    assert changed[first:].all()
+    assert changed[:first].all() if name == "demo-flux" else not changed[:first].any()
+    assert encoder.bidirectional is (name == "demo-flux")
+    assert cat.pooled.shape == dog.pooled.shape and not torch.equal(cat.pooled, dog.pooled)
+
+
+def test_prompt_weights_and_long_prompts_work_as_in_comfyui(demo):
+    _, _, clip, _ = demo
+    plain, heavy = (clip.encode_from_tokens(clip.tokenize(p)) for p in ("a cat", "a (cat:1.5)"))
+    assert not torch.allclose(plain, heavy)
+    long = clip.encode_from_tokens(clip.tokenize("a photo of a cat and a dog " * 6))
+    assert long.shape[1] > plain.shape[1]
+
+
+def test_a_picture_does_not_depend_on_its_batch(demo):
+    _, model, clip, _ = demo
+    config = SamplerConfig.for_model(model, steps=4)
+    prompts = ["a cat", "a dog", "a ship"]
+    together = sample(model, clip, prompts, [1, 2, 3], config)
+    alone = sample(model, clip, prompts[1:2], [2], config)
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+    assert torch.equal(noise_for([1, 2], (16, 8, 8))[1], noise_for([2], (16, 8, 8))[0])
+
+
+def test_the_codec_is_near_lossless_on_what_it_was_made_for(demo):
+    _, model, clip, vae = demo
+    pictures = vae.decode(sample(model, clip, ["a photo of a cat, fluent style"], [0], SamplerConfig.for_model(model)))
+    assert pictures.shape == (1, 64, 64, 3) and 0 <= pictures.min() and pictures.max() <= 1
+    again = vae.decode(vae.encode(pictures))
+    assert (again - pictures).square().mean() < 0.01
+
+
+def test_an_empty_latent_of_four_channels_is_taken(demo):
+    """EmptyLatentImage gives four channels; ComfyUI widens it to the model's sixteen."""
+    import comfy.sample
+
+    _, model, _, _ = demo
+    assert comfy.sample.fix_empty_latent_channels(model, torch.zeros(2, 4, 8, 8)).shape == (2, 16, 8, 8)
+
+
+def test_another_name_is_refused(engine):
+    with pytest.raises(TraceError, match="'demo-xl' is no demo model"):
+        loader.load("demo-xl")
