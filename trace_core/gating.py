@@ -5,17 +5,20 @@ from __future__ import annotations
 from .backbones import backbone_for
 from .backbones.base import PREFIX, engine_of
 from .errors import LoraError
-from .lora import ErasureLora
+from .lora import ARCHITECTURES, ErasureLora
 
 
 def check_fits(model, lora: ErasureLora) -> None:
     """Refuse a LoRA whose modules or shapes are not the model's.
 
     Raises:
+        ModelError: if ``model`` is no ComfyUI model.
         LoraError: naming both architectures and the first module that does not fit.
     """
+    engine_of(model)
     shapes = {k: v.shape for k, v in model.model_state_dict(PREFIX).items()}
-    made_for = lora.info().get("trace.base", {}).get("kind", "another architecture")
+    base = lora.info().get("trace.base")  # what somebody wrote into a file: it may be anything
+    made_for = base["kind"] if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES else "another architecture"
     for module, (up, down) in lora.modules.items():
         wanted = shapes.get(module + ".weight")
         if wanted is None or up.shape[0] != wanted[0] or down.shape[1] != wanted[1:].numel():
@@ -34,6 +37,7 @@ def apply(model, lora: ErasureLora, strength: float = 1.0):
         strength: 0 returns the model as it is, 1 the erasure as made.
 
     Raises:
+        ModelError: if ``model`` is no ComfyUI model.
         LoraError: if the LoRA does not fit the model.
     """
     check_fits(model, lora)

@@ -144,9 +144,10 @@ class TextEncoder:
         wanted = self.content_ids(subject)
         if not wanted:
             raise ConceptError(f"the tokenizer drops '{subject}' entirely; write the concept in words it knows")
-        for at in range(len(content) - len(wanted), -1, -1):
-            if content[at : at + len(wanted)] == wanted:
-                return at, len(wanted)
+        for ids in (wanted, wanted[:-1]):  # T5 joins a last digit with the comma behind it: "R2-D", "2,"
+            for at in range(len(content) - len(wanted), -1, -1):
+                if ids and content[at : at + len(ids)] == ids:
+                    return at, len(wanted)
         raise ConceptError(f"the tokens of '{subject}' cannot be found in '{prompt}'; remove punctuation from the concept")
 
 
