@@ -159,6 +159,27 @@ def test_alignment_is_on_ids_not_on_words(fake):
         encoder.encode("a housecat", "cat")
 
 
+def test_last_token_that_is_joined_with_the_sign_behind_it(fake):
+    """T5 has tokens such as `2,`: `R2-D2, red` ends its concept in another token than `R2-D2` alone."""
+    clip = fake.FakeClip(8, 12, ("t5xxl",))
+    comma, two, joined = clip.ids(",")[0], clip.ids("2")[0], 7
+    original = clip.ids
+
+    def ids(text):
+        out = original(text)
+        while (two, comma) in zip(out, out[1:]):
+            at = list(zip(out, out[1:])).index((two, comma))
+            out[at : at + 2] = [joined]
+        return out
+
+    clip.ids = ids
+    encoder = TextEncoder(clip)
+    assert names(encoder.encode("a bee 2, red", "bee 2")) == "bSSaEppppppp"
+    assert names(encoder.encode("a bee 2 red", "bee 2")) == "bSSaEppppppp"
+    with pytest.raises(ConceptError, match="cannot be found"):
+        encoder.encode("a 2, red", "2")
+
+
 def test_rows_of_causal_towers_are_the_same_before_the_subject(fake):
     causal, t5 = (TextEncoder(fake.FakeClip(8, 12, towers)) for towers in (("l",), ("t5xxl",)))
     for encoder, equal in ((causal, True), (t5, False)):
