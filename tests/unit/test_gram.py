@@ -123,6 +123,7 @@ def test_equal_rows_share_a_slot_and_only_they():
     table = DistinctRows(D, 100, "cpu")
     rows = torch.cat(prompts(6))
     slots = table.place(rows)
+    assert table.place(rows[:9]) == slice(0, 9)
     assert table.size == 1 + 3 + 6 * 6
     assert torch.equal(table.rows[slots], rows)
     almost = rows.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,25 +30,31 @@ class ContextEdit:
         """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, float32.
 
         Only the first ``columns`` inputs are text (SDXL's pooled vector); the others get zeros. The two factors of every
-        rank are given the same norm, so that neither leaves the range of float16.
+        rank are given the same norm, so that neither leaves the range of float16. Where U is the identity nothing is
+        computed: they are W and V^T, up to a power of two.
         """
         columns = weight.shape[1] if columns is None else columns
-        text = weight[:, :columns].double()
-        up = text if self._is_plain else text @ self.U.to(weight.device)
-        rows = self._rows.to(weight.device)
+        down = torch.zeros(self.rank, weight.shape[1], device=weight.device)
+        if self.is_plain:
+            scale, rows = self._scaled_rows
+            down[:, :columns] = rows
+            text = weight[:, :columns].float()
+            return text if scale == 1 else text * scale, down
+        up = weight[:, :columns].double() @ self.U.to(weight.device)
+        rows = self.V.T.to(weight.device)
         balance = (up.norm(dim=0) / rows.norm(dim=1).clamp_min(1e-300)).sqrt()
         balance = torch.where(balance > 0, balance, torch.ones_like(balance))
-        down = torch.zeros(self.rank, weight.shape[1], device=weight.device)
         down[:, :columns] = rows * balance[:, None]
         return (up / balance).float(), down
 
     @cached_property
-    def _rows(self) -> Tensor:
-        """V^T, laid out by rows: it is read once for every layer."""
-        return self.V.T.contiguous()
+    def _scaled_rows(self) -> tuple[float, Tensor]:
+        """A power of two s near ``sqrt(max |V|)`` and ``V^T / s`` in float32, laid out by rows."""
+        scale = 2.0 ** round(math.log2(self.V.abs().max().clamp_min(1e-30).item()) / 2)
+        return scale, (self.V.T / scale).float().contiguous()
 
     @cached_property
-    def _is_plain(self) -> bool:
+    def is_plain(self) -> bool:
         """U is the identity (an edit of full rank), and ``W U`` needs no product."""
         return self.rank == len(self.U) and torch.equal(self.U, torch.eye(self.rank, dtype=self.U.dtype, device=self.U.device))
 

@@ -17,7 +17,7 @@ from ..lora import ErasureLora, base_metadata
 from ..text import BOS, TextEncoder
 from . import solvers
 from .edit import ContextEdit
-from .gram import Cross, Gram
+from .gram import Cross, Gram, add_symmetric, mirror
 from .policies import POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
 
 ALL_GROUPS = range(6)
@@ -90,7 +90,10 @@ class _Sums:
         """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out."""
         moved = (erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1)
         moved &= (weights > 0).to(moved.device)
-        erase, want, weights = erase[moved], want[moved], weights[moved]
+        used = moved.nonzero()[:, 0]
+        if len(used) and used[-1] - used[0] == len(used) - 1:  # as always with a causal encoder; saves copies
+            used = slice(used[0], used[-1] + 1)
+        erase, want, weights = erase[used], want[used], weights[used]
         self.count += len(erase)
         if self._ridge:
             self.erase.add(erase, weights)
@@ -210,45 +213,49 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
     return solvers.ridge(part.targets, None, G, config.strength, max_rank=config.max_rank)
 
 
-def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums]) -> tuple[ErasureLora, dict]:
-    """Turn the edits into LoRA factors, layer by layer, and measure what they do to each layer.
+def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums],
+           measure: bool = True) -> tuple[ErasureLora, dict]:  # fmt: skip
+    """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each layer.
 
     Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, ``keep_change`` = ||dW P|| / ||W P||
     over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
     """
     factors, measured = {}, {}
-    forms = {stream: _forms(edit, sums[stream]) for stream, edit in edits.items() if edit.rank}
+    forms = {s: _forms(edit, sums[s]) if measure else None for s, edit in edits.items() if edit.rank}
     for layer, weight in backbone.weights():
         if layer.stream not in forms:
             continue
         up, down = edits[layer.stream].factors(weight, layer.columns)
-        text = weight[:, : layer.columns].float().cpu()
-        inner = (text.T @ text).double()
-        norm = {name: (inner * form).sum().clamp_min(0).sqrt().item() for name, form in forms[layer.stream].items()}
-        measured[layer.module] = {
-            "residual": _ratio(norm["W'D"], norm["WD"]),
-            "keep_change": _ratio(norm["dW P"], norm["WP"]),
-            "relative_norm": _ratio(norm["dW"], text.norm().item()),
-        }
         factors |= ErasureLora.from_factors({layer.module: (up.cpu(), down.cpu())}).modules  # float32 only one at a time
+        if measure:
+            measured[layer.module] = _norms(weight[:, : layer.columns].float().cpu(), forms[layer.stream])
     return ErasureLora(factors), measured
 
 
-def _forms(edit: ContextEdit, part: _Sums) -> dict[str, Tensor]:
+def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
+    """The report of one layer, from its text columns ``[out, d]`` float32 and the forms of :func:`_forms`."""
+    inner = torch.zeros(text.shape[1], text.shape[1])
+    add_symmetric(inner, text)
+    norms = (forms @ mirror(inner).double().flatten()).clamp_min(0).sqrt().tolist()
+    return {
+        "residual": _ratio(norms[0], norms[1]),
+        "keep_change": _ratio(norms[2], norms[3]),
+        "relative_norm": _ratio(norms[4], text.norm().item()),
+    }
+
+
+def _forms(edit: ContextEdit, part: _Sums) -> Tensor:
     """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all layers.
 
-    Each is ``[d, d]``, float64, positive semidefinite, so that nothing cancels in the inner product.
+    Returns:
+        ``[5, d * d]`` float64, X X^T of (I + U V^T) D, D, U V^T P, P, U V^T. All are positive semidefinite, so nothing
+        cancels in the inner product, and float32 does for W^T W.
     """
-    U, V = edit.U, edit.V
-    D, P = part.difference(), part.keep.value()
-    half = D + U @ (V.T @ D)
-    return {
-        "WD": D,
-        "W'D": half + (half @ V) @ U.T,
-        "WP": P,
-        "dW P": U @ (V.T @ P @ V) @ U.T,
-        "dW": U @ (V.T @ V) @ U.T,
-    }
+    V, D, P = edit.V, part.difference(), part.keep.value()
+    left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
+    half = D + left(V.T @ D)
+    both = half + left((half @ V).T).T
+    return torch.stack([both, D, left(left(V.T @ P @ V).T), P, left(left(V.T @ V).T)]).flatten(1)
 
 
 def _ratio(top: float, bottom: float) -> float:

@@ -15,7 +15,7 @@ PROBES = 8  #: numbers of a row that are hashed; rows with the same hash are com
 
 
 def add_symmetric(total: Tensor, rows: Tensor) -> None:
-    """``total += rows^T rows``, its upper block triangle only; ``total [d, d]``, ``rows [n, d]`` float64."""
+    """``total += rows^T rows``, its upper block triangle only; ``total [d, d]``, ``rows [n, d]``, of one dtype."""
     width = total.shape[0]
     step = -(-width // PANELS)
     for at in range(0, width, step):
@@ -27,12 +27,20 @@ def mirror(total: Tensor) -> Tensor:
     return total.copy_(total.triu() + total.triu(1).T)
 
 
+def accumulate(total: Tensor, slots: Tensor | slice, values: Tensor) -> None:
+    """``total[slots] += values``, where a slot may occur more than once."""
+    if isinstance(slots, slice):
+        total[slots] += values
+    else:
+        total.index_add_(0, slots, values)
+
+
 class DistinctRows:
     """A table of rows in which a row that comes again is found again.
 
     Attributes:
         rows: ``[capacity, d]``, the first ``size`` of them in use, as precise as the rows that were given.
-        hits: ``[capacity]`` how often each came since the last :meth:`keep`.
+        hits: ``[capacity]`` in how many calls each came since the last :meth:`keep`, and before it counts once.
     """
 
     def __init__(self, width: int, capacity: int, device: torch.device | str):
@@ -49,36 +57,47 @@ class DistinctRows:
     def room(self) -> int:
         return self.capacity - self.size
 
-    def place(self, rows: Tensor) -> Tensor:
-        """Slot of every row ``[n]``; rows that are new take a free one (there must be room for all)."""
+    def place(self, rows: Tensor) -> Tensor | slice:
+        """Slots of the rows ``[n]``, a slice where they follow one another; there must be room for all of them.
+
+        Rows that are new take a free slot.
+        """
         if rows.dtype != self.rows.dtype and rows.dtype == torch.float64:
             self.rows = self.rows.double()
         first, slots, fresh = self.size, [], []
         for number, key in enumerate(self._keys(rows)):
-            slot = self._slots.get(key)
-            if slot is None:
-                slot = self._slots[key] = self.size
+            slot = self._slots.setdefault(key, self.size)
+            if slot == self.size:
                 self.size += 1
                 fresh.append(number)
             slots.append(slot)
-        self.rows[first : self.size] = rows if len(fresh) == len(rows) else rows[fresh]
-        slots = torch.tensor(slots, device=rows.device)
-        if len(fresh) < len(rows):
-            self._separate(rows, slots)
-        self.hits.index_add_(0, slots, torch.ones_like(slots))
-        return slots
+        if fresh:
+            new = rows if len(fresh) == len(rows) else rows[torch.tensor(fresh, device=rows.device)]
+            self.rows[first : self.size] = new
+        at = self._together(slots)
+        if len(fresh) < len(rows) and not torch.equal(self.rows[at], rows):
+            at = self._separate(rows, slots)
+        self.hits[at] += 1  # a row that comes twice in one call counts once
+        return at
+
+    def _together(self, slots: list[int]) -> Tensor | slice:
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            return slice(slots[0], slots[0] + len(slots))
+        return torch.tensor(slots, device=self.rows.device)
 
     def _keys(self, rows: Tensor) -> list[int]:
         """One 64-bit number a row; equal rows have equal numbers."""
         bits = rows[:, self._columns].double().view(torch.int64)
         return (bits * self._odd ^ bits >> 29).sum(1).tolist()
 
-    def _separate(self, rows: Tensor, slots: Tensor) -> None:
-        """Give rows that share a hash with another row, but not all numbers, slots of their own."""
+    def _separate(self, rows: Tensor, slots: list[int]) -> Tensor:
+        """Slots of their own for rows that share a hash with another row, but not all numbers."""
+        slots = torch.tensor(slots, device=self.rows.device)
         for number in (self.rows[slots] != rows).any(1).nonzero()[:, 0].tolist():
             self.rows[self.size] = rows[number]
             slots[number] = self.size
             self.size += 1
+        return slots
 
     def keep(self, kept: Tensor) -> None:
         """Forget all rows but those at the slots ``kept``, which move to the front in that order."""
@@ -98,12 +117,13 @@ class _Stream:
     BLOCK = 4096  #: distinct rows held before they are folded in
 
     def __init__(self, width: int, device: torch.device | str = "cpu"):
+        """``width`` is d."""
         self.width = width
         self.count = 0  #: rows added
         self._device = torch.device(device)
         self._table: DistinctRows | None = None
 
-    def _place(self, rows: Tensor) -> Tensor:
+    def _place(self, rows: Tensor) -> Tensor | slice:
         if self._table is None:
             self._table = DistinctRows(self.width, self.BLOCK, self._device)
             self._start(self.BLOCK)
@@ -154,7 +174,7 @@ class Gram(_Stream):
         weights = torch.as_tensor(weights, dtype=torch.float64, device=self._device).expand(len(rows))
         for part in self._batches(len(rows)):
             slots = self._place(rows[part])
-            self._weights.index_add_(0, slots, weights[part])
+            accumulate(self._weights, slots, weights[part])
 
     def value(self) -> Tensor:
         """The sum so far, ``[d, d]`` float64 (not a copy)."""
@@ -190,8 +210,8 @@ class Cross(_Stream):
         weights = weights.to(self._device, torch.float64)
         for part in self._batches(len(left)):
             slots = self._place(left[part])
-            self._weights.index_add_(0, slots, weights[part])
-            self._right.index_add_(0, slots, right[part].double() * weights[part, None])
+            accumulate(self._weights, slots, weights[part])
+            accumulate(self._right, slots, right[part].double() * weights[part, None])
 
     def value(self) -> Tensor:
         """``sum w x y^T`` so far, ``[d, d]`` float64 (not a copy)."""
