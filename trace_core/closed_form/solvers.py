@@ -72,7 +72,7 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
     off = _whitened_fixed(L, fixed)
     whitened = _off(off, torch.linalg.solve_triangular(L, D, upper=False))
     Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
-    rank, left = _leading(values.square(), energy, max_rank, floor=1e-20)
+    rank, left = _leading(values.square(), energy, max_rank, floor=1e-24)
     U = D @ Rt[:rank].T / values[:rank]
     return _edit(L, _off(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
 
