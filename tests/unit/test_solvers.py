@@ -14,7 +14,7 @@ from trace_core.errors import ConceptError, TraceError
 from trace_core.text import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
 
 WIDTH, LENGTH = 96, 16
-WIDE = 320  #: more than the concepts of CONCEPTS have directions
+WIDE = 384  #: more than the concepts of CONCEPTS have directions
 CONCEPTS = [Concept("cat", "dog"), Concept("caterpillar"), Concept("red house", "tree", weight=2.0)]
 KEEP = ["bird", "green car", "sunflower", "boat", "person"]
 CONTEXTS = {"object": ("small {}", "{} now", "my {}")}
