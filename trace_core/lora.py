@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import __version__
 from .errors import LoraError
+from .numerics import is_finite
 
 KEY = re.compile(r"^(diffusion_model\.[A-Za-z0-9_.]+)\.(lora_up\.weight|lora_down\.weight|alpha)$")
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
@@ -47,7 +48,7 @@ class ErasureLora:
         """
         modules = {m: (up.to(dtype).contiguous(), down.to(dtype).contiguous()) for m, (up, down) in factors.items()}
         for module, pair in modules.items():
-            if not all(torch.isfinite(f).all() for f in pair):
+            if not all(is_finite(f) for f in pair):
                 raise LoraError(f"the edit of {module} is too large for {dtype}; lower the strength or raise alpha")
         return cls(modules)
 

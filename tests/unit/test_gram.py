@@ -8,6 +8,7 @@ import torch
 from trace_core.closed_form import solvers
 from trace_core.closed_form.erase import _Sums
 from trace_core.closed_form.gram import Cross, DistinctRows, Gram
+from trace_core.numerics import is_finite
 
 D = 40
 
@@ -211,3 +212,13 @@ def test_ridge_of_high_rank_is_the_dense_solution(rank):
     up, down = edit.factors(W)
     assert (up.double() @ down.double() - dense).norm() <= 1e-6 * dense.norm()
     assert info["rank"] == edit.rank == (D if rank > 0.75 * D else rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), -float("inf")])
+def test_is_finite(dtype, bad):
+    for size in (0, 1, 7, 1000):
+        tensor = torch.linspace(-60000, 60000, size).to(dtype)
+        if bad is not None and size:
+            tensor[size // 2] = bad
+        assert is_finite(tensor) == bool(torch.isfinite(tensor).all())

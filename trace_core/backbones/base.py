@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..numerics import is_finite
 
 PREFIX = "diffusion_model."
 
@@ -82,7 +83,7 @@ class Backbone:
             weight = convert(stored.detach().to(torch.float32, copy=True), inplace=False)
             if patches:
                 weight = self.engine.lora.calculate_weight(patches, weight, layer.key)
-            if not torch.isfinite(weight).all():
+            if not is_finite(weight):
                 raise ModelError(f"{layer.key} holds NaN or infinite values; load the model again from an intact file")
             yield layer, weight
 

@@ -148,10 +148,17 @@ class _Stream:
         gone, kept = (~again).nonzero()[:, 0], again.nonzero()[:, 0]
         for part in gone.split(2048):  # bounds the float64 copies
             self._add(part)
-        self._keep(kept)
-        table.keep(kept)
+        if everything:
+            self._table = None  # give the memory back; it is made again when more rows come
+            self._stop()
+        else:
+            self._keep(kept)
+            table.keep(kept)
 
     def _start(self, capacity: int) -> None:
+        raise NotImplementedError
+
+    def _stop(self) -> None:
         raise NotImplementedError
 
     def _add(self, slots: Tensor) -> None:
@@ -183,6 +190,9 @@ class Gram(_Stream):
 
     def _start(self, capacity):
         self._weights = torch.zeros(capacity, dtype=torch.float64, device=self._device)
+
+    def _stop(self):
+        del self._weights
 
     def _add(self, slots):
         add_symmetric(self._sum, self._table.rows[slots].double().mul_(self._weights[slots].sqrt()[:, None]))
@@ -226,6 +236,9 @@ class Cross(_Stream):
     def _start(self, capacity):
         self._weights = torch.zeros(capacity, dtype=torch.float64, device=self._device)
         self._right = torch.zeros(capacity, self.width, dtype=torch.float64, device=self._device)
+
+    def _stop(self):
+        del self._weights, self._right
 
     def _add(self, slots):
         rows = self._table.rows[slots].double()
