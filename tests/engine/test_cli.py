@@ -12,7 +12,16 @@ from trace_core.lora import ErasureLora
 @pytest.fixture(scope="module")
 def erased(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("erased")
-    arguments = ["--model", "demo-sd", "--erase", "cat", "--out", str(folder / "cat.safetensors"), "--json", str(folder / "e.json")]
+    arguments = [
+        "--model",
+        "demo-sd",
+        "--erase",
+        "cat",
+        "--out",
+        str(folder / "cat.safetensors"),
+        "--json",
+        str(folder / "e.json"),
+    ]
     assert main(["erase", *arguments]) == 0
     return folder
 

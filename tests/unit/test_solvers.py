@@ -132,7 +132,7 @@ def test_energy_threshold_leaves_what_is_reported(fake, energy, from_gram, monke
     edit, info = case.solved[CONTEXT]
     part = case.sums[CONTEXT]
     assert bool(part.rows) is not from_gram
-    G = solvers.regularise(part.keep.value(), case.policy.alpha)
+    G = solvers.regularise(part.keep.value(), case.policy.alpha, trace=part.trace)
     weighted = torch.stack([(c - g) * w**0.5 for c, g, w in case.pairs()]).T
 
     def whiten(columns):
@@ -313,11 +313,6 @@ def mace_rows(fake, case):
             for i in chosen:
                 j = min(len(new) - behind + i - chosen[0], LENGTH - 1)
                 erase.append((rows[0][i], rows[1][j], concept.weight / len(templates) / len(chosen)))
-            kept = row_weights([0] * LENGTH, [0], "row")  # every row of the wanted prompt, its groups evenly
-            assert kept.sum() == pytest.approx(1.0)
-            marked = case.encoder.encode(texts[1], concept.anchor)
-            share = row_weights(marked.groups, range(6), "group") * concept.weight / len(templates)
-            keep += list(zip(rows[1], share.tolist()))
     prompts = keep_prompts(case.policy, case.keep, ["object"] * len(case.keep), CONTEXTS)
     for prompt, _ in prompts:
         rows = clip.encode_from_tokens(clip.tokenize(prompt))[0].double()
@@ -339,12 +334,6 @@ def test_ridge_is_the_papers_equation(fake, policy, concepts, monkeypatch):
     monkeypatch.setattr(solvers, "regularise", spy)
     case = Case(fake, policy, concepts=concepts)
     erase, keep = {"uce": uce_rows, "mace": mace_rows}[policy](fake, case)
-    if policy == "uce":  # the wanted prompts' rows are kept as well
-        for c in concepts:
-            rows = case.encoder.encode(c.anchor, c.anchor)
-            keep += list(
-                zip(rows.embeddings.double(), (row_weights(rows.groups, range(6), "group") * c.weight).tolist())
-            )
     lam = lambdas[0]
     for _, weight, edited in case.edited():
         dense = dense_solution(weight, *zip(*erase), *zip(*keep), lam)

@@ -33,7 +33,7 @@ class ClosedFormConfig:
     policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
     strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
-    energy: float = field(default=0.9, metadata={"help": "share of the concept's energy to project out (projection)"})
+    energy: float = field(default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"})
     alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
@@ -79,6 +79,7 @@ class _Sums:
         self.count = 0  #: pairs that differ
         self.rows: list[Tensor] = []  # sqrt(a) d, while there are few
         self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
+        self.trace = 0.0  #: trace of the keep matrix without its start-token rows, whose few giant numbers say nothing
         self._ridge = solver == "ridge"
         if self._ridge:
             self.erase = Gram(width)  # sum a c c^T
@@ -105,6 +106,12 @@ class _Sums:
             self.rows.append(difference * weights.sqrt()[:, None])
         else:
             self.rows = []
+
+    def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = ()) -> None:
+        """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens."""
+        self.keep.add(rows, weights)
+        counted = weights * torch.tensor([g != BOS for g in groups] or [True] * len(weights))
+        self.trace += (counted * rows.double().square().sum(dim=1).cpu()).sum().item()
 
     @property
     def targets(self) -> Tensor:
@@ -183,8 +190,11 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
                 sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share)
-                sums[POOLED].keep.add(_pooled(wanted, backbone), share)
-            context.keep.add(wanted.embeddings, row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum())
+                if policy.solver == "projection":
+                    sums[POOLED].add_keep(_pooled(wanted, backbone), share)
+            if policy.solver == "projection":  # what the concept is steered to stays; the papers' ridge has no such term
+                share = row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum()
+                context.add_keep(wanted.embeddings, share, wanted.groups)
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
     prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts)
@@ -193,9 +203,9 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
             progress("encode keep set", number, len(prompts))
         rows = encoder.encode(prompt, entry)
         share = config.keep_weight * len(keep) / len(prompts)
-        context.keep.add(rows.embeddings, keep_weights(policy, rows) * share)
+        context.add_keep(rows.embeddings, keep_weights(policy, rows) * share, rows.groups)
         if POOLED in sums:
-            sums[POOLED].keep.add(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
+            sums[POOLED].add_keep(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
     return sums
 
 
@@ -203,14 +213,13 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
     """Run the policy's solver on one stream's sums."""
     alpha = policy.alpha if config.alpha is None else config.alpha
     absolute = policy.absolute if config.alpha is None else None
+    G = solvers.regularise(part.keep.value(), alpha, absolute, part.trace)
     if policy.solver == "projection":
-        G = solvers.regularise(part.keep.value(), alpha, absolute)
         options = (config.strength, config.energy, config.max_rank, part.fixed)
         if part.rows:
             return solvers.projection(torch.cat(part.rows), G, *options)
         return solvers.projection_from_gram(part.difference(), G, *options)
-    G = solvers.regularise(part.keep.value() + part.erase.value(), alpha, absolute)
-    return solvers.ridge(part.targets, None, G, config.strength, max_rank=config.max_rank)
+    return solvers.ridge(part.targets, None, G + part.erase.value(), config.strength, max_rank=config.max_rank)
 
 
 def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums],

@@ -14,17 +14,21 @@ DIRECT_LIMIT = 4096  #: up to this many difference rows they are decomposed them
 NEARLY_FULL = 0.75  #: share of the dimensions; an edit of higher rank is not worth the SVD that would make it smaller
 
 
-def regularise(keep: Tensor, alpha: float | None, absolute: float | None = None) -> Tensor:
+def regularise(keep: Tensor, alpha: float | None, absolute: float | None = None, trace: float | None = None) -> Tensor:
     """``G = keep + lambda I`` with ``lambda = alpha tr(keep) / d``, or an absolute lambda.
 
     Args:
         keep: Gram matrix ``[d, d]`` float64 without the regulariser.
+        alpha: relative strength.
+        absolute: lambda itself, in place of ``alpha``.
+        trace: taken for ``tr(keep)``, to leave rows out of the scale.
 
     Raises:
         TraceError: if lambda is not positive; a singular system has no answer worth having.
     """
     width = keep.shape[0]
-    strength = absolute if absolute is not None else (alpha or 0.0) * keep.diagonal().sum().item() / width
+    scale = keep.diagonal().sum().item() if trace is None else trace
+    strength = absolute if absolute is not None else (alpha or 0.0) * scale / width
     if not (strength > 0 and math.isfinite(strength)):
         raise TraceError(f"the regulariser lambda is {strength}; it must be positive (alpha {alpha}, keep rows present?)")
     return keep + strength * torch.eye(width, dtype=keep.dtype, device=keep.device)
