@@ -8,7 +8,7 @@ import torch
 from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form import POLICIES, ClosedFormConfig, ContextEdit, Gram, projection, ridge, solvers
 from trace_core.closed_form.erase import collect, export, solve
-from trace_core.closed_form.policies import erased_pairs, keep_prompts, row_weights
+from trace_core.closed_form.policies import erased_pairs, keep_prompts
 from trace_core.concepts import TEMPLATES, Concept, fill
 from trace_core.errors import ConceptError, TraceError
 from trace_core.text import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
