@@ -82,10 +82,10 @@ class _Sums:
         self.trace = 0.0  #: trace of the keep matrix without its start-token rows, whose few giant numbers say nothing
         self._ridge = solver == "ridge"
         if self._ridge:
-            self.erase = Gram(width)  # sum a c c^T
+            self.erase = Gram(width, repeats=False)  # sum a c c^T
             self._want = Cross(width)  # sum a g c^T, sum a g g^T
         else:
-            self._difference = Gram(width)  # sum a d d^T
+            self._difference = Gram(width, repeats=False)  # sum a d d^T
 
     def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor) -> None:
         """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out."""

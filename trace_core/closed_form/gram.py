@@ -43,7 +43,9 @@ class DistinctRows:
         hits: ``[capacity]`` in how many calls each came since the last :meth:`keep`, and before it counts once.
     """
 
-    def __init__(self, width: int, capacity: int, device: torch.device | str):
+    def __init__(self, width: int, capacity: int, device: torch.device | str, look: bool = True):
+        """``look``: whether to look for rows that came before; without, every row takes a new slot."""
+        self.look = look
         self.capacity = capacity
         self.size = 0
         self.rows = torch.empty(capacity, width, device=device)
@@ -65,6 +67,10 @@ class DistinctRows:
         if rows.dtype != self.rows.dtype and rows.dtype == torch.float64:
             self.rows = self.rows.double()
         first, slots, fresh = self.size, [], []
+        if not self.look:
+            self.size += len(rows)
+            self.rows[first : self.size] = rows
+            return slice(first, self.size)
         for number, key in enumerate(self._keys(rows)):
             slot = self._slots.setdefault(key, self.size)
             if slot == self.size:
@@ -112,50 +118,75 @@ class DistinctRows:
 
 
 class _Stream:
-    """What :class:`Gram` and :class:`Cross` share: a table of distinct rows that is folded into sums when it is full."""
+    """What :class:`Gram` and :class:`Cross` share: a table of distinct rows that is folded into sums when it is full.
+
+    Rows are first copied to a stage, so that a prompt costs two copies and the table is asked once for many.
+    """
 
     BLOCK = 4096  #: distinct rows held before they are folded in
+    STAGE = 1024  #: rows copied before the table is asked
 
-    def __init__(self, width: int, device: torch.device | str = "cpu"):
-        """``width`` is d."""
+    def __init__(self, width: int, device: torch.device | str = "cpu", repeats: bool = True):
+        """``width`` is d; without ``repeats`` no time is spent on looking for equal rows."""
         self.width = width
         self.count = 0  #: rows added
         self._device = torch.device(device)
+        self._repeats = repeats
         self._table: DistinctRows | None = None
+        self._stage: list[Tensor] = []
+        self._staged = 0
 
-    def _place(self, rows: Tensor) -> Tensor | slice:
-        if self._table is None:
-            self._table = DistinctRows(self.width, self.BLOCK, self._device)
+    def _put(self, *parts: Tensor) -> None:
+        """Stage ``parts``, of ``n`` rows each: what is looked up, and what :meth:`_accumulate` gets with it."""
+        if not self._table:
+            self._table = DistinctRows(self.width, self.BLOCK, self._device, self._repeats)
             self._start(self.BLOCK)
-        if len(rows) > self._table.room:
-            self._fold()
-        self.count += len(rows)
-        return self._table.place(rows)
+        size = max(1, min(self.STAGE, self.BLOCK // 2))  # after folding there is room for one stage
+        self.count += len(parts[0])
+        for at in range(0, len(parts[0]), size):
+            chunk = [part[at : at + size] for part in parts]
+            if self._staged + len(chunk[0]) > size:
+                self._unstage()
+            if [stage.dtype for stage in self._stage] != [part.dtype for part in chunk]:
+                self._unstage()
+                self._stage = [torch.empty(size, *part.shape[1:], dtype=part.dtype, device=self._device) for part in chunk]
+            end = self._staged + len(chunk[0])
+            for stage, part in zip(self._stage, chunk):
+                stage[self._staged : end] = part
+            self._staged = end
 
-    def _batches(self, n: int):
-        """Slices of at most half a table, so that there is always room for one after folding."""
-        step = max(1, self.BLOCK // 2)
-        return (slice(at, at + step) for at in range(0, n, step))
+    def _unstage(self) -> None:
+        if self._staged:
+            staged = [part[: self._staged] for part in self._stage]
+            if self._staged > self._table.room:
+                self._fold()
+            self._accumulate(self._table.place(staged[0]), *staged)
+        self._staged = 0
+
+    def _finish(self) -> None:
+        """Fold everything and give the tables back; they are made again when more rows come."""
+        if self._table:
+            self._unstage()
+            self._fold(everything=True)
+            self._table, self._stage = None, []
+            self._stop()
 
     def _fold(self, everything: bool = False) -> None:
         """Fold the rows that came once, or everything; rows that come again and again stay and cost no product."""
         table = self._table
-        if table is None or table.size == 0:
-            return
         again = table.hits[: table.size] > 1
         if everything or 2 * int(again.sum()) > table.capacity:
             again[:] = False
         gone, kept = (~again).nonzero()[:, 0], again.nonzero()[:, 0]
         for part in gone.split(2048):  # bounds the float64 copies
             self._add(part)
-        if everything:
-            self._table = None  # give the memory back; it is made again when more rows come
-            self._stop()
-        else:
-            self._keep(kept)
-            table.keep(kept)
+        self._keep(kept)
+        table.keep(kept)
 
     def _start(self, capacity: int) -> None:
+        raise NotImplementedError
+
+    def _accumulate(self, slots: Tensor | slice, *parts: Tensor) -> None:
         raise NotImplementedError
 
     def _stop(self) -> None:
@@ -171,25 +202,25 @@ class _Stream:
 class Gram(_Stream):
     """``sum_i w_i x_i x_i^T`` over rows added bit by bit, in float64."""
 
-    def __init__(self, width: int, device: torch.device | str = "cpu"):
-        super().__init__(width, device)
+    def __init__(self, width: int, device: torch.device | str = "cpu", repeats: bool = True):
+        super().__init__(width, device, repeats)
         self._sum = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor, weights: Tensor | float = 1.0) -> None:
         """Add rows ``[n, d]`` with non-negative weights ``[n]`` (or one for all)."""
-        rows = rows.to(self._device)
         weights = torch.as_tensor(weights, dtype=torch.float64, device=self._device).expand(len(rows))
-        for part in self._batches(len(rows)):
-            slots = self._place(rows[part])
-            accumulate(self._weights, slots, weights[part])
+        self._put(rows, weights)
 
     def value(self) -> Tensor:
         """The sum so far, ``[d, d]`` float64 (not a copy)."""
-        self._fold(everything=True)
+        self._finish()
         return mirror(self._sum)
 
     def _start(self, capacity):
         self._weights = torch.zeros(capacity, dtype=torch.float64, device=self._device)
+
+    def _accumulate(self, slots, rows, weights):
+        accumulate(self._weights, slots, weights)
 
     def _stop(self):
         del self._weights
@@ -209,33 +240,32 @@ class Cross(_Stream):
     Cheap where the same x comes again: its y are added up, and the product is taken once for all.
     """
 
-    def __init__(self, width: int, device: torch.device | str = "cpu"):
-        super().__init__(width, device)
+    def __init__(self, width: int, device: torch.device | str = "cpu", repeats: bool = True):
+        super().__init__(width, device, repeats)
         self._sum = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._left = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, left: Tensor, right: Tensor, weights: Tensor) -> None:
         """Add pairs x ``[n, d]``, y ``[n, d]`` with non-negative weights ``[n]``."""
-        left, right = left.to(self._device), right.to(self._device)
-        weights = weights.to(self._device, torch.float64)
-        for part in self._batches(len(left)):
-            slots = self._place(left[part])
-            accumulate(self._weights, slots, weights[part])
-            accumulate(self._right, slots, right[part].double() * weights[part, None])
+        self._put(left, right, weights.double())
 
     def value(self) -> Tensor:
         """``sum w x y^T`` so far, ``[d, d]`` float64 (not a copy)."""
-        self._fold(everything=True)
+        self._finish()
         return self._sum
 
     def left(self) -> Tensor:
         """``sum w x x^T`` so far, ``[d, d]`` float64 (not a copy)."""
-        self._fold(everything=True)
+        self._finish()
         return mirror(self._left)
 
     def _start(self, capacity):
         self._weights = torch.zeros(capacity, dtype=torch.float64, device=self._device)
         self._right = torch.zeros(capacity, self.width, dtype=torch.float64, device=self._device)
+
+    def _accumulate(self, slots, left, right, weights):
+        accumulate(self._weights, slots, weights)
+        accumulate(self._right, slots, right.double() * weights[:, None])
 
     def _stop(self):
         del self._weights, self._right
