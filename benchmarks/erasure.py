@@ -18,7 +18,7 @@ import torch
 
 import trace_core
 from trace_core import engine
-from trace_core.cli.commands import Bars, write_text
+from trace_core.cli.commands import write_text
 from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.concepts import parse_concepts
 from trace_core.demo import domain, loader
@@ -46,13 +46,13 @@ def mean(results: list[dict]) -> dict:
                   "psnr": fmean(r["drift"]["psnr"] for r in results), "concepts": len(results)}  # fmt: skip
 
 
-def run(models: list[str], policies: list[str], samples: int, seed: int, file: Path) -> dict:
+def run(models: list[str], policies: list[str], samples: int, others: int, seed: int, file: Path) -> dict:
     found = engine.load()
     setting = {
-        "samples_per_class": samples, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__,
+        "samples_per_class": samples, "samples_per_other_class": others, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__,
         "engine": found.version, "python": platform.python_version(), "threads": torch.get_num_threads(),
     }  # fmt: skip
-    data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "unerased": {}, "results": {}}
+    data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "results": {}}
     evaluators = {}
     for model_name, policy, task, concept in jobs(models, policies):
         key = f"{model_name}/{policy}/{task}/{concept}"
@@ -60,8 +60,7 @@ def run(models: list[str], policies: list[str], samples: int, seed: int, file: P
             continue
         if model_name not in evaluators:
             model, clip, vae = loader.load(model_name)
-            evaluators[model_name] = Evaluator(model, clip, vae, domain.domain(), samples, seed, progress=Bars())
-            data["unerased"].setdefault(model_name, evaluators[model_name].unerased())
+            evaluators[model_name] = Evaluator(model, clip, vae, domain.domain(), samples, seed, others=others)
         evaluator = evaluators[model_name]
         concepts = parse_concepts(concept)
         start = time.perf_counter()
@@ -74,9 +73,8 @@ def run(models: list[str], policies: list[str], samples: int, seed: int, file: P
         line = " ".join(f"{k} {100 * scores[k]:.1f}" for k in MEASURES if scores[k] is not None)
         print(f"{key}: {line}", flush=True)
     data["means"] = {}
-    for model_name, policy, task, _ in jobs(models, policies):
-        prefix = f"{model_name}/{policy}/{task}/"
-        data["means"][prefix[:-1]] = mean([r for k, r in data["results"].items() if k.startswith(prefix)])
+    for prefix in dict.fromkeys(key.rsplit("/", 1)[0] for key in data["results"]):
+        data["means"][prefix] = mean([r for k, r in data["results"].items() if k.startswith(prefix + "/")])
     write_text(file, json.dumps(data, indent=1) + "\n")
     return data
 
@@ -86,10 +84,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(loader.MODELS))
     parser.add_argument("--policies", nargs="+", default=["trace", "uce", "mace"])
     parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--others", type=int, default=5, help="pictures of every class that is not erased")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "erasure.json")
     args = parser.parse_args()
-    data = run(args.models, args.policies, args.samples, args.seed, args.out)
+    data = run(args.models, args.policies, args.samples, args.others, args.seed, args.out)
     for name, row in data["means"].items():
         print(name, {k: v if v is None else round(v, 4) for k, v in row.items()})
 

@@ -33,7 +33,10 @@ def erasure() -> str:
     rows.sort(key=lambda row: (row[0] != "demo-sd", row[1], row[2]))
     head = ["model", "erased, one at a time", "policy", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "PSNR ↑"]
     setting = data["setting"]
-    note = f"{setting['samples_per_class']} pictures a class and synonym, seed {setting['seed']}."
+    note = (
+        f"{setting['samples_per_class']} pictures of an erased class and of each synonym, "
+        f"{setting['samples_per_other_class']} of every other class, seed {setting['seed']}."
+    )
     return markdown(head, rows) + f"\n\n{note}"
 
 

@@ -166,7 +166,7 @@ def erase(args) -> dict:
     concepts = concepts_of(args)
     keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
     options = {"policy": METHODS[args.method], "strength": args.strength, "kind": args.kind, "max_rank": args.rank}
-    options |= {k: v for k, v in (("energy", args.energy), ("alpha", args.alpha)) if v is not None}
+    options |= {k: v for k, v in (("energy", args.energy), ("eta", args.eta), ("alpha", args.alpha)) if v is not None}
     ClosedFormConfig(**options)
     check_writable(Path(args.out))
     model, clip, _ = open_model(args.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .gram import Cross, Gram, add_symmetric, mirror
 from .policies import POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
 
 ALL_GROUPS = range(6)
+PAIRS_TOGETHER = 1024  #: pairs of rows that are compared and added in one go
 
 #: ``progress(phase, done, total)``; raise from it to cancel
 Progress = Callable[[str, int, int], None]
@@ -32,6 +33,9 @@ class ClosedFormConfig:
 
     policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
     strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
+    eta: float | None = field(
+        default=None, metadata={"help": "overshoot: steer to g - eta (c - g), not to the neutral g (projection; by kind)"}
+    )
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
     energy: float = field(default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"})
     alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
@@ -50,12 +54,32 @@ class ClosedFormConfig:
             raise TraceError(f"energy is {self.energy}; it must lie in (0, 1]")
         if not -10 <= self.strength <= 10:
             raise TraceError(f"strength is {self.strength}; it must lie between -10 and 10")
+        if self.eta is not None and not 0 <= self.eta <= 5:
+            raise TraceError(f"eta is {self.eta}; it must lie between 0 and 5")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
         if not 0 < self.keep_weight < math.inf:
             raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
         if self.max_rank is not None and self.max_rank < 1:
             raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
+
+
+#: Overshoot where the concept is steered to the neutral prompt. That prompt still draws the concept by chance: one style
+#: in five, one object in twenty. An anchor draws something else, and needs none.
+NEUTRAL_ETA = {"object": 0.5, "style": 0.75, "person": 0.5, "explicit": 0.5}
+
+
+def resolve_eta(config: ClosedFormConfig, concepts: Sequence[Concept]) -> float:
+    """The overshoot to use: as asked, or by the kind of the concepts without an anchor (the smallest, if they differ)."""
+    if config.eta is not None:
+        return config.eta
+    if POLICIES[config.policy].solver != "projection" or any(c.anchor for c in concepts):
+        return 0.0
+    return min(NEUTRAL_ETA[_kind(c, config)] for c in concepts)
+
+
+def _kind(concept: Concept, config: ClosedFormConfig) -> str:
+    return guess_kind(concept.target) if config.kind == "auto" else config.kind
 
 
 @dataclass
@@ -76,36 +100,65 @@ class _Sums:
 
     def __init__(self, width: int, solver: str):
         self.keep = Gram(width)
-        self.count = 0  #: pairs that differ
-        self.rows: list[Tensor] = []  # sqrt(a) d, while there are few
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._count = 0
+        self._rows: list[Tensor] = []
         self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
         self.trace = 0.0  #: trace of the keep matrix without its start-token rows, whose few giant numbers say nothing
         self._ridge = solver == "ridge"
         if self._ridge:
-            self.erase = Gram(width, repeats=False)  # sum a c c^T
+            self._erase = Gram(width, repeats=False)  # sum a c c^T
             self._want = Cross(width)  # sum a g c^T, sum a g g^T
         else:
             self._difference = Gram(width, repeats=False)  # sum a d d^T
 
     def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor) -> None:
-        """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out."""
+        """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out.
+
+        The tensors must stay as they are: many prompts are looked at together.
+        """
+        self._waiting.append((erase, want, weights))
+        if sum(len(weights) for *_, weights in self._waiting) >= PAIRS_TOGETHER:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        erase, want, weights = (torch.cat(parts) for parts in zip(*self._waiting))
+        self._waiting = []
         moved = (erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1)
         moved &= (weights > 0).to(moved.device)
-        used = moved.nonzero()[:, 0]
-        if len(used) and used[-1] - used[0] == len(used) - 1:  # as always with a causal encoder; saves copies
-            used = slice(used[0], used[-1] + 1)
-        erase, want, weights = erase[used], want[used], weights[used]
-        self.count += len(erase)
+        if not moved.all():
+            erase, want, weights = erase[moved], want[moved], weights[moved]
+        self._count += len(erase)
         if self._ridge:
-            self.erase.add(erase, weights)
+            self._erase.add(erase, weights)
             self._want.add(want, erase, weights)
             return
         difference = erase.double() - want.double()
         self._difference.add(difference, weights)
-        if self.count <= solvers.DIRECT_LIMIT:
-            self.rows.append(difference * weights.sqrt()[:, None])
+        if self._count <= solvers.DIRECT_LIMIT:
+            self._rows.append(difference * weights.sqrt()[:, None])
         else:
-            self.rows = []
+            self._rows = []
+
+    @property
+    def count(self) -> int:
+        """Pairs that differ."""
+        self._add_waiting()
+        return self._count
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """``sqrt(a) d``, for the projection, while there are few; otherwise nothing."""
+        self._add_waiting()
+        return self._rows
+
+    @property
+    def erase(self) -> Gram:
+        """``sum a c c^T``, for the ridge."""
+        self._add_waiting()
+        return self._erase
 
     def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = ()) -> None:
         """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens."""
@@ -116,10 +169,12 @@ class _Sums:
     @property
     def targets(self) -> Tensor:
         """``sum a (g - c) c^T``, ``[d, d]``."""
+        self._add_waiting()
         return self._want.value() - self.erase.value()
 
     def difference(self) -> Tensor:
         """``sum a d d^T``, ``[d, d]``."""
+        self._add_waiting()
         if not self._ridge:
             return self._difference.value()
         cross = self._want.value()
@@ -147,6 +202,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    config = replace(config, eta=resolve_eta(config, concepts))
     backbone = backbone_for(model)
     encoder = TextEncoder(clip)
     policy = POLICIES[config.policy]
@@ -182,9 +238,10 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
-        kind = guess_kind(concept.target) if config.kind == "auto" else config.kind
         before = context.count
-        for pairs, weights, erased, wanted in erased_pairs(policy, concept, kind, encoder, config.contexts):
+        for pairs, weights, erased, wanted in erased_pairs(
+            policy, concept, _kind(concept, config), encoder, config.contexts
+        ):
             _check_width(pairs.erase, backbone)
             context.add_pairs(pairs.erase, pairs.want, weights)
             if POOLED in sums:
@@ -215,7 +272,7 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
     absolute = policy.absolute if config.alpha is None else None
     G = solvers.regularise(part.keep.value(), alpha, absolute, part.trace)
     if policy.solver == "projection":
-        options = (config.strength, config.energy, config.max_rank, part.fixed)
+        options = (config.strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, part.fixed)
         if part.rows:
             return solvers.projection(torch.cat(part.rows), G, *options)
         return solvers.projection_from_gram(part.difference(), G, *options)
@@ -263,8 +320,11 @@ def _forms(edit: ContextEdit, part: _Sums) -> Tensor:
     V, D, P = edit.V, part.difference(), part.keep.value()
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
     half = D + left(V.T @ D)
-    both = half + left((half @ V).T).T
-    return torch.stack([both, D, left(left(V.T @ P @ V).T), P, left(left(V.T @ V).T)]).flatten(1)
+    forms = torch.empty(5, *D.shape, dtype=torch.float64)  # filled one by one: stacking them would hold them twice
+    forms[0], forms[1], forms[3] = half + left((half @ V).T).T, D, P
+    forms[2] = left(left(V.T @ P @ V).T)
+    forms[4] = left(left(V.T @ V).T)
+    return forms.flatten(1)
 
 
 def _ratio(top: float, bottom: float) -> float:

@@ -54,9 +54,12 @@ class Evaluator:
     """Samples and judges; the base model's pictures are made once and shared by every evaluation."""
 
     def __init__(self, model, clip, vae, domain: Domain, samples: int = 20, seed: int = 0,
-                 config: SamplerConfig | None = None, progress: Progress | None = None):  # fmt: skip
+                 config: SamplerConfig | None = None, progress: Progress | None = None,
+                 others: int | None = None):  # fmt: skip
+        """``samples`` pictures of each erased class and synonym, ``others`` (the same, unless given) of every other class."""
         self.model, self.clip, self.vae, self.domain = model, clip, vae, domain
         self.samples, self.seed = samples, seed
+        self.others = samples if others is None else others
         self.config = config or SamplerConfig.for_model(model)
         self.progress = progress or (lambda *_: None)
         self._base: dict[str, tuple[Tensor, Tensor]] = {}
@@ -68,10 +71,11 @@ class Evaluator:
         return latents, self.vae.decode(latents)
 
     def base(self, name: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The base model's pictures of a prompt list, cached under a name."""
-        if name not in self._base:
+        """The base model's pictures of a prompt list, cached under a name; a shorter list is the beginning of a longer one."""
+        if name not in self._base or len(self._base[name][0]) < len(prompts):
             self._base[name] = self.pictures(self.model, prompts, f"base: {name}")
-        return self._base[name]
+        latents, pictures = self._base[name]
+        return latents[: len(prompts)], pictures[: len(prompts)]
 
     def unerased(self) -> dict:
         """Object and style accuracy of the base model, per class: what the judge says before anything is erased."""
@@ -79,7 +83,7 @@ class Evaluator:
         for head, classes in (("object", list(self.domain.objects)), ("style", list(self.domain.styles))):
             per_class = {}
             for index, name in enumerate(classes):
-                _, pictures = self.base(name, self._prompts(head, name))
+                _, pictures = self.base(name, self._prompts(head, name, self.samples))
                 per_class[name] = top1(self.domain.judge(pictures, head), index)
             out[head] = {"top1": fmean(per_class.values()), "per_class": per_class}
         return {"samples_per_class": self.samples, "seed": self.seed, "accuracy": out}
@@ -103,7 +107,7 @@ class Evaluator:
         erased = [name for _, name in places]
         per_class, latents, base_latents, pictures, base_pictures = {}, [], [], [], []
         for index, name in enumerate(classes):
-            prompts = self._prompts(head, name)
+            prompts = self._prompts(head, name, self.samples if name in erased else self.others)
             z, x = self.pictures(model, prompts, name)
             per_class[name] = self._judged(x, head, index) | {"erased": name in erased}
             if name not in erased:
@@ -128,6 +132,7 @@ class Evaluator:
             "head": head,
             "definition": "top-1 of the judge; prob is the mean probability of the class",
             "samples_per_class": self.samples,
+            "samples_per_other_class": self.others,
             "seed": self.seed,
             "sampler": f"{self.config.sampler}/{self.config.scheduler}, {self.config.steps} steps, cfg {self.config.cfg}",
         }
@@ -139,10 +144,10 @@ class Evaluator:
             raise ConceptError(f"the judge does not know '{target}'; it can measure: {known}")
         return place
 
-    def _prompts(self, head: str, name: str) -> list[str]:
+    def _prompts(self, head: str, name: str, count: int) -> list[str]:
         if head == "object":
-            return object_prompts(name, self.domain.styles, self.samples)
-        return style_prompts(name, list(self.domain.objects), self.samples)
+            return object_prompts(name, self.domain.styles, count)
+        return style_prompts(name, list(self.domain.objects), count)
 
     def _judged(self, pictures: Tensor, head: str, index: int) -> dict:
         probabilities = self.domain.judge(pictures, head)
