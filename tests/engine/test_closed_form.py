@@ -19,7 +19,7 @@ from trace_core.lora import ErasureLora
 KINDS = ("sd1", "sdxl", "flux")
 KEEP = ("bird", "car", "house")
 CAT = Concept("cat", "dog")
-EXACT = ClosedFormConfig(energy=1.0)
+EXACT = ClosedFormConfig(eta=0.0, energy=1.0)
 
 
 @pytest.fixture(autouse=True)

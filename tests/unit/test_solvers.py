@@ -7,7 +7,7 @@ import torch
 
 from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form import POLICIES, ClosedFormConfig, ContextEdit, Gram, projection, ridge, solvers
-from trace_core.closed_form.erase import collect, export, solve
+from trace_core.closed_form.erase import NEUTRAL_ETA, collect, export, resolve_eta, solve
 from trace_core.closed_form.policies import erased_pairs, keep_prompts
 from trace_core.concepts import TEMPLATES, Concept, fill
 from trace_core.errors import ConceptError, TraceError
@@ -512,3 +512,25 @@ def test_rows_of_another_width_are_refused(fake):
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH + 1))
     with pytest.raises(ConceptError, match="rows of 96 numbers, the model reads 97; connect the CLIP that belongs"):
         collect(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
+
+
+# ------------------------------------------------------------------------------------- overshoot
+
+
+def test_overshoot_is_for_the_neutral_prompt_only():
+    cat, anchored, style = Concept("cat"), Concept("cat", "dog"), Concept("twitter style")
+    config = ClosedFormConfig()
+    assert resolve_eta(config, [cat]) == NEUTRAL_ETA["object"]
+    assert resolve_eta(config, [style]) == NEUTRAL_ETA["style"]
+    assert resolve_eta(config, [style, cat]) == min(NEUTRAL_ETA["style"], NEUTRAL_ETA["object"])
+    assert resolve_eta(config, [anchored]) == resolve_eta(config, [cat, anchored]) == 0
+    assert resolve_eta(ClosedFormConfig(eta=2.0), [anchored]) == 2
+    assert resolve_eta(ClosedFormConfig(policy="uce"), [cat]) == 0
+
+
+def test_overshoot_maps_the_concept_beyond_its_counterpart(fake):
+    """W'(c - g) = -eta W (c - g) at strength 1."""
+    case = Case(fake, concepts=CONCEPTS, width=WIDE, energy=1.0, eta=0.5)
+    for _, weight, edited in case.edited():
+        D = case.differences().T
+        assert (edited @ D + 0.5 * weight @ D).norm() <= 1e-6 * (weight @ D).norm()
