@@ -1,0 +1,428 @@
+"""How fast the closed form is: ``python -m trace_core bench closed-form --json FILE``, or this file itself.
+
+Ours is the library's own path (``collect``, ``solve``, ``export``) on the same rows, weights and lambda as the
+published way (MACE, arXiv 2403.06135, eq. 2; UCE, arXiv 2308.14761, eq. 7, written here from the papers): every matrix
+accumulates its own two sums, prompt by prompt, in float32, and takes a dense inverse. It is timed in three forms:
+
+* ``batched``: the two sums as batched matrix products, one product a prompt; the figures' baseline
+* ``loop``: one product a prompt, each added in place; stronger than anything published
+* ``outer``: an outer product for every token, summed, as the released code has it; timed on one prompt and scaled
+
+Making the text rows and pairing them is not timed on either side. They are synthetic, with what matters of CLIP's: a
+constant start row with giant numbers, a large common part, equal rows where prompts begin alike, pads that carry the
+concept and differ a little by position, and a full, slowly decaying spectrum (nothing is of low rank).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import trace_core
+from trace_core import engine
+from trace_core.backbones import backbone_for
+from trace_core.backbones.base import CONTEXT, POOLED
+from trace_core.closed_form import POLICIES, ClosedFormConfig, solvers
+from trace_core.closed_form.policies import erased_pairs, keep_prompts, keep_weights
+from trace_core.concepts import EVERYDAY, Concept
+
+sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this file by its path
+from published import Published, stack  # noqa: E402
+from synthetic import Clock, Matrices, SyntheticText  # noqa: E402
+
+closed_form = importlib.import_module("trace_core.closed_form.erase")  # the package shows the function of this name
+
+RESULTS = Path(__file__).parent / "results"
+FEW_KEPT = EVERYDAY[1:6]  #: 5 entries, 30 prompts
+MORE = tuple(f"a {{}} {place}" for place in (
+    "in the rain", "under a bridge", "at night", "on the moon", "in a museum", "by the sea", "in black and white",
+    "on a stamp", "made of glass", "in the snow", "seen from above", "next to a tree"))  # fmt: skip
+CONFIG = {"policy": "mace", "contexts": {"object": MORE}, "kind": "object"}  #: 30 templates, 18 of them the library's
+
+
+# ------------------------------------------------------------------------------------------------ what is edited
+
+
+def sd15():
+    """A ModelPatcher of ComfyUI's UNetModel in SD1.5's shapes, float16; text layers random, all others constant."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15({
+        "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
+        "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
+        "use_linear_in_transformer": False, "use_temporal_resblock": False, "use_temporal_attention": False,
+        "context_dim": 768, "num_heads": 8,
+    })  # fmt: skip
+    config.set_inference_dtype(torch.float16, None)
+    model = config.get_model({}, device=torch.device("cpu"))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.diffusion_model.named_parameters():
+            text = ".attn2.to_k" in name or ".attn2.to_v" in name
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 768**0.5) if text else parameter.fill_(0.01)
+    size = sum(p.numel() * p.element_size() for p in model.diffusion_model.parameters())
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu), size
+
+
+def concepts(count: int, anchors: bool = False) -> list[Concept]:
+    """One or two words each; with ``anchors``, no two steer to the same."""
+    names = [f"concept{i}" if i % 2 else f"big concept{i}" for i in range(count)]
+    return [Concept(name, f"anchor{i}" if anchors else "") for i, name in enumerate(names)]
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+@contextmanager
+def peak_memory():
+    """Yields a dict whose ``bytes`` is, afterwards, the largest increase of the process's resident memory (Linux)."""
+    statm, found, stop = Path("/proc/self/statm"), {"bytes": None}, threading.Event()
+    if not statm.exists():
+        yield found
+        return
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or memory freed earlier would hide what is used now
+    except AttributeError:
+        pass
+    resident = lambda: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
+    before = resident()
+    found["bytes"] = 0
+
+    def watch():
+        while not stop.wait(0.005):
+            found["bytes"] = max(found["bytes"], resident() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        watcher.join()
+
+
+@contextmanager
+def pairing_not_timed(text: SyntheticText, found: dict):
+    """Count the time that ``collect`` waits for paired rows as ``text.seconds``, and note lambda in ``found``."""
+    pairs, regularise = closed_form.erased_pairs, solvers.regularise
+
+    def timed(*args):
+        source = pairs(*args)
+        while True:
+            made, begin = text.seconds, Clock.now()
+            item = next(source, None)
+            text.seconds = made + Clock.now() - begin
+            if item is None:
+                return
+            yield item
+
+    def noted(gram, *args):
+        out = regularise(gram, *args)
+        found.setdefault("lambda", (out - gram).diagonal().mean().item())  # the context's comes first
+        return out
+
+    closed_form.erased_pairs, solvers.regularise = timed, noted
+    try:
+        yield
+    finally:
+        closed_form.erased_pairs, solvers.regularise = pairs, regularise
+
+
+def ours(backbone, text: SyntheticText, erased: list[Concept], kept, progress=lambda *_: None, **config) -> dict:
+    """The library's ``collect``, ``solve`` and ``export``, timed. Both sides are handed their rows paired."""
+    config = ClosedFormConfig(**{**CONFIG, **config})
+    policy, seconds, out = POLICIES[config.policy], {}, {"config": config}
+    with peak_memory() as memory, pairing_not_timed(text, out):
+        begin, made = Clock.now(), text.seconds
+        sums = closed_form.collect(backbone, text, policy, erased, kept, config, progress)
+        seconds["rows"] = text.seconds - made
+        seconds["sums"] = Clock.now() - begin - seconds["rows"]
+        begin, solved = Clock.now(), {s: closed_form.solve(policy, part, config) for s, part in sums.items()}
+        edits = {stream: edit for stream, (edit, _) in solved.items()}
+        seconds["solve"] = Clock.now() - begin
+        begin = Clock.now()
+        closed_form.export(backbone, edits, sums, measure=False)
+        seconds["export"] = Clock.now() - begin
+        begin = Clock.now()
+        lora, report = closed_form.export(backbone, edits, sums)
+        seconds["report"] = max(0.0, Clock.now() - begin - seconds["export"])
+    seconds["edit"] = seconds["sums"] + seconds["solve"] + seconds["export"]
+    return out | {"seconds": seconds, "peak_bytes": memory["bytes"], "edits": edits, "lora": lora, "sums": sums,
+                  "residual": max(r["residual"] for r in report.values())}  # fmt: skip
+
+
+def prompts_of(text: SyntheticText, erased: list[Concept], config: ClosedFormConfig):
+    """For each concept its prompts' ``(c, g, a)``, as ``collect`` weights them."""
+    for concept in erased:
+        batch = []
+        for pairs, weights, *_ in erased_pairs(POLICIES[config.policy], concept, "object", text, config.contexts):
+            used = weights > 0
+            batch.append((pairs.erase[used], pairs.want[used], weights[used]))
+        yield batch
+
+
+def kept_prompts(text: SyntheticText, kept, config: ClosedFormConfig):
+    """The keep set's ``(p, p, b)``, as ``collect`` weights them."""
+    policy = POLICIES[config.policy]
+    prompts = keep_prompts(policy, kept, ["object"] * len(kept), config.contexts)
+    for prompt, entry in prompts:
+        rows = text.encode(prompt, entry)
+        weights = keep_weights(policy, rows) * config.keep_weight * len(kept) / len(prompts)
+        yield rows.embeddings, rows.embeddings, weights
+
+
+def published(weights: dict, text: SyntheticText, erased, kept, mine: dict, form: str, dtype=torch.float32) -> dict:
+    """Run it for some matrices: seconds, dW and the number of prompts."""
+    config, lam = mine["config"], mine["lambda"]
+    machines = {name: Published(weight.to(dtype), form) for name, weight in weights.items()}
+    prompts = 0
+
+    def batches():
+        yield from prompts_of(text, erased, config)
+        preserve = list(kept_prompts(text, kept, config))
+        yield from (preserve[at : at + 30] for at in range(0, len(preserve), 30))
+
+    for batch in batches():
+        prompts += len(batch)
+        batch = [tuple(x.to(dtype) for x in prompt) for prompt in batch]
+        stacked = stack(batch) if form == "batched" else None
+        for machine in machines.values():
+            machine.add(batch, stacked)
+    changes = {name: machine.change(lam) for name, machine in machines.items()}
+    return {"seconds": {n: m.seconds for n, m in machines.items()}, "changes": changes, "prompts": prompts}
+
+
+def outer_products(layers: dict, text: SyntheticText, prompts: int) -> float:
+    """Time of the released code's form, scaled from one prompt."""
+    rows = text.encode("a photo of a big concept0 in the garden").embeddings
+    one = [(rows, rows, torch.ones(len(rows)))]
+    seconds = {}
+    for name, weight in one_of_each(layers).items():
+        machine = Published(weight, "outer")
+        machine.add(one, None)
+        seconds[name] = machine.seconds * prompts
+    return scaled(seconds, layers)
+
+
+def scaled(seconds: dict[str, float], layers: dict[str, torch.Tensor]) -> float:
+    """Time of all matrices, from some of every size."""
+    sizes = [len(layers[name]) for name in seconds]
+    rate = {size: sum(t for n, t in seconds.items() if len(layers[n]) == size) / sizes.count(size) for size in sizes}
+    return sum(rate[len(weight)] for weight in layers.values())
+
+
+def one_of_each(layers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict({len(w): (n, w) for n, w in layers.items()}.values())
+
+
+def difference(mine: dict, layers: dict, changes: dict) -> dict[str, float]:
+    """Largest ||dW_ours - dW|| / ||dW||, of the edit and of the float16 factors in the file."""
+    edit, worst = mine["edits"][CONTEXT], {"edit": 0.0, "file": 0.0}
+    for name, change in changes.items():
+        for kind, own in (
+            ("edit", layers[name].double() @ edit.U @ edit.V.T),
+            ("file", mine["lora"].delta(name).double()),
+        ):
+            worst[kind] = max(worst[kind], ((own - change.double()).norm() / change.double().norm()).item())
+    return worst
+
+
+# ------------------------------------------------------------------------------------------------ the runs
+
+
+def layers_of(backbone) -> dict[str, torch.Tensor]:
+    return {layer.module: weight for layer, weight in backbone.weights() if layer.stream == CONTEXT}
+
+
+def materialise(layers: dict, mine: dict) -> float:
+    """Seconds for the dense weights ``W + up down``, float32, as the published way ends with them."""
+    begin = Clock.now()
+    for name, weight in layers.items():
+        up, down = mine["lora"].modules[name]
+        torch.addmm(weight, up.float(), down.float())
+    return Clock.now() - begin
+
+
+def record(mine: dict, count: int, kept, model_bytes: int | None = None) -> dict:
+    """What is written of a run of ours."""
+    part = mine["sums"][CONTEXT]
+    templates = 18 + len(MORE)
+    out = {
+        "concepts": count, "templates": templates, "prompts": count * templates, "erased_rows": part.count,
+        "keep_entries": len(kept), "keep_rows": part.keep.count, "policy": mine["config"].policy,
+        "rank": mine["edits"][CONTEXT].rank, "seconds": {k: round(v, 4) for k, v in mine["seconds"].items()},
+        "peak_increase_bytes": mine["peak_bytes"], "largest_residual": mine["residual"],
+    }  # fmt: skip
+    if model_bytes and mine["peak_bytes"] is not None:
+        out["peak_of_model"] = round(1 + mine["peak_bytes"] / model_bytes, 4)
+    return out
+
+
+def against(mine: dict, layers: dict, chosen: dict, text, erased, kept, forms=("batched", "loop")) -> dict:
+    """Time the published way on the matrices ``chosen`` and scale to all."""
+    out = {"matrices_timed": len(chosen), "matrices": len(layers)}
+    edit = mine["seconds"]["edit"]
+    for form in forms:
+        base = published(chosen, text, erased, kept, mine, form)
+        seconds = scaled(base["seconds"], layers)
+        out[form] = {"seconds": round(seconds, 3), "ratio": round(seconds / edit, 1),
+                     "relative_difference_float32": difference(mine, layers, base["changes"])}  # fmt: skip
+    out["baseline_prompts"] = base["prompts"]
+    seconds = outer_products(layers, text, base["prompts"])
+    out["outer"] = {"seconds": round(seconds, 1), "ratio": round(seconds / edit, 1)}
+    dense = materialise(layers, mine)
+    out["dense_weights_seconds"] = round(dense, 4)
+    out["ratio_with_dense_weights"] = round(out["batched"]["seconds"] / (edit + dense), 1)
+    return out
+
+
+def median(runs: list[dict]) -> dict:
+    return sorted(runs, key=lambda r: r["seconds"]["edit"])[len(runs) // 2]
+
+
+def bench_sd15(say, many: int) -> dict:
+    """1, 5, 100 and ``many`` concepts on SD1.5's UNet."""
+    patcher, size = sd15()
+    backbone, text = backbone_for(patcher), SyntheticText(768)
+    layers = layers_of(backbone)
+    some, out = one_of_each(layers), {"matrices": len(layers), "model_bytes": size, "dtype": "float16"}
+    ours(backbone, text, concepts(1), FEW_KEPT)  # warm-up
+    for name, count, kept, repeats, chosen in (
+        ("1", 1, FEW_KEPT, 3, layers), ("1, the library's own keep set", 1, EVERYDAY, 3, some),
+        ("5", 5, FEW_KEPT, 3, some), ("100", 100, FEW_KEPT, 1, some),
+    ):  # fmt: skip
+        erased = concepts(count)
+        mine = median([ours(backbone, text, erased, kept) for _ in range(repeats)])
+        out[name] = record(mine, count, kept, size) | against(mine, layers, chosen, text, erased, kept)
+        if count == 1:
+            exact = published(some, text, erased, kept, mine, "loop", torch.float64)
+            out[name]["relative_difference_float64"] = difference(mine, layers, exact["changes"])
+        say("SD1.5", name, out[name])
+    for name, count, options in (("100, an anchor each", 100, {"anchors": True}), ("1, projection", 1, {}),
+                                 ("100, projection", 100, {})):  # fmt: skip
+        policy = {"policy": "trace"} if "projection" in name else {}
+        mine = ours(backbone, text, concepts(count, **options), FEW_KEPT, **policy)
+        out[name] = record(mine, count, FEW_KEPT, size)
+        say("SD1.5", name, out[name])
+    out[f"{many}"] = thousand(backbone, text, many, size)
+    say("SD1.5", f"{many}", out[f"{many}"])
+    return out
+
+
+def thousand(backbone, text, many: int, size: int) -> dict:
+    """The long run, with the progress that a caller sees."""
+    begin, seen = Clock.now(), []
+
+    def progress(phase, done, total):
+        if phase == "encode concepts" and done % max(1, total // 10) == 0:
+            seen.append([done, round(Clock.now() - begin, 2)])
+            print(f"  {phase} {done}/{total}, {seen[-1][1]:.1f} s (with the making of rows)", flush=True)
+
+    mine = ours(backbone, text, concepts(many), FEW_KEPT, progress)
+    return record(mine, many, FEW_KEPT, size) | {"progress": seen}
+
+
+def bench_wide(say) -> dict:
+    """One concept at SDXL's and FLUX's real widths. FLUX has one matrix a stream: nothing is shared there."""
+    out = {}
+    for name, backbone, text, kept in (
+        ("SDXL", Matrices([(CONTEXT, 20, 640, 2048), (CONTEXT, 120, 1280, 2048)]), SyntheticText(2048), FEW_KEPT),
+        ("FLUX", Matrices([(CONTEXT, 1, 3072, 4096), (POOLED, 1, 3072, 768)]),
+         SyntheticText(4096, 256, bidirectional=True, pooled=768), FEW_KEPT[:1]),
+    ):  # fmt: skip
+        layers, erased = layers_of(backbone), concepts(1)
+        mine = ours(backbone, text, erased, kept)
+        some = one_of_each(layers)
+        out[name] = record(mine, 1, kept) | against(mine, layers, some, text, erased, kept, ("batched",))
+        say(name, "1", out[name])
+        del mine
+        projected = ours(backbone, text, erased, kept, policy="trace")
+        out[f"{name}, projection"] = record(projected, 1, kept)
+        say(name, "1, projection", out[f"{name}, projection"])
+    return out
+
+
+HEAD = ("model", "concepts", "ours, s", "batched, s", "ratio", "loop ratio", "outer ratio", "peak")
+
+
+def row(model: str, name: str, r: dict) -> list[str]:
+    def figure(form, key, places=0):
+        return f"{r[form][key]:.{places}f}" + ("x" if key == "ratio" else "") if form in r else "–"
+
+    peak = f"{r['peak_of_model']:.3f}x" if "peak_of_model" in r else "–"
+    return [model, name, f"{r['seconds']['edit']:.2f}", figure("batched", "seconds", 1), figure("batched", "ratio"),
+            figure("loop", "ratio"), figure("outer", "ratio"), peak]  # fmt: skip
+
+
+def run(many: int = 1000, cpu_time: bool = False, wide: bool = True) -> dict:
+    """All of it; returns what ``--json`` writes.
+
+    Args:
+        many: concepts of the long run.
+        cpu_time: one thread, and the process's own time: for a machine whose cores do other work too.
+        wide: SDXL's and FLUX's widths as well.
+    """
+    found = engine.load(cpu=True)
+    if cpu_time:
+        torch.set_num_threads(1)
+        Clock.now = staticmethod(time.process_time)
+    begin, rows = time.perf_counter(), []
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+    def say(model, name, result):
+        if not rows:
+            print("".join(f"{h:<14}" if i != 1 else f"{h:<30}" for i, h in enumerate(HEAD)))
+        rows.append(row(model, name, result))
+        print("".join(f"{c:<14}" if i != 1 else f"{c:<30}" for i, c in enumerate(rows[-1])), flush=True)
+
+    with torch.inference_mode():
+        results = {"sd15": bench_sd15(say, many)} | (bench_wide(say) if wide else {})
+    table = [HEAD, ["---"] * len(HEAD), *rows]
+    note = (
+        "`ours` is rows to LoRA factors, rows made and paired before, on either side; measuring every layer for the "
+        "report comes on top. `batched` is the published way (own sums and dense inverse for every matrix, float32); "
+        "`loop` the same with in-place products; `outer` as the released code has it, scaled from one prompt. "
+        "`peak` is the model's memory and the largest increase during the edit, over the model's memory."
+    ) + (" Times are the process's own, of one thread: the cores did other work too." if cpu_time else "")
+    return {
+        "torch": torch.__version__, "python": platform.python_version(), "engine": found.version,
+        "trace_core": trace_core.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
+        "load_at_start": load, "cores_were_shared": load is not None and load > 0.5,
+        "clock": "cpu time of the process" if cpu_time else "wall",
+        "seconds_in_all": round(time.perf_counter() - begin, 1), "results": results,
+        "markdown": "\n".join("| " + " | ".join(r) + " |" for r in table) + "\n\n" + note,
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=RESULTS / "closed_form.json")
+    parser.add_argument("--many", type=int, default=1000, help="concepts of the long run")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread and its own time, where cores are shared")
+    parser.add_argument("--no-wide", action="store_true", help="leave out SDXL's and FLUX's widths")
+    args = parser.parse_args(argv)
+    data = run(args.many, args.cpu_time, not args.no_wide)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(data, indent=1) + "\n")
+    print(f"wrote {args.json}")
+
+
+if __name__ == "__main__":
+    main()
