@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -64,8 +66,10 @@ def clip_config(tower: dict, vocab: int) -> dict:
             "pad_token_id": vocab - 1, "projection_dim": tower["hidden_size"]}  # fmt: skip
 
 
-def config_file(config: dict) -> str:
-    """ComfyUI's older text models read their configuration only from a file."""
-    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as f:
-        json.dump(config, f)
-    return f.name
+@contextmanager
+def config_file(config: dict) -> Iterator[str]:
+    """A configuration as a file, for as long as a text model is being built: older ComfyUIs read it from nowhere else."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config))
+        yield str(file)

@@ -59,12 +59,13 @@ def _clip_model(tower: dict):
 
     class DemoClipModel(comfy.sd1_clip.SDClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None, return_projected_pooled=True, **_):
-            super().__init__(
-                device=device, max_length=sizes.TEXT_LENGTH, dtype=dtype, model_class=SmallClipText,
-                textmodel_json_config=config_file(clip_config(tower, vocab)),
-                special_tokens={"start": vocab - 2, "end": vocab - 1, "pad": vocab - 1},
-                return_projected_pooled=return_projected_pooled, model_options=dict(model_options or {}),
-            )  # fmt: skip
+            with config_file(clip_config(tower, vocab)) as config:
+                super().__init__(
+                    device=device, max_length=sizes.TEXT_LENGTH, dtype=dtype, model_class=SmallClipText,
+                    textmodel_json_config=config, return_projected_pooled=return_projected_pooled,
+                    special_tokens={"start": vocab - 2, "end": vocab - 1, "pad": vocab - 1},
+                    model_options=dict(model_options or {}),
+                )  # fmt: skip
 
     return DemoClipModel
 
@@ -105,10 +106,11 @@ def flux_clip():
             torch.nn.Module.__init__(self)
             options = dict(model_options or {})
             self.clip_l = clip_class(device=device, dtype=dtype, return_projected_pooled=False, model_options=options)
-            self.t5xxl = comfy.sd1_clip.SDClipModel(
-                device=device, dtype=dtype, textmodel_json_config=config_file(t5_config), model_options=options,
-                special_tokens={"end": 1, "pad": 0}, model_class=comfy.text_encoders.t5.T5,
-            )  # fmt: skip
+            with config_file(t5_config) as config:
+                self.t5xxl = comfy.sd1_clip.SDClipModel(
+                    device=device, dtype=dtype, textmodel_json_config=config, model_options=options,
+                    special_tokens={"end": 1, "pad": 0}, model_class=comfy.text_encoders.t5.T5,
+                )  # fmt: skip
             self.dtypes = {dtype}
 
     class DemoFluxTokenizer(comfy.text_encoders.flux.FluxTokenizer):
