@@ -55,6 +55,7 @@ demo: setup
 
 bench: setup
 	$(PY) -m trace_core bench closed-form --json benchmarks/results/closed_form.json
+	$(PY) benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) $(ENGINE) out *.egg-info .pytest_cache .ruff_cache

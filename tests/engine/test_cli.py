@@ -119,3 +119,10 @@ def test_a_model_that_is_no_model_is_refused(engine, tmp_path, capsys):
 def test_the_judge_knows_what_it_does_not_know(engine, capsys):
     assert main(["evaluate", "--model", "demo-sd", "--erase", "Van Gogh"]) == 2
     assert "the judge does not know 'Van Gogh'" in capsys.readouterr().err
+
+
+def test_a_costly_edit_is_announced(engine, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    arguments = ["--model", "demo-flux", "--erase", "cat", "--energy", "1", "--out", str(out)]
+    assert main(["erase", *arguments]) == 0
+    assert "little text is left, lower energy" in capsys.readouterr().out

@@ -184,6 +184,8 @@ def erase(args) -> dict:
     worst = max((v["residual"] for v in result.report["layers"].values()), default=0.0)
     print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
           f"residual {100 * worst:.1f} % at most; wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
+    for warning in result.report["warnings"]:
+        print(f"warning: {warning}")
     return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
 
 

@@ -220,9 +220,23 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         "keep": kept,
         "solved": solved,
         "layers": layers,
+        "warnings": warnings_of(backbone, solved, layers),
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
     return ClosedFormResult(lora, edits, report)
+
+
+def warnings_of(backbone: Backbone, solved: dict, layers: dict) -> list[str]:
+    """What a user should hear before sharing the result."""
+    out = []
+    for stream, info in solved.items():
+        width = backbone.width(stream)
+        if info["rank"] > 0.9 * width:
+            out.append(f"the edit takes {info['rank']} of {width} directions of the {stream}; little text is left, lower energy")
+    worst = max(layers, key=lambda m: layers[m]["relative_norm"], default=None)
+    if worst and layers[worst]["relative_norm"] > 1:
+        out.append(f"the edit of {worst} is larger than the weight itself; lower the strength or raise alpha")
+    return out
 
 
 def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: Sequence[Concept], keep: Sequence[str],
