@@ -211,7 +211,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     edits, solved = {}, {}
     for stream, part in sums.items():
         edits[stream], solved[stream] = solve(policy, part, config)
-    lora, layers = export(backbone, edits, sums)
+    lora, layers = export(backbone, edits, sums, eta=config.eta)
     report = {
         "method": policy.name,
         "solver": policy.solver,
@@ -233,9 +233,9 @@ def warnings_of(backbone: Backbone, solved: dict, layers: dict) -> list[str]:
         width = backbone.width(stream)
         if info["rank"] > 0.9 * width:
             out.append(f"the edit takes {info['rank']} of {width} directions of the {stream}; little text is left, lower energy")
-    worst = max(layers, key=lambda m: layers[m]["relative_norm"], default=None)
-    if worst and layers[worst]["relative_norm"] > 1:
-        out.append(f"the edit of {worst} is larger than the weight itself; lower the strength or raise alpha")
+    worst = max(layers, key=lambda m: layers[m]["keep_change"], default=None)
+    if worst and (change := layers[worst]["keep_change"]) > 0.75:
+        out.append(f"the keep set's rows change by {100 * change:.0f} % in {worst}; lower strength or energy, or keep more")
     return out
 
 
@@ -294,14 +294,14 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
 
 
 def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums],
-           measure: bool = True) -> tuple[ErasureLora, dict]:  # fmt: skip
+           measure: bool = True, eta: float = 0.0) -> tuple[ErasureLora, dict]:  # fmt: skip
     """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each layer.
 
-    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, ``keep_change`` = ||dW P|| / ||W P||
+    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its overshoot ``eta``, ``keep_change`` = ||dW P|| / ||W P||
     over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
     """
     factors, measured = {}, {}
-    forms = {s: _forms(edit, sums[s]) if measure else None for s, edit in edits.items() if edit.rank}
+    forms = {s: _forms(edit, sums[s], eta) if measure else None for s, edit in edits.items() if edit.rank}
     for layer, weight in backbone.weights():
         if layer.stream not in forms:
             continue
@@ -324,18 +324,18 @@ def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
     }
 
 
-def _forms(edit: ContextEdit, part: _Sums) -> Tensor:
+def _forms(edit: ContextEdit, part: _Sums, eta: float) -> Tensor:
     """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all layers.
 
     Returns:
-        ``[5, d * d]`` float64, X X^T of (I + U V^T) D, D, U V^T P, P, U V^T. All are positive semidefinite, so nothing
+        ``[5, d * d]`` float64, X X^T of (I + U V^T / (1 + eta)) D, D, U V^T P, P, U V^T. All are positive semidefinite, so nothing
         cancels in the inner product, and float32 does for W^T W.
     """
     V, D, P = edit.V, part.difference(), part.keep.value()
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
-    half = D + left(V.T @ D)
+    half = D + left(V.T @ D) / (1 + eta)
     forms = torch.empty(5, *D.shape, dtype=torch.float64)  # filled one by one: stacking them would hold them twice
-    forms[0], forms[1], forms[3] = half + left((half @ V).T).T, D, P
+    forms[0], forms[1], forms[3] = half + left((half @ V).T).T / (1 + eta), D, P
     forms[2] = left(left(V.T @ P @ V).T)
     forms[4] = left(left(V.T @ V).T)
     return forms.flatten(1)
