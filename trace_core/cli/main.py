@@ -37,7 +37,7 @@ def _command(commands, name: str, help: str, description: str = "") -> argparse.
 def _demo(commands) -> None:
     c = _command(commands, "demo", "erase two concepts from the demo models, draw before/after grids, print a table")
     c.add_argument("--out", default="out/demo", help="folder for LoRAs, grids and the report")
-    c.add_argument("--samples", type=int, default=10, help="pictures per class and per synonym")
+    c.add_argument("--samples", type=int, default=8, help="pictures per class and per synonym")
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
 
 
