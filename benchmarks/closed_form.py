@@ -6,7 +6,7 @@ accumulates its own two sums, prompt by prompt, in float32, and takes a dense in
 
 * ``batched``: the two sums as batched matrix products, one product a prompt; the figures' baseline
 * ``loop``: one product a prompt, each added in place; stronger than anything published
-* ``outer``: an outer product for every token, summed, as the released code has it; timed on a few tokens and scaled
+* ``outer``: an outer product for every token, summed, as the released code has it; timed on one prompt and scaled
 
 Making the text rows and pairing them is not timed on either side. They are synthetic, with what matters of CLIP's: a
 constant start row with giant numbers, a large common part, equal rows where prompts begin alike, pads that carry the
@@ -40,45 +40,17 @@ from trace_core.concepts import EVERYDAY, Concept
 
 sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this file by its path
 from published import Published, stack  # noqa: E402
-from synthetic import Clock, Matrices, SyntheticText  # noqa: E402
+from synthetic import Clock, Matrices, SyntheticText, sd15  # noqa: E402
 
 closed_form = importlib.import_module("trace_core.closed_form.erase")  # the package shows the function of this name
 
 RESULTS = Path(__file__).parent / "results"
-TOKENS = 8  #: for which outer products are timed
+OUTER_BYTES = 2 << 30  #: what the outer products of one prompt may take (FLUX's take 17 GB, and are timed on a part)
 FEW_KEPT = EVERYDAY[1:6]  #: 5 entries, 30 prompts
 MORE = tuple(f"a {{}} {place}" for place in (
     "in the rain", "under a bridge", "at night", "on the moon", "in a museum", "by the sea", "in black and white",
     "on a stamp", "made of glass", "in the snow", "seen from above", "next to a tree"))  # fmt: skip
 CONFIG = {"policy": "mace", "contexts": {"object": MORE}, "kind": "object"}  #: 30 templates, 18 of them the library's
-
-
-# ------------------------------------------------------------------------------------------------ what is edited
-
-
-def sd15():
-    """A ModelPatcher of ComfyUI's UNetModel in SD1.5's shapes, float16; text layers random, all others constant."""
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    config = comfy.supported_models.SD15({
-        "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
-        "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 320,
-        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
-        "use_linear_in_transformer": False, "use_temporal_resblock": False, "use_temporal_attention": False,
-        "context_dim": 768, "num_heads": 8,
-    })  # fmt: skip
-    config.set_inference_dtype(torch.float16, None)
-    model = config.get_model({}, device=torch.device("cpu"))
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.diffusion_model.named_parameters():
-            text = ".attn2.to_k" in name or ".attn2.to_v" in name
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 768**0.5) if text else parameter.fill_(0.01)
-    size = sum(p.numel() * p.element_size() for p in model.diffusion_model.parameters())
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu), size
 
 
 def concepts(count: int, anchors: bool = False) -> list[Concept]:
@@ -211,8 +183,9 @@ def published(weights: dict, text: SyntheticText, erased, kept, mine: dict, form
 
 
 def outer_products(layers: dict, text: SyntheticText, prompts: int) -> float:
-    """Time of the released code's form, scaled from a few tokens (one of FLUX's prompts takes 17 GB at once)."""
-    rows = text.encode("a photo of a big concept0 in the garden").embeddings[:TOKENS]
+    """Time of the released code's form, scaled from one prompt, or a part of it."""
+    rows = text.encode("a photo of a big concept0 in the garden").embeddings
+    rows = rows[: OUTER_BYTES // (4 * rows.shape[1] * max(rows.shape[1], *map(len, layers.values())))]
     one = [(rows, rows, torch.ones(len(rows)))]
     prompts *= text.length / len(rows)
     seconds = {}
@@ -400,7 +373,7 @@ def run(many: int = 1000, cpu_time: bool = False, wide: bool = True) -> dict:
     note = (
         "`ours` is rows to LoRA factors, rows made and paired before, on either side; measuring every layer for the "
         "report comes on top. `batched` is the published way (own sums and dense inverse for every matrix, float32); "
-        "`loop` the same with in-place products; `outer` as the released code has it, scaled from a few tokens. "
+        "`loop` the same with in-place products; `outer` as the released code has it, scaled from one prompt. "
         "`peak` is the model's memory and the largest increase during the edit, over the model's memory."
     ) + (" Times are the process's own, of one thread: the cores did other work too." if cpu_time else "")
     return {

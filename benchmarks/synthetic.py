@@ -104,3 +104,28 @@ class Matrices:
 
     def width(self, stream: str) -> int | None:
         return next((layer.columns for layer, _ in self._layers if layer.stream == stream), None)
+
+
+def sd15():
+    """A ModelPatcher of ComfyUI's UNetModel in SD1.5's shapes, float16; text layers random, all others constant."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD15({
+        "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
+        "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
+        "use_linear_in_transformer": False, "use_temporal_resblock": False, "use_temporal_attention": False,
+        "context_dim": 768, "num_heads": 8,
+    })  # fmt: skip
+    config.set_inference_dtype(torch.float16, None)
+    model = config.get_model({}, device=torch.device("cpu"))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.diffusion_model.named_parameters():
+            text = ".attn2.to_k" in name or ".attn2.to_v" in name
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 768**0.5) if text else parameter.fill_(0.01)
+    size = sum(p.numel() * p.element_size() for p in model.diffusion_model.parameters())
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu), size
