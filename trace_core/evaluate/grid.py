@@ -48,7 +48,7 @@ def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], title: str 
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
     height, width = (int(s) * scale for s in rows[0][1].shape[1:3])
     probe = ImageDraw.Draw(Image.new("RGB", (8, 8)))
-    heads = [_wrap(probe, text, small, width) for text in columns]
+    heads = [_wrap(probe, text, small, width - GAP) for text in columns]
     left = max(int(probe.textlength(part, font=font)) for label, _ in rows for part in label.split("\n")) + 2 * GAP
     top = (28 if title else GAP) + 15 * max(len(h) for h in heads) + GAP
     sheet = Image.new("RGB", (left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)), PAPER)
