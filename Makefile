@@ -17,6 +17,9 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/pytest -rs
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
+# Waiting threads sleep instead of spinning: beside another busy process, small models run many times as fast.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup lint test test-packaged-engine demo bench clean
 .DEFAULT_GOAL := setup
 
