@@ -188,15 +188,35 @@ def test_pairs_that_do_not_differ_leave_nothing(solver):
         assert not sums.targets.any()
 
 
-@pytest.mark.parametrize("rank", [1, 7, 38, 40])
-def test_rank_is_counted_without_singular_values(rank):
+def of_rank(rank: int) -> torch.Tensor:
+    """``[D, D]`` with singular values from 100 down to 0.1 at most, ``rank`` of them, and rounding."""
     generator = torch.Generator().manual_seed(3)
     a, b = (torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64)).Q for _ in range(2))
     values = torch.zeros(D, dtype=torch.float64)
     values[:rank] = torch.logspace(2, -1, D, dtype=torch.float64)[:rank]
-    matrix = (a * values) @ b + 1e-12 * torch.randn(D, D, generator=generator, dtype=torch.float64)
-    assert solvers.rank_above(matrix, 1e-9) == rank
-    assert solvers.rank_above(matrix, 0.1) == int((values > 0.1 * values.norm()).sum())
+    return (a * values) @ b + 1e-12 * torch.randn(D, D, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rank", [1, 7, D // 2, int(solvers.NEARLY_FULL * D), 38, D])
+def test_nearly_full_is_certified_without_singular_values(rank):
+    matrix = of_rank(rank)
+    assert solvers.nearly_full(matrix, 1e-9) is (rank > solvers.NEARLY_FULL * D)
+    assert not solvers.nearly_full(matrix, 0.5), "no more than three values exceed half the norm"
+
+
+def test_nearly_full_never_says_yes_wrongly():
+    """Where the first rows are deficient and the whole is not, no is an answer too: it only costs an SVD."""
+    matrix = of_rank(D)
+    matrix[1] = matrix[0]
+    assert int((torch.linalg.svdvals(matrix) > 1e-3).sum()) == D - 1
+    assert solvers.nearly_full(matrix, 1e-9) is False
+    generator = torch.Generator().manual_seed(6)
+    R, C = (torch.randn(D, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    C[:, 1] = C[:, 0]  # the first rows of V depend on each other
+    G = C.T @ C + 0.1 * torch.eye(D, dtype=torch.float64)
+    edit, info = solvers.ridge(R.T @ C, None, G)
+    dense = torch.linalg.solve(G, (R.T @ C).T).T
+    assert (edit.U @ edit.V.T - dense).norm() <= 1e-10 * dense.norm() and info["rank"] == D - 1
 
 
 @pytest.mark.parametrize("rank", [D, D - 3, D // 2])
