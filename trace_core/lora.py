@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -55,6 +57,57 @@ class ErasureLora:
     @property
     def rank(self) -> int:
         return max((down.shape[0] for _, down in self.modules.values()), default=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits, no metadata."""
+        digest = hashlib.sha256()
+        for module in sorted(self.modules):
+            for factor in self.modules[module]:
+                digest.update(f"{module} {factor.dtype} {tuple(factor.shape)}\n".encode())
+                digest.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """The part of the sampling schedule, in shares of it, that the file is made for; (0, 1) if it says nothing.
+
+        Raises:
+            LoraError: if the file says something that is no window.
+        """
+        found = self.info().get("trace.window", [0.0, 1.0])
+        pair = isinstance(found, list) and len(found) == 2 and all(isinstance(x, Real) for x in found)
+        if not pair or not 0 <= found[0] < found[1] <= 1:
+            raise LoraError(f"the file's trace.window is {str(found)[:40]}, which is no window; give start and end")
+        return float(found[0]), float(found[1])
+
+    @classmethod
+    def join(cls, first: ErasureLora, second: ErasureLora) -> ErasureLora:
+        """Two erasures of one base as one, exact: factors side by side along the rank, so that the edits add up.
+
+        Metadata are the first's, with what only the second has; concepts and keep lists of both.
+
+        Raises:
+            LoraError: if their bases, windows or the shapes of a shared module differ.
+        """
+        bases = [lora.info().get("trace.base") for lora in (first, second)]
+        if None not in bases and bases[0] != bases[1]:
+            raise LoraError(f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one model")
+        if first.window != second.window:
+            raise LoraError(f"these erasures have the windows {first.window} and {second.window}; apply them one by one")
+        modules = {**first.modules, **second.modules}
+        for module in first.modules.keys() & second.modules.keys():
+            (up, down), (other_up, other_down) = first.modules[module], second.modules[module]
+            if (up.shape[0], down.shape[1]) != (other_up.shape[0], other_down.shape[1]):
+                raise LoraError(
+                    f"{module} is {up.shape[0]} x {down.shape[1]} in one erasure and {other_up.shape[0]} x "
+                    f"{other_down.shape[1]} in the other; they are of different architectures"
+                )
+            modules[module] = (
+                torch.cat([up, other_up.to(up.device)], 1),
+                torch.cat([down, other_down.to(down.device)], 0),
+            )
+        return cls(modules, _joined_metadata(first, second))
 
     def delta(self, module: str) -> Tensor:
         """dW of one module, ``[out, in]`` float32."""
@@ -187,10 +240,28 @@ def _factors(module: str, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return scaled, down
 
 
+def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
+    """The first's, with what only the second has; lists of both without doubles, and a title that names all."""
+    out, both = {**second.metadata, **first.metadata}, {}
+    for key in ("trace.concepts", "trace.keep"):
+        lists = [found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)]
+        both[key] = list({json.dumps(entry): entry for found in lists for entry in found}.values())
+        if lists:
+            out[key] = json.dumps(both[key], ensure_ascii=False)
+    targets = [c[0] for c in both["trace.concepts"] if isinstance(c, list) and c and isinstance(c[0], str)]
+    if targets:
+        out["modelspec.title"] = title_of(targets)
+    return out
+
+
+def title_of(targets: Sequence[str]) -> str:
+    """What LoRA browsers show: the first eight concepts by name."""
+    return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
+
+
 def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:
     """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers show."""
     architecture, version = ARCHITECTURES[backbone.kind]
-    title = "Erased: " + ", ".join(c.target for c in concepts[:8]) + (" ..." if len(concepts) > 8 else "")
     return {
         "trace.format": json.dumps(FORMAT),
         "trace.version": json.dumps(__version__),
@@ -204,7 +275,7 @@ def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture,
         "modelspec.implementation": "TRACE concept erasure",
-        "modelspec.title": title,
+        "modelspec.title": title_of([c.target for c in concepts]),
         "ss_base_model_version": version,
         "ss_network_module": "networks.lora",
         "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were used",

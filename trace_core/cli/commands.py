@@ -148,12 +148,12 @@ def sampler_of(args, model, demo: bool):
     return SamplerConfig.for_model(model, **{**defaults, **chosen})
 
 
-def with_loras(model, files: Sequence[str], strength: float):
-    """The model with every file applied in turn."""
+def with_loras(model, files: Sequence[str], strength: float, start: float | None = None, end: float | None = None):
+    """The model with every file applied in turn, in the window from ``start`` to ``end`` (None: the file's own)."""
     from ..gating import apply
 
     for file in files:
-        model = apply(model, ErasureLora.load(file), strength)
+        model = apply(model, ErasureLora.load(file), strength, start, end)
     return model
 
 
@@ -203,7 +203,7 @@ def generate(args) -> dict:
     variants = [("base", model)]
     if loras:
         names = " + ".join(Path(f).stem for f in args.lora)
-        variants.append((names, with_loras(model, args.lora, args.strength)))
+        variants.append((names, with_loras(model, args.lora, args.strength, args.start, args.end)))
     for row in range(args.count):
         for label, variant in variants:
             seeds = [args.seed + row] * len(args.prompt)
@@ -237,10 +237,11 @@ def evaluate(args) -> dict:
         for head, part in result["accuracy"].items():
             print(f"{head}: {100 * part['top1']:.1f} % of {args.samples} samples a class")
         return result
-    result = evaluator.evaluate(with_loras(model, args.lora, args.strength), concepts)
+    result = evaluator.evaluate(with_loras(model, args.lora, args.strength, args.start, args.end), concepts)
     bars.close()
     print(table([("", result)]))
-    return result | {"model": args.model, "loras": args.lora, "strength": args.strength}
+    window = {"start": args.start, "end": args.end}
+    return result | window | {"model": args.model, "loras": args.lora, "strength": args.strength}
 
 
 def info(args) -> dict:

@@ -72,6 +72,11 @@ def _erase(commands) -> None:
 def _lora(c: argparse.ArgumentParser) -> None:
     c.add_argument("--lora", action="append", default=[], metavar="FILE", help="erasure LoRA to apply; may be repeated")
     c.add_argument("--strength", type=float, default=1.0, help="strength of the LoRAs")
+    c.add_argument("--start", type=float, default=None, metavar="PERCENT",
+                   help="apply the LoRAs from here on, 0..1 of the sampling schedule; every step before is the base "
+                        "model's (default: the file's own window, usually 0)")  # fmt: skip
+    c.add_argument("--end", type=float, default=None, metavar="PERCENT",
+                   help="apply the LoRAs up to here, 0..1 of the sampling schedule (default: the file's own, usually 1)")  # fmt: skip
 
 
 def _sampler(c: argparse.ArgumentParser) -> None:
