@@ -60,7 +60,7 @@ class ErasureLora:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits, no metadata."""
+        """Tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits; no metadata."""
         digest = hashlib.sha256()
         for module in sorted(self.modules):
             for factor in self.modules[module]:
@@ -78,7 +78,7 @@ class ErasureLora:
         found = self.info().get("trace.window", [0.0, 1.0])
         pair = isinstance(found, list) and len(found) == 2 and all(isinstance(x, Real) for x in found)
         if not pair or not 0 <= found[0] < found[1] <= 1:
-            raise LoraError(f"the file's trace.window is {str(found)[:40]}, which is no window; give start and end")
+            raise LoraError(f"the trace.window of this file is {str(found)[:40]}, no window; give start and end")
         return float(found[0]), float(found[1])
 
     @classmethod
@@ -92,9 +92,10 @@ class ErasureLora:
         """
         bases = [lora.info().get("trace.base") for lora in (first, second)]
         if None not in bases and bases[0] != bases[1]:
-            raise LoraError(f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one model")
+            raise LoraError(f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one")
         if first.window != second.window:
-            raise LoraError(f"these erasures have the windows {first.window} and {second.window}; apply them one by one")
+            windows = f"{first.window} and {second.window}"
+            raise LoraError(f"these erasures have the windows {windows}; apply them one by one")
         modules = {**first.modules, **second.modules}
         for module in first.modules.keys() & second.modules.keys():
             (up, down), (other_up, other_down) = first.modules[module], second.modules[module]
@@ -150,7 +151,7 @@ class ErasureLora:
         if not self.modules:
             raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
         metadata = {**self.metadata, **(extra or {}), "format": "pt"}
-        data = canonical(save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata))
+        data = canonical(save(_own_memory(self.state_dict()), metadata))
         temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,6 +203,17 @@ class ErasureLora:
         out["modules"] = len(self.modules)
         out["rank"] = self.rank
         return out
+
+
+def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as safetensors wants them."""
+    out, seen = {}, set()
+    for key, tensor in state.items():
+        tensor = tensor.contiguous()
+        at = tensor.untyped_storage().data_ptr()
+        out[key] = tensor.clone() if at in seen else tensor
+        seen.add(at)
+    return out
 
 
 def canonical(data: bytes) -> bytes:

@@ -7,6 +7,7 @@ padding), at weight 1.0. Alignment is on token ids, never on words.
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from .errors import ConceptError
 
 BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
+REMEMBERED = 256 << 20  #: bytes of rows that an encoder remembers: 1,100 prompts of SD1.5, 60 of FLUX
 GROUPS = ("bos", "before", "subject", "after", "first_eot", "pad")
 
 
@@ -34,6 +36,11 @@ class TextRows:
     ids: tuple[int, ...]
     groups: tuple[int, ...]
     pooled: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """What the tensors take."""
+        return sum(t.numel() * t.element_size() for t in (self.embeddings, self.pooled) if t is not None)
 
     def rows(self, group: int) -> list[int]:
         """Row numbers of a group, ascending."""
@@ -55,11 +62,18 @@ def escape(prompt: str) -> str:
 
 
 class TextEncoder:
-    """Encode prompts with a ComfyUI CLIP object, each once."""
+    """Encode prompts with a ComfyUI CLIP object, each once as long as its rows are remembered.
 
-    def __init__(self, clip):
+    Attributes:
+        limit: bytes of rows that are remembered, :data:`REMEMBERED` unless given. Of the prompts with a subject the one used
+            longest ago is forgotten first, and neutral ones, which come again with every concept, only when no other is left.
+    """
+
+    def __init__(self, clip, limit: int | None = None):
         self.clip = clip
-        self._cache: dict[tuple[str, str], TextRows] = {}
+        self.limit = REMEMBERED if limit is None else limit
+        self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # the last used is the last
+        self._bytes = 0
         empty = self._tokens("")
         bidirectional = "t5xxl" in clip.tokenize("")
         #: the encoder sees the words behind a token, so rows before the concept change with it
@@ -104,9 +118,15 @@ class TextEncoder:
             ConceptError: if the subject has no tokens, cannot be found in the prompt, or the prompt is too long.
         """
         key = (prompt, subject)
-        if key not in self._cache:
-            self._cache[key] = self._encode(prompt, subject)
-        return self._cache[key]
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        rows = self._cache[key] = self._encode(prompt, subject)
+        self._bytes += rows.bytes
+        while self._bytes > self.limit and len(self._cache) > 1:
+            old = [known for known in self._cache if known != key]  # the new one stays, however large
+            self._bytes -= self._cache.pop(next((known for known in old if known[1]), old[0])).bytes
+        return rows
 
     def _encode(self, prompt: str, subject: str) -> TextRows:
         ids = self._tokens(prompt)
@@ -159,11 +179,13 @@ class Pairs:
         erase: ``[n, d]`` rows of the prompt with the concept.
         want: ``[n, d]`` rows that should take their place.
         groups: ``[n]`` group of each erased row.
+        partners: ``[n]`` which rows of the counterpart ``want`` holds.
     """
 
     erase: Tensor
     want: Tensor
     groups: tuple[int, ...]
+    partners: tuple[int, ...]
 
 
 def align(erase: TextRows, want: TextRows) -> Pairs:
@@ -186,7 +208,7 @@ def align(erase: TextRows, want: TextRows) -> Pairs:
             partner.append(min(max(other_stop - (stop - i), start), n - 1))
         else:
             partner.append(min(other_stop + i - stop, n - 1))
-    return Pairs(erase.embeddings, want.embeddings[partner], erase.groups)
+    return Pairs(erase.embeddings, want.embeddings[partner], erase.groups, tuple(partner))
 
 
 def _content_end(rows: TextRows) -> int:

@@ -1,4 +1,4 @@
-"""Streaming sums: merging equal rows, folding in blocks and the order of rows change nothing but rounding."""
+"""Streaming sums: what is added for a prompt again, folding in blocks and the order of rows change nothing but rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from trace_core.closed_form import solvers
 from trace_core.closed_form.erase import _Sums
-from trace_core.closed_form.gram import Cross, DistinctRows, Gram
+from trace_core.closed_form.gram import Cross, Gram
 from trace_core.numerics import is_finite
 
 D = 40
@@ -53,18 +53,41 @@ def test_gram_is_the_naive_sum(monkeypatch, block, dtype):
     assert torch.equal(gram.value(), gram.value().T)
 
 
-@pytest.mark.parametrize("block", [2, 7, 16, 4096])
-def test_cross_is_the_naive_sum(monkeypatch, block):
-    """The same few counterparts for many prompts, then other ones."""
-    monkeypatch.setattr(Cross, "BLOCK", block)
-    right = prompts(30)
-    left = [prompts(3, seed=5)[i % 3] for i in range(20)] + prompts(10, seed=6)
+@pytest.mark.parametrize("held", [1, 9, 40, 4096])
+@pytest.mark.parametrize("block", [1, 7, 16, 1024])
+def test_cross_is_the_naive_sum(monkeypatch, block, held):
+    """The same few counterparts for many prompts, then other ones; rows in sequence, repeated and out of order."""
+    for kind in (Gram, Cross):
+        monkeypatch.setattr(kind, "BLOCK", block)
+        monkeypatch.setattr(kind, "HELD", held)
+    right, few = prompts(30), prompts(3, seed=5)
+    left = [few[i % 3] for i in range(20)] + prompts(10, seed=6)
+    places = [[*range(9)], [2, 3, 4, 5, 6, 7, 8, 8, 8], [0, 0, 1, 1, 5, 6, 7, 3, 2], [8, *range(8)]]
     weights = weights_of(right)
-    cross = Cross(D)
-    for x, y, w in zip(left, right, weights):
-        cross.add(x, y, w)
-    assert close(cross.value(), naive(left, right, weights))
-    assert close(cross.left(), naive(left, left, weights))
+    cross, partners = Cross(D), []
+    for i, (x, y, w) in enumerate(zip(left, right, weights)):
+        cross.add(x, places[i % 4], y, w)
+        partners.append(x[places[i % 4]])
+        if i == 13:
+            cross.value(), cross.left.value()
+    assert close(cross.value(), naive(partners, right, weights))
+    assert close(cross.left.value(), naive(partners, partners, weights))
+    assert close(cross.right.value(), naive(right, right, weights))
+
+
+@pytest.mark.parametrize("held", [1, 9, 40, 4096])
+def test_gram_of_tensors_that_return(monkeypatch, held):
+    monkeypatch.setattr(Gram, "HELD", held)
+    few = prompts(4)
+    rows = [few[i % 4] for i in range(25)]
+    weights = weights_of(rows)
+    weights[3][2:5] = 0
+    gram = Gram(D)
+    for r, w in zip(rows, weights):
+        gram.add_held(r, w)
+        gram.add(r, w)
+    assert gram.count == 2 * 25 * 9
+    assert close(gram.value(), 2 * naive(rows, rows, weights))
 
 
 @pytest.mark.parametrize("block", [8, 32, 4096])
@@ -120,52 +143,49 @@ def test_float32_and_float64_rows_mix():
     assert close(gram.value(), naive(rows, rows, [torch.ones(9, dtype=torch.float64)] * 9))
 
 
-def test_equal_rows_share_a_slot_and_only_they():
-    table = DistinctRows(D, 100, "cpu")
-    rows = torch.cat(prompts(6))
-    slots = table.place(rows)
-    assert table.place(rows[:9]) == slice(0, 9)
-    assert table.size == 1 + 3 + 6 * 6
-    assert torch.equal(table.rows[slots], rows)
-    almost = rows.clone()
-    almost[:, 1] += 1e-3  # most hashed numbers stay as they are
-    assert torch.equal(table.rows[table.place(almost)], almost)
-
-
-def test_rows_with_the_same_hash_are_kept_apart(monkeypatch):
-    monkeypatch.setattr(DistinctRows, "_keys", lambda self, rows: [0] * len(rows))
-    monkeypatch.setattr(Gram, "BLOCK", 64)
-    rows = prompts(12)
-    gram = Gram(D)
-    for r in rows:
-        gram.add(r)
-    assert close(gram.value(), naive(rows, rows, [torch.ones(9, dtype=torch.float64)] * 12))
-
-
-def test_rows_that_return_stay_in_the_table(monkeypatch):
-    """Repeated prompts are folded once, however many there are."""
-    monkeypatch.setattr(Gram, "BLOCK", 64)
-    folded = []
+def test_prompts_that_return_are_multiplied_once(monkeypatch):
+    """Repeated prompts cost one product, however many there are, and what is held has a bound."""
+    multiplied = []
     original = Gram._add
-    monkeypatch.setattr(Gram, "_add", lambda self, slots: (folded.append(len(slots)), original(self, slots)))
-    gram, rows = Gram(D), prompts(2)
-    for i in range(50):
-        for r in (*rows, prompts(1, seed=100 + i)[0][-3:]):
-            gram.add(r)
+    monkeypatch.setattr(Gram, "_add", lambda self, rows, *a: (multiplied.append(len(rows)), original(self, rows, *a)))
+    gram, rows, ones = Gram(D), prompts(2), torch.ones(9, dtype=torch.float64)
+    for _ in range(50):
+        for r in rows:
+            gram.add_held(r, ones)
     gram.value()
-    assert sum(folded) <= 50 * 3 + 3 * 16
+    assert multiplied == [9, 9]
+    monkeypatch.setattr(Gram, "HELD", 30)
+    for r in prompts(20):
+        gram.add_held(r, ones)
+        assert sum(len(kept) for kept, _ in gram._held.values()) <= 30
 
 
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_rows_of_a_thousand_concepts_are_not_kept(monkeypatch, count):
+    """Anchors of their own, for every concept: memory stays bounded."""
+    for kind in (Gram, Cross):
+        monkeypatch.setattr(kind, "BLOCK", 16)
+        monkeypatch.setattr(kind, "HELD", 9 * count)
+    cross = Cross(D)
+    for i in range(40):
+        x, y = prompts(1, seed=i)[0], prompts(1, seed=i + 100)[0]
+        cross.add(x, range(9), y, torch.ones(9, dtype=torch.float64))
+        assert len(cross._held) <= count and len(cross._sums) == 9 * count and len(cross.left._held) <= count
+
+
+@pytest.mark.parametrize("limit", [10, 4096])
 @pytest.mark.parametrize("solver", ["ridge", "projection"])
-def test_pair_sums(solver):
+def test_pair_sums(monkeypatch, solver, limit):
     """Every sum that a solver reads, against its definition."""
+    monkeypatch.setattr(solvers, "DIRECT_LIMIT", limit)
     erase, want = prompts(8, seed=1), [prompts(2, seed=2)[i % 2] for i in range(8)]
     for e, w in zip(erase, want):
         w[:3] = e[:3]  # rows before the concept do not differ
     weights = weights_of(erase)
     sums = _Sums(D, solver)
-    for e, w, a in zip(erase, want, weights):
-        sums.add_pairs(e, w, a)
+    source = torch.cat([torch.zeros(2, D), want[0]])
+    for i, (e, w, a) in enumerate(zip(erase, want, weights)):
+        sums.add_pairs(e, w, a, *([source, range(2, 11)] if torch.equal(w, want[0]) and i else ()))
     assert sums.count == 8 * 6
     c, g, a = [e[3:] for e in erase], [w[3:] for w in want], [a[3:] for a in weights]
     d = [x.double() - y.double() for x, y in zip(c, g)]
@@ -173,6 +193,8 @@ def test_pair_sums(solver):
     if solver == "ridge":
         assert close(sums.erase.value(), naive(c, c, a))
         assert close(sums.targets, -naive(d, c, a))
+    elif limit < 8 * 6:
+        assert not sums.rows
     else:
         rows = torch.cat(sums.rows)
         assert close(rows.T @ rows, naive(d, d, a))

@@ -11,6 +11,7 @@ from trace_core.closed_form.erase import NEUTRAL_ETA, collect, export, resolve_e
 from trace_core.closed_form.policies import erased_pairs, keep_prompts
 from trace_core.concepts import TEMPLATES, Concept, fill
 from trace_core.errors import ConceptError, TraceError
+from trace_core.lora import ErasureLora
 from trace_core.text import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
 
 WIDTH, LENGTH = 96, 16
@@ -534,3 +535,15 @@ def test_overshoot_maps_the_concept_beyond_its_counterpart(fake):
     for _, weight, edited in case.edited():
         D = case.differences().T
         assert (edited @ D + 0.5 * weight @ D).norm() <= 1e-6 * (weight @ D).norm()
+
+
+def test_layers_share_the_factor_of_a_full_edit(tmp_path):
+    """In memory, not in the file; a layer with more columns than text has its own."""
+    edit = ContextEdit(torch.eye(8, dtype=torch.float64), random_rows(8, 8, 1))
+    one, two, wide = random_rows(5, 8, 2).float(), random_rows(6, 8, 3).float(), random_rows(4, 11, 4).float()
+    factors = {f"diffusion_model.{n}": edit.factors(w, 8, torch.float16) for n, w in enumerate((one, two, wide))}
+    lora = ErasureLora.from_factors(factors)
+    downs = [down for _, down in lora.modules.values()]
+    assert downs[0] is downs[1] and torch.equal(downs[2][:, :8], downs[0]) and not downs[2][:, 8:].any()
+    back = ErasureLora.load(lora.save(tmp_path / "x.safetensors"))
+    assert all(torch.equal(a, b) for m in lora.modules for a, b in zip(lora.modules[m], back.modules[m]))

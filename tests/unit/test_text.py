@@ -209,6 +209,37 @@ def test_every_prompt_is_encoded_once(fake):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("every", [1, 40])
+def test_what_is_remembered_has_a_bound(fake, every):
+    """Hundreds of prompts of concepts come and go; the neutral one is encoded once, however seldom it is used."""
+    clip = fake.FakeClip(8, 12, pooled=4)
+    calls = []
+    original = clip.encode_from_tokens
+    clip.encode_from_tokens = lambda *a, **k: calls.append(a) or original(*a, **k)
+    one = 4 * (12 * 8 + 4)
+    encoder = TextEncoder(clip, limit=5 * one + 1)
+    neutral = encoder.encode("a photo of a ")
+    assert neutral.bytes == one
+    for i in range(200):
+        encoder.encode(f"cat {i}", "cat")
+        if i % every == 0:
+            assert encoder.encode("a photo of a ") is neutral
+        assert encoder._bytes == sum(rows.bytes for rows in encoder._cache.values()) <= encoder.limit
+    assert len(encoder._cache) == 5 and len(calls) == 201
+    last, first = encoder.encode("cat 199", "cat"), encoder.encode("cat 0", "cat")
+    assert len(calls) == 202, "the last is remembered, the first was forgotten"
+    assert first.embeddings.shape == last.embeddings.shape
+    for i in range(10):
+        encoder.encode("cat" * i)
+        assert encoder._bytes <= encoder.limit, "neutral ones alone have the same bound"
+
+
+def test_a_prompt_larger_than_the_bound_is_encoded_all_the_same(fake):
+    encoder = TextEncoder(fake.FakeClip(8, 12), limit=1)
+    assert encoder.encode("a cat", "cat") is encoder.encode("a cat", "cat")
+    assert encoder.encode("a dog", "dog").embeddings.shape == (12, 8) and len(encoder._cache) == 1
+
+
 def test_rows_do_not_share_memory_with_the_clip(fake):
     """Inside ComfyUI the conditioning is an inference tensor and may be written by others."""
     clip = fake.FakeClip(8, 12)

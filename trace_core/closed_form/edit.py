@@ -26,32 +26,42 @@ class ContextEdit:
     def rank(self) -> int:
         return self.U.shape[1]
 
-    def factors(self, weight: Tensor, columns: int | None = None) -> tuple[Tensor, Tensor]:
-        """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, float32.
+    def factors(self, weight: Tensor, columns: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, rounded to ``dtype``.
 
         Only the first ``columns`` inputs are text (SDXL's pooled vector); the others get zeros. The two factors of every
         rank are given the same norm, so that neither leaves the range of float16. Where U is the identity nothing is
-        computed: they are W and V^T, up to a power of two.
+        computed: they are W and V^T, up to a power of two, and all layers whose inputs are all text share one ``down``.
         """
         columns = weight.shape[1] if columns is None else columns
-        down = torch.zeros(self.rank, weight.shape[1], device=weight.device)
         if self.is_plain:
             scale, rows = self._scaled_rows
-            down[:, :columns] = rows
-            text = weight[:, :columns].float()
-            return text if scale == 1 else text * scale, down
-        up = weight[:, :columns].double() @ self.U.to(weight.device)
-        rows = self.V.T.to(weight.device)
-        balance = (up.norm(dim=0) / rows.norm(dim=1).clamp_min(1e-300)).sqrt()
-        balance = torch.where(balance > 0, balance, torch.ones_like(balance))
-        down[:, :columns] = rows * balance[:, None]
-        return (up / balance).float(), down
+            if dtype not in self._rounded:
+                self._rounded[dtype] = rows.to(dtype)
+            up, rows = weight[:, :columns].float(), self._rounded[dtype]
+            up = (up if scale == 1 else up * scale).to(dtype)
+        else:
+            up = weight[:, :columns].double() @ self.U.to(weight.device)
+            rows = self.V.T.to(weight.device)
+            balance = (up.norm(dim=0) / rows.norm(dim=1).clamp_min(1e-300)).sqrt()
+            balance = torch.where(balance > 0, balance, torch.ones_like(balance))
+            up, rows = (up / balance).float().to(dtype), (rows * balance[:, None]).float().to(dtype)
+        if columns == weight.shape[1]:
+            return up, rows
+        down = torch.zeros(self.rank, weight.shape[1], dtype=dtype, device=rows.device)
+        down[:, :columns] = rows
+        return up, down
 
     @cached_property
     def _scaled_rows(self) -> tuple[float, Tensor]:
         """A power of two s near ``sqrt(max |V|)`` and ``V^T / s`` in float32, laid out by rows."""
         scale = 2.0 ** round(math.log2(self.V.abs().max().clamp_min(1e-30).item()) / 2)
         return scale, (self.V.T / scale).float().contiguous()
+
+    @cached_property
+    def _rounded(self) -> dict[torch.dtype, Tensor]:
+        """The rows of :attr:`_scaled_rows` in other precisions."""
+        return {}
 
     @cached_property
     def is_plain(self) -> bool:

@@ -20,8 +20,7 @@ from .edit import ContextEdit
 from .gram import Cross, Gram, add_symmetric, mirror
 from .policies import POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
 
-ALL_GROUPS = range(6)
-PAIRS_TOGETHER = 1024  #: pairs of rows that are compared and added in one go
+ALL_GROUPS = tuple(range(6))
 
 #: ``progress(phase, done, total)``; raise from it to cancel
 Progress = Callable[[str, int, int], None]
@@ -94,91 +93,84 @@ class ClosedFormResult:
 class _Sums:
     """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
 
-    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which rows that repeat cost nothing, for
+    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat cost little, for
     ``projection`` those of d = c - g, which keep their precision where c and g are close.
     """
 
     def __init__(self, width: int, solver: str):
         self.keep = Gram(width)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._count = 0
-        self._rows: list[Tensor] = []
+        self.count = 0  #: pairs that differ
+        self.rows: list[Tensor] = []  #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
         self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
-        self.trace = 0.0  #: trace of the keep matrix without its start-token rows, whose few giant numbers say nothing
+        self._starts = 0.0
         self._ridge = solver == "ridge"
         if self._ridge:
-            self._erase = Gram(width, repeats=False)  # sum a c c^T
-            self._want = Cross(width)  # sum a g c^T, sum a g g^T
+            self._pairs = Cross(width)  # sum a g c^T, sum a c c^T, sum a g g^T
         else:
-            self._difference = Gram(width, repeats=False)  # sum a d d^T
+            self._difference = Gram(width)  # sum a d d^T of those not in rows
 
-    def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor) -> None:
+    def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor, source: Tensor | None = None,
+                  partners: Sequence[int] = ()) -> None:  # fmt: skip
         """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out.
 
-        The tensors must stay as they are: many prompts are looked at together.
+        Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
+        it; it must stay as it is until the sums are read.
         """
-        self._waiting.append((erase, want, weights))
-        if sum(len(weights) for *_, weights in self._waiting) >= PAIRS_TOGETHER:
-            self._add_waiting()
-
-    def _add_waiting(self) -> None:
-        if not self._waiting:
+        moved = (weights > 0) & ((erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1))
+        at = moved.nonzero()[:, 0].tolist()
+        if not at:
             return
-        erase, want, weights = (torch.cat(parts) for parts in zip(*self._waiting))
-        self._waiting = []
-        moved = (erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1)
-        moved &= (weights > 0).to(moved.device)
-        if not moved.all():
-            erase, want, weights = erase[moved], want[moved], weights[moved]
-        self._count += len(erase)
+        self.count += len(at)
+        if source is None:
+            source, partners = want, range(len(want))
+        partners = [partners[i] for i in at]
+        at = slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at  # a slice needs no copy
+        erase, want, weights = erase[at], want[at], weights[at]
         if self._ridge:
-            self._erase.add(erase, weights)
-            self._want.add(want, erase, weights)
+            self._pairs.add(source, partners, erase, weights)
             return
-        difference = erase.double() - want.double()
-        self._difference.add(difference, weights)
-        if self._count <= solvers.DIRECT_LIMIT:
-            self._rows.append(difference * weights.sqrt()[:, None])
-        else:
-            self._rows = []
-
-    @property
-    def count(self) -> int:
-        """Pairs that differ."""
-        self._add_waiting()
-        return self._count
-
-    @property
-    def rows(self) -> list[Tensor]:
-        """``sqrt(a) d``, for the projection, while there are few; otherwise nothing."""
-        self._add_waiting()
-        return self._rows
+        self.rows.append((erase.double() - want.double()).mul_(weights.sqrt()[:, None]))
+        if self.count > solvers.DIRECT_LIMIT:
+            for rows in self.rows:
+                self._difference.add(rows)
+            self.rows = []
 
     @property
     def erase(self) -> Gram:
         """``sum a c c^T``, for the ridge."""
-        self._add_waiting()
-        return self._erase
+        return self._pairs.right
 
-    def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = ()) -> None:
-        """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens."""
-        self.keep.add(rows, weights)
-        counted = weights * torch.tensor([g != BOS for g in groups] or [True] * len(weights))
-        self.trace += (counted * rows.double().square().sum(dim=1).cpu()).sum().item()
+    def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = (), held: bool = False) -> None:
+        """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens.
+
+        ``held``: the same tensor may come again, and must not change.
+        """
+        (self.keep.add_held if held else self.keep.add)(rows, weights)
+        starts = [i for i, group in enumerate(groups) if group == BOS]
+        if starts:
+            self._starts += (weights[starts] * rows[starts].double().square().sum(dim=1)).sum().item()
+
+    @property
+    def trace(self) -> float:
+        """Trace of the keep matrix without its start-token rows, whose few giant numbers say nothing."""
+        return self.keep.value().diagonal().sum().item() - self._starts
 
     @property
     def targets(self) -> Tensor:
         """``sum a (g - c) c^T``, ``[d, d]``."""
-        self._add_waiting()
-        return self._want.value() - self.erase.value()
+        return self._pairs.value() - self.erase.value()
 
     def difference(self) -> Tensor:
         """``sum a d d^T``, ``[d, d]``."""
-        self._add_waiting()
-        if not self._ridge:
+        if self._ridge:
+            cross = self._pairs.value()
+            return self.erase.value() - cross - cross.T + self._pairs.left.value()
+        if not self.rows:
             return self._difference.value()
-        cross = self._want.value()
-        return self.erase.value() - cross - cross.T + self._want.left()
+        total = Gram(self._difference.width)
+        for rows in self.rows:
+            total.add(rows)
+        return total.value()
 
 
 def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: ClosedFormConfig | None = None,
@@ -257,7 +249,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
             policy, concept, _kind(concept, config), encoder, config.contexts
         ):
             _check_width(pairs.erase, backbone)
-            context.add_pairs(pairs.erase, pairs.want, weights)
+            context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners)
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
                 sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share)
@@ -265,7 +257,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
                     sums[POOLED].add_keep(_pooled(wanted, backbone), share)
             if policy.solver == "projection":  # what the concept is steered to stays; the papers' ridge has no such term
                 share = row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum()
-                context.add_keep(wanted.embeddings, share, wanted.groups)
+                context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
     prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts)
@@ -305,8 +297,8 @@ def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _S
     for layer, weight in backbone.weights():
         if layer.stream not in forms:
             continue
-        up, down = edits[layer.stream].factors(weight, layer.columns)
-        factors |= ErasureLora.from_factors({layer.module: (up.cpu(), down.cpu())}).modules  # float32 only one at a time
+        up, down = edits[layer.stream].factors(weight, layer.columns, torch.float16)
+        factors |= ErasureLora.from_factors({layer.module: (up.cpu(), down.cpu())}).modules
         if measure:
             measured[layer.module] = _norms(weight[:, : layer.columns].float().cpu(), forms[layer.stream])
     return ErasureLora(factors), measured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -63,8 +64,12 @@ POLICIES: dict[str, Policy] = {
 }  # fmt: skip
 
 
-def row_weights(groups: Sequence[int], use: Sequence[int], weighting: str) -> Tensor:
-    """Weight of every row of a prompt, ``[n]``, zero outside the groups ``use``; sums to 1 over the prompt."""
+@lru_cache(1024)
+def row_weights(groups: tuple[int, ...], use: tuple[int, ...], weighting: str) -> Tensor:
+    """Weight of every row of a prompt, ``[n]``, zero outside the groups ``use``; sums to 1 over the prompt.
+
+    Prompts of the same groups share one tensor, which must not be changed.
+    """
     groups = torch.tensor(groups)
     weights = torch.zeros(len(groups), dtype=torch.float64)
     for group in use:
@@ -78,7 +83,7 @@ def row_weights(groups: Sequence[int], use: Sequence[int], weighting: str) -> Te
 def keep_weights(policy: Policy, rows: TextRows) -> Tensor:
     """Weight of every row of a keep prompt, ``[n]``, summing to 1; UCE keeps the entry's last token alone."""
     if policy.name != "uce":
-        return row_weights(rows.groups, range(len(GROUPS)), policy.weighting)
+        return row_weights(rows.groups, tuple(range(len(GROUPS))), policy.weighting)
     weights = torch.zeros(len(rows.groups), dtype=torch.float64)
     weights[rows.rows(SUBJECT)[-1]] = 1.0
     return weights
@@ -107,7 +112,7 @@ def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor,
     want = encoder.encode(concept.anchor, concept.anchor)
     last = erase.rows(SUBJECT)[-1]
     guide = (want.rows(SUBJECT) or want.rows(BOS) or want.rows(FIRST_EOT))[-1]
-    pairs = Pairs(erase.embeddings[last : last + 1], want.embeddings[guide : guide + 1], (SUBJECT,))
+    pairs = Pairs(erase.embeddings[last : last + 1], want.embeddings[guide : guide + 1], (SUBJECT,), (guide,))
     return pairs, torch.full((1,), concept.weight, dtype=torch.float64), erase, want
 
 
