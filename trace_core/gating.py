@@ -61,8 +61,8 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
         return None
     title = lora.metadata.get("modelspec.title", "this erasure")
     return (
-        f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), or on this one "
-        "at another precision; between finetunes of one base it mostly holds: check the pictures"
+        f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), or on this "
+        "one at another precision; between finetunes of one base it mostly holds: check the pictures"
     )
 
 
@@ -74,8 +74,8 @@ def erasures_on(model) -> tuple[dict, ...]:
 def apply(model, lora: ErasureLora, strength: float = 1.0, start: float | None = 0.0, end: float | None = 1.0):
     """A clone of ``model`` with the erasure; the model itself, and its weights, are untouched.
 
-    Over the whole schedule the erasure is patches. Over a part of it, it is added in the forward pass while sigma is in
-    the window, so that every step outside is the model's without it, to the last bit. That uses ComfyUI's one
+    Over the whole schedule the erasure is patches. Over a part of it, it is added in the forward pass while sigma is
+    in the window, so that every step outside is the model's without it, to the last bit. That uses ComfyUI's one
     ``model_function_wrapper`` slot: a wrapper that is there is called, one that is set later must call ours.
 
     Args:
@@ -151,8 +151,8 @@ def _gated(model, lora: ErasureLora, strength: float, start: float, end: float):
 class SigmaGate:
     """A ``model_function_wrapper`` that adds low-rank paths to modules while sigma is in a window.
 
-    The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are there for the
-    one call and are taken off again however it ends.
+    The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are there
+    for the one call and are taken off again however it ends.
     """
 
     def __init__(self, model, paths: dict[str, _Path], start: float, end: float, previous=None):
@@ -255,8 +255,8 @@ class _Path:
             return edited
         if output.shape[0] != rows.shape[0]:
             raise ModelError(
-                f"{self.name} has {output.shape[0]} rows for a batch of {rows.shape[0]} at different sigmas, of which only "
-                "some are in the window; sample them one by one"
+                f"{self.name} has {output.shape[0]} rows for a batch of {rows.shape[0]} at different sigmas, of which "
+                "only some are in the window; sample them one by one"
             )
         return torch.where(rows.to(output.device).view(-1, *[1] * (output.ndim - 1)), edited, output)
 

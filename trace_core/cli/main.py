@@ -76,7 +76,7 @@ def _lora(c: argparse.ArgumentParser) -> None:
                    help="apply the LoRAs from here on, 0..1 of the sampling schedule; every step before is the base "
                         "model's (default: the file's own window, usually 0)")  # fmt: skip
     c.add_argument("--end", type=float, default=None, metavar="PERCENT",
-                   help="apply the LoRAs up to here, 0..1 of the sampling schedule (default: the file's own, usually 1)")  # fmt: skip
+                   help="apply the LoRAs up to here, 0..1 of the schedule (default: the file's own, usually 1)")  # fmt: skip
 
 
 def _sampler(c: argparse.ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def _info(commands) -> None:
 
 def _bench(commands) -> None:
     c = _command(commands, "bench", "measure speed and memory against the published way, in one run")
-    c.add_argument("what", choices=["closed-form"], help="which benchmark")
+    c.add_argument("what", choices=["closed-form", "gating"], help="which benchmark")
 
 
 def main(argv: list[str] | None = None) -> int:
