@@ -16,14 +16,11 @@ concept and differ a little by position, and a full, slowly decaying spectrum (n
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib
 import json
 import os
 import platform
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +37,7 @@ from trace_core.concepts import EVERYDAY, Concept
 
 sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this file by its path
 from published import Published, stack  # noqa: E402
-from synthetic import Clock, Matrices, SyntheticText, sd15  # noqa: E402
+from synthetic import Clock, Matrices, SyntheticText, peak_memory, sd15  # noqa: E402
 
 closed_form = importlib.import_module("trace_core.closed_form.erase")  # the package shows the function of this name
 
@@ -50,6 +47,7 @@ FEW_KEPT = EVERYDAY[1:6]  #: 5 entries, 30 prompts
 MORE = tuple(f"a {{}} {place}" for place in (
     "in the rain", "under a bridge", "at night", "on the moon", "in a museum", "by the sea", "in black and white",
     "on a stamp", "made of glass", "in the snow", "seen from above", "next to a tree"))  # fmt: skip
+SCALING = "seconds of a matrix of each size, times their number; sums of concepts_timed, times concepts / concepts_timed"
 CONFIG = {"policy": "mace", "contexts": {"object": MORE}, "kind": "object"}  #: 30 templates, 18 of them the library's
 
 
@@ -60,35 +58,6 @@ def concepts(count: int, anchors: bool = False) -> list[Concept]:
 
 
 # ------------------------------------------------------------------------------------------------ measuring
-
-
-@contextmanager
-def peak_memory():
-    """Yields a dict whose ``bytes`` is, afterwards, the largest increase of the process's resident memory (Linux)."""
-    statm, found, stop = Path("/proc/self/statm"), {"bytes": None}, threading.Event()
-    if not statm.exists():
-        yield found
-        return
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # or memory freed earlier would hide what is used now
-    except AttributeError:
-        pass
-    resident = lambda: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
-    before = resident()
-    found["bytes"] = 0
-
-    def watch():
-        while not stop.wait(0.005):
-            found["bytes"] = max(found["bytes"], resident() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        watcher.join()
 
 
 @contextmanager
@@ -161,25 +130,32 @@ def kept_prompts(text: SyntheticText, kept, config: ClosedFormConfig):
         yield rows.embeddings, rows.embeddings, weights
 
 
-def published(weights: dict, text: SyntheticText, erased, kept, mine: dict, form: str, dtype=torch.float32) -> dict:
-    """Run it for some matrices: seconds, dW and the number of prompts."""
+def published(weights: dict, text: SyntheticText, erased, kept, mine: dict, form: str, dtype=torch.float32,
+              share: int | None = None) -> dict:  # fmt: skip
+    """Run it for some matrices: seconds, dW and the number of prompts.
+
+    The sums are linear in the prompts. Given ``share``, only so many concepts are added, the time of that is scaled to all of
+    them, and there is no dW; the keep set's sums and the inverse are timed in full.
+    """
     config, lam = mine["config"], mine["lambda"]
     machines = {name: Published(weight.to(dtype), form) for name, weight in weights.items()}
-    prompts = 0
 
-    def batches():
-        yield from prompts_of(text, erased, config)
-        preserve = list(kept_prompts(text, kept, config))
-        yield from (preserve[at : at + 30] for at in range(0, len(preserve), 30))
-
-    for batch in batches():
-        prompts += len(batch)
+    def add(batch) -> int:
         batch = [tuple(x.to(dtype) for x in prompt) for prompt in batch]
         stacked = stack(batch) if form == "batched" else None
         for machine in machines.values():
             machine.add(batch, stacked)
+        return len(batch)
+
+    timed = erased[:share]
+    times = len(erased) / len(timed)
+    prompts = round(times * sum(add(batch) for batch in prompts_of(text, timed, config)))
+    for machine in machines.values():
+        machine.seconds *= times
+    preserve = list(kept_prompts(text, kept, config))
+    prompts += sum(add(preserve[at : at + 30]) for at in range(0, len(preserve), 30))
     changes = {name: machine.change(lam) for name, machine in machines.items()}
-    return {"seconds": {n: m.seconds for n, m in machines.items()}, "changes": changes, "prompts": prompts}
+    return {"seconds": {n: m.seconds for n, m in machines.items()}, "prompts": prompts, "changes": changes if times == 1 else {}}
 
 
 def outer_products(layers: dict, text: SyntheticText, prompts: int) -> float:
@@ -250,15 +226,16 @@ def record(mine: dict, count: int, kept, model_bytes: int | None = None) -> dict
     return out
 
 
-def against(mine: dict, layers: dict, chosen: dict, text, erased, kept, forms=("batched", "loop")) -> dict:
-    """Time the published way on the matrices ``chosen`` and scale to all."""
-    out = {"matrices_timed": len(chosen), "matrices": len(layers)}
+def against(mine: dict, layers: dict, chosen: dict, text, erased, kept, forms=("batched", "loop"), share=None) -> dict:
+    """Time the published way on the matrices ``chosen`` (and ``share`` of the concepts) and scale to all."""
+    out = {"matrices_timed": len(chosen), "matrices": len(layers), "concepts_timed": share or len(erased), "scaling": SCALING}
     edit = mine["seconds"]["edit"]
     for form in forms:
-        base = published(chosen, text, erased, kept, mine, form)
+        base = published(chosen, text, erased, kept, mine, form, share=share)
         seconds = scaled(base["seconds"], layers)
-        out[form] = {"seconds": round(seconds, 3), "ratio": round(seconds / edit, 1),
-                     "relative_difference_float32": difference(mine, layers, base["changes"])}  # fmt: skip
+        out[form] = {"seconds": round(seconds, 3), "ratio": round(seconds / edit, 1)}
+        if base["changes"]:
+            out[form]["relative_difference_float32"] = difference(mine, layers, base["changes"])
     out["baseline_prompts"] = base["prompts"]
     seconds = outer_products(layers, text, base["prompts"])
     out["outer"] = {"seconds": round(seconds, 1), "ratio": round(seconds / edit, 1)}
@@ -278,17 +255,18 @@ def bench_sd15(say, many: int) -> dict:
     backbone, text = backbone_for(patcher), SyntheticText(768)
     layers = layers_of(backbone)
     some, out = one_of_each(layers), {"matrices": len(layers), "model_bytes": size, "dtype": "float16"}
+    smallest = dict([min(some.items(), key=lambda item: len(item[1]))])
     ours(backbone, text, concepts(1), FEW_KEPT)  # warm-up
-    for name, count, kept, repeats, chosen in (
-        ("1", 1, FEW_KEPT, 3, layers), ("1, the library's own keep set", 1, EVERYDAY, 3, some),
-        ("5", 5, FEW_KEPT, 3, some), ("100", 100, FEW_KEPT, 1, some),
+    for name, count, kept, repeats, chosen, share, exact in (
+        ("1", 1, FEW_KEPT, 5, layers, None, some), ("1, the library's own keep set", 1, EVERYDAY, 3, some, None, smallest),
+        ("5", 5, FEW_KEPT, 3, some, None, smallest), ("100", 100, FEW_KEPT, 1, some, 4, smallest),
     ):  # fmt: skip
         erased = concepts(count)
         mine = median([ours(backbone, text, erased, kept) for _ in range(repeats)])
-        out[name] = record(mine, count, kept, size) | against(mine, layers, chosen, text, erased, kept)
-        if count == 1:
-            exact = published(some, text, erased, kept, mine, "loop", torch.float64)
-            out[name]["relative_difference_float64"] = difference(mine, layers, exact["changes"])
+        forms = ("batched", "loop") if kept is FEW_KEPT else ("batched",)
+        out[name] = record(mine, count, kept, size) | against(mine, layers, chosen, text, erased, kept, forms, share)
+        changes = published(exact, text, erased, kept, mine, "loop", torch.float64)["changes"]
+        out[name]["relative_difference_float64"] = difference(mine, layers, changes)
         say("SD1.5", name, out[name])
     for name, count, options in (("100, an anchor each", 100, {"anchors": True}), ("1, projection", 1, {}),
                                  ("100, projection", 100, {})):  # fmt: skip

@@ -1,9 +1,15 @@
-"""Text rows and weights for the speed benchmark: no trained encoder or model is needed to time the closed form."""
+"""Text rows, weights, clock and scale of the speed benchmark: no trained encoder or model is needed to time the closed form."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
+import threading
 import time
 import zlib
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -17,6 +23,35 @@ class Clock:
     """Seconds of all measurements: of the wall, or of the process where other work shares the cores."""
 
     now = staticmethod(time.perf_counter)
+
+
+@contextmanager
+def peak_memory():
+    """Yields a dict whose ``bytes`` is, afterwards, the largest increase of the process's resident memory (Linux)."""
+    statm, found, stop = Path("/proc/self/statm"), {"bytes": None}, threading.Event()
+    if not statm.exists():
+        yield found
+        return
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # or memory freed earlier would hide what is used now
+    except AttributeError:
+        pass
+    resident = lambda: int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
+    before = resident()
+    found["bytes"] = 0
+
+    def watch():
+        while not stop.wait(0.005):
+            found["bytes"] = max(found["bytes"], resident() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        watcher.join()
 
 
 class SyntheticText:
