@@ -1,8 +1,9 @@
-"""Where text enters a denoiser, and how its weights are read. Everything family-specific of the closed form is here."""
+"""A denoiser as the rest of the library sees it: where text enters, how weights are read, what it predicts."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, TraceError
 from ..numerics import is_finite
 
 PREFIX = "diffusion_model."
+
+#: Which linear layers get adapters
+SCOPES = {
+    "text": "what reads the text: cross-attention keys and values (SD), qkv of the text stream (FLUX)",
+    "attention": "every attention projection",
+    "linear": "every linear layer",
+}
 
 CONTEXT = "context"  #: rows of the text encoder, one per token
 POOLED = "pooled"  #: one vector per prompt
@@ -45,10 +53,13 @@ class Backbone:
     They are never written.
     """
 
-    def __init__(self, patcher, kind: str, layers: list[Layer]):
+    def __init__(self, patcher, kind: str, layers: list[Layer], family):
+        """``family``: the module of this package that knows the network's other layers."""
         self.patcher = patcher
         self.kind = kind
         self._layers = layers
+        self._family = family
+        self.evaluations = 0  #: forward passes of one sample since the start; whoever runs backward adds two
 
     def context_layers(self) -> list[Layer]:
         """Every layer that consumes text rows directly."""
@@ -86,6 +97,95 @@ class Backbone:
             if not is_finite(weight):
                 raise ModelError(f"{layer.key} holds NaN or infinite values; load the model again from an intact file")
             yield layer, weight
+
+    # ------------------------------------------------------------------------------------------- the network
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.patcher.model.diffusion_model
+
+    def lora_targets(self, scope: str) -> list[str]:
+        """Linear layers of a scope, named below :attr:`network`.
+
+        Raises:
+            TraceError: for an unknown scope.
+        """
+        if scope not in SCOPES:
+            raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
+        linear = [name for name, module in self.network.named_modules() if isinstance(module, torch.nn.Linear)]
+        wanted = {"linear": "", "attention": self._family.ATTENTION, "text": self._family.TEXT}[scope]
+        return [name for name in linear if re.search(wanted, name)]
+
+    def blocks(self) -> list[str]:
+        """The modules that gradient checkpointing computes twice, named below :attr:`network`."""
+        return self._family.blocks(self.network)
+
+    # ------------------------------------------------------------------------------------------- prediction
+
+    @property
+    def model_sampling(self):
+        return self.patcher.get_model_object("model_sampling")
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    def load(self) -> None:
+        """Let ComfyUI put the model on its device, whole, with its patches on the weights.
+
+        Raises:
+            ModelError: for fp8 weights, whose products have no gradient.
+        """
+        for name, parameter in self.network.named_parameters():
+            if "float8" in str(parameter.dtype):
+                raise ModelError(f"{name} is {parameter.dtype}, which cannot be finetuned; load the fp16 or bf16 file")
+        self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """``[c, h, w]`` of a picture's latent, sizes in pixels."""
+        return self.patcher.model.latent_format.latent_channels, height // 8, width // 8
+
+    def sigma_at(self, percent: float) -> float:
+        """Noise level after ``percent`` (0..1) of the schedule, at most the model's largest."""
+        sampling = self.model_sampling
+        return min(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_max))
+
+    def condition(self, clip, prompt: str, shape: tuple[int, int, int], guidance: float) -> dict[str, Tensor]:
+        """What the network is given for a prompt, as ComfyUI's sampler makes it: name -> tensor of batch 1."""
+        rows, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
+        rows, pooled = rows.clone(), None if pooled is None else pooled.clone()  # they may be inference tensors
+        entries = self.engine.sampler_helpers.convert_cond([[rows, {"pooled_output": pooled, "guidance": guidance}]])
+        noise = torch.zeros(1, *shape, device=self.device)
+        done = self.engine.samplers.process_conds(self.patcher.model, noise, {"positive": entries}, self.device)
+        made = done["positive"][0]["model_conds"]
+        made = {k: c.process_cond(batch_size=1, device=self.device, area=None).cond for k, c in made.items()}
+        return {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor)}
+
+    def predict(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The network's raw prediction (eps, v or velocity) ``[b, c, h, w]`` float32.
+
+        Args:
+            x: noisy latents ``[b, c, h, w]`` on ComfyUI's scale (``x0 + sigma n``; FLUX ``(1 - sigma) x0 + sigma n``).
+            sigma: ``[b]``.
+            condition: as :meth:`condition` makes it, of batch b.
+        """
+        self.evaluations += len(x)
+        x0 = self.patcher.model.apply_model(x, sigma, **condition, transformer_options={})
+        return self.prediction_of(x, sigma, x0)
+
+    def prediction_of(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+        """Invert ComfyUI's ``calculate_denoised``: x0 -> eps, v or velocity."""
+        sigma = sigma.view(-1, 1, 1, 1)
+        sampling, kinds = self.model_sampling, self.engine.model_sampling
+        if isinstance(sampling, kinds.V_PREDICTION):
+            data = sampling.sigma_data
+            total = sigma**2 + data**2
+            return (x * data**2 / total - denoised) * total.sqrt() / (sigma * data)
+        return (x - denoised) / sigma
+
+    def denoised_of(self, x: Tensor, sigma: Tensor, prediction: Tensor) -> Tensor:
+        """x0 ``[b, c, h, w]`` of a raw prediction, by ComfyUI's own formula."""
+        return self.model_sampling.calculate_denoised(sigma, prediction, x)
 
     def model_hash(self) -> str:
         """Fingerprint of the unpatched base: sha256 over every 16th row of the layers that read text, 16 hex digits."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
+
+TEXT = r"^double_blocks\.\d+\.txt_attn\.qkv$"
+ATTENTION = r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"
 
 
 def matches(network) -> bool:
@@ -15,4 +20,8 @@ def build(patcher) -> Backbone:
         Layer(PREFIX + "txt_in", CONTEXT, network.txt_in.weight.shape[1]),
         Layer(PREFIX + "vector_in.in_layer", POOLED, network.vector_in.in_layer.weight.shape[1]),
     ]
-    return Backbone(patcher, "flux" if hasattr(network.guidance_in, "in_layer") else "flux-schnell", layers)
+    return Backbone(patcher, "flux" if hasattr(network.guidance_in, "in_layer") else "flux-schnell", layers, sys.modules[__name__])
+
+
+def blocks(network) -> list[str]:
+    return [f"{group}.{i}" for group in ("double_blocks", "single_blocks") for i in range(len(getattr(network, group)))]

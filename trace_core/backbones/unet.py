@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
 
 SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector (sizes and crops)
+
+
+TEXT = r"\.attn2\.to_[kv]$"
+ATTENTION = r"\.attn[12]\.to_(q|k|v|out\.0)$"
 
 
 def matches(network) -> bool:
@@ -22,4 +28,11 @@ def build(patcher) -> Backbone:
         kind = "sdxl"
         first = network.label_emb[0][0]
         layers.append(Layer(PREFIX + "label_emb.0.0", POOLED, first.weight.shape[1] - SDXL_SIZE_EMBEDDING))
-    return Backbone(patcher, kind, layers)
+    return Backbone(patcher, kind, layers, sys.modules[__name__])
+
+
+def blocks(network) -> list[str]:
+    """Residual blocks and spatial transformers: the parts of the levels' sequences that hold almost all activations."""
+    sequences = [("middle_block", network.middle_block)]
+    sequences += [(f"{group}.{i}", s) for group in ("input_blocks", "output_blocks") for i, s in enumerate(getattr(network, group))]
+    return [f"{name}.{i}" for name, s in sequences for i, part in enumerate(s) if len(list(part.children())) > 1]

@@ -16,6 +16,7 @@ from ..concepts import Concept, parse_concepts, parse_keep
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
+from . import training
 
 DEMO_MODELS = ("demo-sd", "demo-flux")
 
@@ -161,32 +162,47 @@ def with_loras(model, files: Sequence[str], strength: float, start: float | None
 
 
 def erase(args) -> dict:
-    from .main import METHODS
+    from .main import METHODS, TRAINED
 
     concepts = concepts_of(args)
     keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
-    options = {"policy": METHODS[args.method], "strength": args.strength, "kind": args.kind, "max_rank": args.rank}
-    options |= {k: v for k, v in (("energy", args.energy), ("eta", args.eta), ("alpha", args.alpha)) if v is not None}
-    ClosedFormConfig(**options)
+    trained = args.method in TRAINED
+    closed = _closed_form_options(args, trained) if args.method in (*METHODS, "trace") else None
+    tuned = training.options(args) if trained else None
     check_writable(Path(args.out))
     model, clip, _ = open_model(args.model)
+    contexts = {}
     if args.model in DEMO_MODELS:
         from ..demo import domain
 
-        options["contexts"] = domain.CONTEXTS
-        keep = keep or domain.keep_list(concepts)
-    bars = Bars()
+        contexts, keep = domain.CONTEXTS, keep or domain.keep_list(concepts)
+    bars, result = Bars(), None
     try:
-        result = erase_closed_form(model, clip, concepts, keep, ClosedFormConfig(**options), bars, args.seed)
+        if closed is not None:
+            result = erase_closed_form(model, clip, concepts, keep, ClosedFormConfig(**closed, contexts=contexts), bars, args.seed)
+        if tuned is not None:
+            result = training.run(args, model, clip, concepts, keep, {**tuned, "contexts": contexts}, result)
     finally:
         bars.close()
     path = result.lora.save(args.out)
-    worst = max((v["residual"] for v in result.report["layers"].values()), default=0.0)
-    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
-          f"residual {100 * worst:.1f} % at most; wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
-    for warning in result.report["warnings"]:
+    worst = max((v["residual"] for v in result.report.get("layers", {}).values()), default=0.0)
+    done = f"{result.report['evaluations']} model evaluations" if trained else f"residual {100 * worst:.1f} % at most"
+    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {done}; "
+          f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
+    for warning in result.report.get("warnings", []):
         print(f"warning: {warning}")
     return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
+
+
+def _closed_form_options(args, first: bool) -> dict:
+    """``first``: a finetune follows, and --rank and --eta are its own."""
+    from .main import METHODS
+
+    options = {"policy": METHODS.get(args.method, "trace"), "strength": args.strength, "kind": args.kind}
+    given = (("energy", args.energy), ("alpha", args.alpha), *(() if first else (("eta", args.eta), ("max_rank", args.rank))))
+    options |= {k: v for k, v in given if v is not None}
+    ClosedFormConfig(**options)
+    return options
 
 
 def generate(args) -> dict:

@@ -9,7 +9,8 @@ import sys
 from .. import __version__
 from ..errors import TraceError
 
-METHODS = {"projection": "trace", "uce": "uce", "mace": "mace", "trce": "trce"}
+METHODS = {"projection": "trace", "uce": "uce", "mace": "mace", "trce": "trce"}  #: closed forms, by their policy
+TRAINED = ("trace", "ant", "esd")  #: finetunes, by their objective; trace begins with the projection
 MODEL_HELP = "demo-sd, demo-flux, or the path of a checkpoint (.safetensors with UNet, CLIP and VAE)"
 
 
@@ -50,23 +51,38 @@ def _concepts(c: argparse.ArgumentParser, required: bool) -> None:
 
 def _erase(commands) -> None:
     c = _command(commands, "erase", "erase concepts and save them as one LoRA",
-                 "Erase concepts from a model in closed form, without images or training, and save one LoRA.")  # fmt: skip
+                 "Erase concepts from a model, without images, and save one LoRA: in closed form (projection, uce, mace, trce), "
+                 "by a finetune (ant, esd), or by both (trace).")  # fmt: skip
     c.add_argument("--model", required=True, help=MODEL_HELP)
     _concepts(c, required=True)
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: all the demo knows, or everyday things)")  # fmt: skip
     c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
-    c.add_argument("--method", choices=METHODS, default="projection", help="closed form")
+    c.add_argument("--method", choices=[*METHODS, *TRAINED], default="projection",
+                   help="closed form, or a finetune (trace: both)")  # fmt: skip
     c.add_argument("--kind", choices=["auto", "object", "style", "person", "explicit"], default="auto",
                    help="kind of concept: which prompt templates introduce it")  # fmt: skip
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
     c.add_argument("--energy", type=float, default=None, help="projection: share of the concept's energy to remove")
     c.add_argument("--eta", type=float, default=None,
-                   help="projection: overshoot beyond the neutral prompt (default by kind; 0 with an anchor)")  # fmt: skip
+                   help="projection, finetunes: how far past the neutral prompt (default by kind; 0 with an anchor)")  # fmt: skip
     c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
-    c.add_argument("--rank", type=int, default=None, help="upper bound of the rank")
+    c.add_argument("--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)")
     c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
     c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
+    t.add_argument("--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train")
+    t.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the preset's)")
+    t.add_argument("--lr", type=float, default=None, help="learning rate (default: 2e-3)")
+    t.add_argument("--window", default=None, metavar="START[,END]",
+                   help="where the erasure acts, in percent of the schedule / 100, such as 0.2 or 0.1,0.9 (default: the method's; "
+                   "`auto` measures it)")  # fmt: skip
+    t.add_argument("--scope", choices=["text", "attention", "linear"], default=None, help="layers that get adapters")
+    t.add_argument("--weight", action="append", default=[], metavar="TERM=X", help="weight of a term of the loss; may be repeated")
+    t.add_argument("--size", type=int, default=None, help="edge of the pictures trained on (default: 64 demo, 512)")
+    t.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
+    t.add_argument("--resume", metavar="FILE",
+                   help="training state: read if it is there, written at every refresh, removed at the end")  # fmt: skip
 
 
 def _lora(c: argparse.ArgumentParser) -> None:

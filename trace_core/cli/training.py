@@ -1,0 +1,93 @@
+"""What ``erase --method trace|ant|esd`` adds to the closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import TraceError
+
+
+def options(args) -> dict:
+    """Options of :class:`~trace_core.finetune.FinetuneConfig` from the command line, checked before a model is loaded.
+
+    Raises:
+        TraceError: naming the option.
+    """
+    from ..finetune import FinetuneConfig
+
+    given = {"rank": args.rank, "lr": args.lr, "scope": args.scope, "steps": args.steps, "eta": args.eta}
+    found = {k: v for k, v in given.items() if v is not None}
+    found |= {"objective": args.method, "preset": args.preset, "kind": args.kind, "seed": args.seed,
+              "checkpointing": args.checkpointing, "weights": dict(_weight(w) for w in args.weight)}  # fmt: skip
+    if args.window is not None:
+        found |= {"window": _window(args.window)}
+    if args.size or args.model.startswith("demo-"):
+        found |= dict.fromkeys(("width", "height"), args.size or 64)
+    FinetuneConfig(**found)
+    return found
+
+
+def _window(text: str) -> tuple[float, float] | str:
+    if text == "auto":
+        return "auto"
+    try:
+        ends = [float(part) for part in text.split(",")]
+    except ValueError:
+        ends = []
+    if len(ends) not in (1, 2):
+        raise TraceError(f"--window '{text}' is no window; write START, START,END or auto, such as 0.2 or 0.1,0.9")
+    return ends[0], ends[1] if len(ends) == 2 else 1.0
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise TraceError(f"--weight '{text}' is not TERM=NUMBER, such as keep=2") from None
+
+
+def run(args, model, clip, concepts, keep, options: dict, first):
+    """The finetune, after the closed form ``first`` (or None), with a live bar and a training state to resume from."""
+    from ..finetune import FinetuneConfig, finetune
+    from ..resume import TrainingState
+
+    file = Path(args.resume) if args.resume else None
+    resume = TrainingState.load(file) if file and file.exists() else None
+    if resume:
+        print(f"going on from step {resume.step} of '{file}'")
+    bar = Bar()
+    try:
+        result = finetune(model, clip, concepts, keep, FinetuneConfig(**options), first.lora if first else None, bar, resume=resume,
+                          checkpoint=(lambda state: state.save(file)) if file else None)  # fmt: skip
+    finally:
+        bar.close()
+    if file:
+        file.unlink(missing_ok=True)
+    if first:
+        result.report["closed_form"] = first.report
+    return result
+
+
+class Bar:
+    """One line: phase, steps, losses by term, steps per second, time left, cached latents."""
+
+    def __init__(self):
+        self._bar = None
+
+    def __call__(self, progress) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=progress.steps, leave=False, dynamic_ncols=True)
+        bar = self._bar
+        phase = progress.phase if progress.phase == "train" else f"{progress.phase} {progress.done}/{progress.total}"
+        bar.set_description(phase, refresh=False)
+        terms = {k: f"{v:.4f}" for k, v in progress.losses.items()}
+        bar.set_postfix({**terms, "bank": f"{progress.bank_bytes / 2**20:.0f} MB"}, refresh=False)
+        bar.update(progress.step - bar.n)
+        bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

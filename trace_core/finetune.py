@@ -1,0 +1,397 @@
+"""The late-stage finetune: bank -> one forward and one backward a step -> LoRA."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .adapters import Adapters, attached
+from .backbones import Backbone, backbone_for
+from .closed_form.policies import POLICIES, keep_prompts
+from .concepts import EVERYDAY, KINDS, TEMPLATES, Concept, check_disjoint, fill, guess_kind, same
+from .errors import ConceptError, TraceError
+from .gradients import checkpointed, saved_apart, training_mode
+from .lora import ErasureLora, base_metadata
+from .numerics import is_finite
+from .objectives import OBJECTIVES, Term
+from .resume import TrainingState, identity
+from .trajectory import Points, Prompts, Sampling, TrajectoryBank
+from .windows import auto_window, check_window, inside
+
+AUTO = "auto"  #: a window that is measured on the base model's own trajectories
+SIGMA_SQUARED = 30.0  #: bound of the weight of noisy steps; SD's sigmas reach 14.6, FLUX's 1
+
+PRESETS: dict[str, dict] = {
+    "fast": {"steps": 60, "batch": 32, "trajectories": 16, "keep_trajectories": 48, "refresh": 20},
+    "balanced": {"steps": 120, "batch": 48, "trajectories": 24, "keep_trajectories": 96, "refresh": 30},
+    "thorough": {"steps": 400, "batch": 64, "trajectories": 32, "keep_trajectories": 192, "refresh": 40},
+}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Options of the finetune. None stands for the preset's, the objective's or the model family's own value."""
+
+    objective: str = field(default="trace", metadata={"help": "loss: " + ", ".join(OBJECTIVES)})
+    preset: str = field(default="balanced", metadata={"help": "how long to train: " + ", ".join(PRESETS)})
+    kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
+    window: tuple[float, float] | str | None = field(
+        default=None, metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"}
+    )
+    steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
+    batch: int | None = field(default=None, metadata={"help": "samples a step, over all terms"})
+    trajectories: int | None = field(default=None, metadata={"help": "sampled with the concept's prompts, each time"})
+    keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once"})
+    refresh: int | None = field(default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"})
+    rank: int = field(default=8, metadata={"help": "of the trained adapter"})
+    lr: float = field(default=2e-3, metadata={"help": "AdamW's learning rate at its highest"})
+    eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
+    scope: str = field(default="text", metadata={"help": "layers: text, attention, linear"})
+    weights: Mapping[str, float] = field(default_factory=dict, metadata={"help": "weights of the objective's terms by name"})
+    sampling_steps: int = field(default=12, metadata={"help": "steps of a trajectory"})
+    cfg: float | None = field(default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"})
+    guidance: float = field(default=3.0, metadata={"help": "FLUX's guidance embedding"})
+    width: int = field(default=512, metadata={"help": "of the pictures trained on, pixels"})
+    height: int = field(default=512, metadata={"help": "of the pictures trained on, pixels"})
+    checkpointing: bool = field(default=False, metadata={"help": "less memory, a third more time"})
+    seed: int = field(default=0, metadata={"help": "of noise, prompts and adapters"})
+    preview_every: int = field(default=0, metadata={"help": "steps between previews; 0 for none"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    bank_limit: int = field(default=2 << 30, metadata={"help": "bytes that cached latents and predictions may take"})
+    contexts: Mapping[str, Sequence[str]] = field(
+        default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
+    )
+
+    def __post_init__(self):
+        for name, value, known in (("objective", self.objective, OBJECTIVES), ("preset", self.preset, PRESETS),
+                                   ("kind", self.kind, ("auto", *KINDS))):  # fmt: skip
+            if value not in known:
+                raise TraceError(f"{name} '{value}' is unknown; use one of {', '.join(known)}")
+        for name, low, high in (("steps", 1, 100_000), ("batch", 4, 4096), ("trajectories", 1, 10_000), ("keep_trajectories", 1, 100_000),
+                                ("refresh", 1, 100_000), ("rank", 1, 1024), ("sampling_steps", 2, 1000), ("lr", 1e-8, 1.0),
+                                ("eta", 0.0, 10.0), ("cfg", 0.0, 30.0), ("guidance", 0.0, 30.0), ("width", 16, 4096),
+                                ("height", 16, 4096), ("max_grad_norm", 1e-6, 1e6), ("preview_every", 0, 100_000)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise TraceError(f"{name} is {value}; it must lie between {low} and {high}")
+        unknown = set(self.weights) - {t.name for t in OBJECTIVES[self.objective].terms}
+        if unknown:
+            raise TraceError(f"objective {self.objective} has no term '{min(unknown)}'; "
+                             f"it has {', '.join(t.name for t in OBJECTIVES[self.objective].terms)}")  # fmt: skip
+        if self.window is not None and self.window != AUTO:
+            check_window(*self.window)
+
+    def resolved(self, kind: str, flux: bool) -> FinetuneConfig:
+        """With every None replaced. A window that has to be measured stays ``auto``."""
+        values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
+        paper = dict(OBJECTIVES[self.objective].kinds[kind])
+        weights = {**paper.pop("weights", {}), **self.weights}
+        values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
+        if self.window is None:
+            values.setdefault("window", AUTO)
+        if self.cfg is None:
+            values["cfg"] = 1.0 if flux else 3.0
+        return replace(self, kind=kind, weights=weights, **values)
+
+
+@dataclass
+class Progress:
+    """What a caller hears at every model evaluation.
+
+    Attributes:
+        phase: ``sample keep``, ``sample erase``, ``teacher on erase``, ``train`` ...
+        step, steps: optimiser steps done, and in all.
+        done, total: within the phase.
+        losses: of the last step, by term.
+        steps_per_second, eta_seconds: of the optimiser, refreshes counted; None before the first step.
+        bank_bytes: cached latents and predictions.
+        evaluations: model evaluations so far (forward 1, backward 2).
+    """
+
+    phase: str
+    step: int
+    steps: int
+    done: int
+    total: int
+    losses: dict[str, float]
+    steps_per_second: float | None
+    eta_seconds: float | None
+    bank_bytes: int
+    evaluations: int
+
+
+@dataclass
+class FinetuneResult:
+    """The joined erasure, the adapter alone, and what was measured on the way."""
+
+    lora: ErasureLora
+    adapter: ErasureLora
+    report: dict
+
+
+class Diverged(TraceError):
+    """The loss left the numbers. ``state`` is the last good one, to resume from with a lower learning rate."""
+
+    def __init__(self, message: str, state: TrainingState):
+        super().__init__(message)
+        self.state = state
+
+
+class Trainer:
+    """One finetune of one model; :func:`finetune` is the way in."""
+
+    def __init__(self, backbone: Backbone, clip, concepts: Sequence[Concept], keep: Sequence[str], config: FinetuneConfig,
+                 report: Callable[[Progress], None], preview: Callable[[int, Tensor, list[str]], None] | None):  # fmt: skip
+        self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
+        self._report, self._preview = report, preview
+        self.shape = backbone.latent_shape(config.width, config.height)
+        self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
+        self.uncond = self.prompts.index("")
+        self.erase_pairs = self._pairs(concepts)
+        self.keep_pairs = self._kept(keep)
+        sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
+        self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
+        self.step, self.losses, self.history = 0, {}, []
+        self._began = self._trained_from = None
+        self._started_at = backbone.evaluations
+        self.identity = identity(self)  # now, while the network's modules have their names
+
+    def _pairs(self, concepts: Sequence[Concept]) -> list[tuple[int, int]]:
+        """Prompts of the concepts and their neutral counterparts, template by template."""
+        out = []
+        for concept in concepts:
+            kind = guess_kind(concept.target) if self.config.kind == "auto" else self.config.kind
+            for template in (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]):
+                texts = fill(template, concept.target), fill(template, concept.anchor)
+                out.append(tuple(self.prompts.index(text) for text in texts))
+        return out
+
+    def _kept(self, keep: Sequence[str]) -> list[tuple[int, int]]:
+        made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts)
+        return [(self.prompts.index(text),) * 2 for text, _ in made]
+
+    # --------------------------------------------------------------------------------------- the bank
+
+    def _some(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
+        """``count`` of the pairs, all of them before one comes again."""
+        generator = torch.Generator().manual_seed(seed)
+        order = [int(i) for _ in range(-(-count // len(pairs))) for i in torch.randperm(len(pairs), generator=generator)]
+        return [pairs[i] for i in order[:count]]
+
+    def _needed(self, role: str) -> list[str]:
+        """The predictions that the terms of a role need; without an overshoot the concept's own is not."""
+        names = {n for t in self.terms() if t.role == role for n in t.needs}
+        if role == "erase" and self.objective.name == "trace" and not self.config.eta:
+            names -= {"concept"}
+        return sorted(names)
+
+    def terms(self) -> list[Term]:
+        """The objective's terms that have points in this window, with this run's weights."""
+        early = self.config.window == AUTO or self.config.window[0] > 0
+        terms = [t for t in self.objective.terms if early or t.when != "early"]
+        terms = [replace(t, weight=self.config.weights.get(t.name, t.weight)) for t in terms]
+        return [t for t in terms if t.weight > 0]
+
+    def fill_bank(self, role: str, adapters: Adapters, fresh: bool) -> None:
+        """Sample a role's points; ``fresh``: the student is still what training starts from."""
+        config = self.config
+        pairs, count = (self.erase_pairs, config.trajectories) if role == "erase" else (self.keep_pairs, config.keep_trajectories)
+        turn = self.step // config.refresh
+        student = "base" if role == "keep" or self.objective.student == "base" or (fresh and not self.started) else "student"
+        self.bank.sample(role, self._some(pairs, count, config.seed * 7919 + turn), self._needed(role),
+                         config.seed * 104729 + turn * 2 + (role == "keep"), adapters.use, student, self._tick)  # fmt: skip
+
+    def measure_window(self, adapters: Adapters) -> tuple[float, float]:
+        """The window from the base model's own trajectories of the concept."""
+        count = min(8, len(self.erase_pairs))
+        self.bank.sample("window", self._some(self.erase_pairs, count, self.config.seed), ["concept", "neutral"], self.config.seed,
+                         adapters.use, "base", self._tick)  # fmt: skip
+        return auto_window(self.bank.points.pop("window"))
+
+    # --------------------------------------------------------------------------------------- a step
+
+    def batch(self) -> tuple[list[tuple[Term, Points]], list[int]]:
+        """Points of every term for the step, drawn by the seed and the step's number."""
+        generator = torch.Generator().manual_seed(self.config.seed * 15485863 + self.step)
+        terms = self.terms()
+        shares = sum(t.share for t in terms)
+        out, numbers = [], []
+        for term in terms:
+            points = self.bank.points[term.role]
+            where = inside(points.percent, self.config.window, term.when).nonzero()[:, 0]
+            if not len(where):
+                raise TraceError(f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it")
+            count = max(1, round(self.config.batch * term.share / shares))
+            chosen = points[where[torch.randint(len(where), (count,), generator=generator)]]
+            out.append((term, chosen))
+            numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
+        return out, numbers
+
+    def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
+        """One forward pass over all terms; the weighted sum of their mean squared errors, and each of them."""
+        device = self.backbone.device
+        x = torch.cat([points.x for _, points in drawn]).to(device).float()
+        sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
+        out = self.backbone.predict(x, sigma, self.prompts.batch(numbers))
+        total, errors, at = 0.0, {}, 0
+        for term, points in drawn:
+            predictions = {k: v.to(device).float() for k, v in points.predictions.items()}
+            target = term.target(predictions, self.config.eta or 0.0)
+            error = squared_error(out[at : at + len(points)], target, points.sigma.to(device))
+            total, errors[term.name], at = total + term.weight * error, error.item(), at + len(points)
+        self.backbone.evaluations += 2 * len(x)  # the backward pass
+        return total, errors
+
+    def learning_rate(self) -> float:
+        """Linear warm-up over the first steps, then a cosine to a twentieth (Loshchilov and Hutter, arXiv 1608.03983)."""
+        warm = max(1, min(10, self.config.steps // 10))
+        if self.step < warm:
+            return self.config.lr * (self.step + 1) / warm
+        part = (self.step - warm) / max(1, self.config.steps - warm)
+        return self.config.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * part)) / 2)
+
+    def _tick(self, phase: str, done: int, total: int) -> None:
+        now, rate = time.monotonic(), None
+        self._began = self._began or now
+        if self._trained_from is not None and self.step > self._trained_from[0]:
+            rate = (self.step - self._trained_from[0]) / max(1e-9, now - self._trained_from[1])
+        left = None if rate is None else (self.config.steps - self.step) / rate
+        self._report(Progress(phase, self.step, self.config.steps, done, total, dict(self.losses), rate, left, self.bank.nbytes,
+                              self.backbone.evaluations - self._started_at))  # fmt: skip
+
+    def train(self, adapters: Adapters, start: ErasureLora | None, resume: TrainingState | None,
+              checkpoint: Callable[[TrainingState], None] | None) -> None:  # fmt: skip
+        """Run all steps. Everything random follows from the seed and the step's number, so a resumed run is the same run."""
+        config, self.started = self.config, bool(start)
+        parameters = adapters.parameters()
+        optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
+        half = next(self.backbone.network.parameters()).dtype == torch.float16
+        scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
+        if resume:
+            self.step, self.history = resume.put(adapters, optimiser), list(resume.history)
+        if config.window == AUTO:
+            config = self.config = replace(config, window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters))
+        self.fill_bank("keep", adapters, True)
+        self._trained_from = (self.step, time.monotonic())
+        good = TrainingState.take(adapters, optimiser, self)
+        while self.step < config.steps:
+            if self.step % config.refresh == 0 or "erase" not in self.bank.points:
+                good = TrainingState.take(adapters, optimiser, self)
+                if checkpoint:
+                    checkpoint(good)
+                self.fill_bank("erase", adapters, self.step == 0)
+            self._maybe_preview(adapters)
+            self._tick("train", self.step, config.steps)
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate()
+            total, self.losses = self.loss(*self.batch())
+            scaler.scale(total).backward()
+            scaler.unscale_(optimiser)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
+                raise Diverged(f"the loss is {total.item()} at step {self.step}; lower the learning rate ({config.lr:g})", good)
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad(set_to_none=True)
+            self.history.append({"step": self.step, **self.losses})
+            self.step += 1
+        self._maybe_preview(adapters)
+        self._tick("train", self.step, config.steps)
+
+    def _maybe_preview(self, adapters: Adapters) -> None:
+        """The same seed and prompts each time: a concept's and a keep prompt, from the student."""
+        if not self._preview or not self.config.preview_every or self.step % self.config.preview_every:
+            return
+        from .trajectory import trajectories
+
+        numbers = [self.erase_pairs[0][0], self.keep_pairs[0][0]]
+        *_, last = trajectories(self.backbone, self.prompts, numbers, self.uncond, self.bank.sampling, self.config.seed,
+                                lambda: self._tick("preview", self.step, self.config.steps))  # fmt: skip
+        self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
+
+
+def squared_error(prediction: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
+    """Mean over samples of ``(1 + min(sigma^2, S)) ||prediction - target||^2 / n``: the error of the prediction and that of x0.
+
+    An error of eps moves x0 by sigma times as much. Without the second part the steps that decide what a picture shows weigh
+    next to nothing; without the first, what happens late vanishes.
+    """
+    weight = 1 + sigma.square().clamp_max(SIGMA_SQUARED)
+    return (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()
+
+
+def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: FinetuneConfig | None = None,
+             start: ErasureLora | None = None, report: Callable[[Progress], None] | None = None,
+             preview: Callable[[int, Tensor, list[str]], None] | None = None, resume: TrainingState | None = None,
+             checkpoint: Callable[[TrainingState], None] | None = None) -> FinetuneResult:  # fmt: skip
+    """Train a LoRA that erases concepts. The model is bit for bit as before, whatever happens.
+
+    Args:
+        model: ComfyUI ModelPatcher; patches already on it count as part of the model.
+        clip: the ComfyUI CLIP that belongs to it.
+        concepts: what to erase.
+        keep: what must not change; empty means :data:`~trace_core.concepts.EVERYDAY`.
+        config: options.
+        start: an erasure to start from, usually the closed form, made for this ``model``; it is joined into the result. Keep and
+            unconditional terms refer to the model without it, and so repair what it spoiled.
+        report: hears :class:`Progress` before every model evaluation; an exception raised in it cancels.
+        preview: ``preview(step, latents [2, c, h, w], prompts)``, every ``config.preview_every`` steps.
+        resume: a state that ``checkpoint`` was given; the run goes on as if it had not stopped.
+        checkpoint: is given a :class:`TrainingState` at every refresh.
+
+    Raises:
+        ConceptError, ModelError, LoraError, TraceError: before anything is changed.
+        Diverged: with the last good state.
+    """
+    config, concepts = config or FinetuneConfig(), list(concepts)
+    if not concepts:
+        raise ConceptError("nothing to erase; name at least one concept")
+    check_disjoint(concepts, keep)
+    backbone = backbone_for(model)
+    kinds = {guess_kind(c.target) for c in concepts} if config.kind == "auto" else {config.kind}
+    config = config.resolved(min(kinds), backbone.kind.startswith("flux"))
+    kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    with training_mode():
+        backbone.load()
+        trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview)
+        if resume:
+            resume.check(trainer)
+        network = backbone.network
+        blocks = checkpointed(network, backbone.blocks()) if config.checkpointing else nullcontext()
+        with attached(backbone, backbone.lora_targets(config.scope), config.rank, start, config.seed) as adapters:
+            with blocks, saved_apart(network):
+                trainer.train(adapters, start, resume, checkpoint)
+            factors = adapters.factors()
+    return _result(trainer, concepts, kept, factors, start)
+
+
+def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None) -> FinetuneResult:
+    config, backbone = trainer.config, trainer.backbone
+    adapter = ErasureLora.from_factors(factors)
+    if not all(is_finite(f) for pair in adapter.modules.values() for f in pair):
+        raise TraceError("the trained adapter holds NaN; lower the learning rate")
+    options = {k: v for k, v in asdict(config).items() if k != "contexts"}
+    adapter.metadata.update(base_metadata(backbone, concepts, kept, config.objective, options, config.seed))
+    lora = ErasureLora.join(start, adapter) if start else adapter
+    report = {
+        "method": config.objective,
+        "source": trainer.objective.source,
+        "parameters": options,
+        "window": list(config.window),
+        "concepts": [asdict(c) for c in concepts],
+        "keep": kept,
+        "losses": trainer.history,
+        "evaluations": backbone.evaluations - trainer._started_at,
+        "seconds": round(time.monotonic() - (trainer._began or time.monotonic()), 2),
+        "bank_bytes": trainer.bank.nbytes,
+        "prompt_bytes": trainer.prompts.nbytes,
+        "layers": len(adapter.modules),
+        "rank": lora.rank,
+    }
+    return FinetuneResult(lora, adapter, report)

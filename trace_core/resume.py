@@ -1,0 +1,108 @@
+"""A finetune that stopped, as a safetensors file: adapter, optimiser and step. Everything else follows from the seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import LoraError
+
+FORMAT = "trace-training-1"
+
+
+@dataclass
+class TrainingState:
+    """What :func:`trace_core.finetune.finetune` needs to go on as if it had not stopped."""
+
+    adapter: list[Tensor]
+    mean: list[Tensor]
+    square: list[Tensor]
+    step: int
+    window: tuple[float, float] | str
+    history: list[dict]
+    run: str  #: what the run is about, to refuse another one's state
+
+    @classmethod
+    def take(cls, adapters, optimiser, trainer) -> TrainingState:
+        """A copy of where a trainer stands, between two steps."""
+        moments = [optimiser.state.get(p, {}) for p in adapters.parameters()]
+        copy = lambda p, state, name: (state[name] if name in state else torch.zeros_like(p)).detach().cpu().clone()  # noqa: E731
+        pairs = list(zip(adapters.parameters(), moments))
+        return cls(
+            adapters.state(), [copy(p, m, "exp_avg") for p, m in pairs], [copy(p, m, "exp_avg_sq") for p, m in pairs],
+            trainer.step, trainer.config.window, list(trainer.history), trainer.identity,
+        )  # fmt: skip
+
+    def put(self, adapters, optimiser) -> int:
+        """Put it back; returns the step to go on with."""
+        adapters.restore(self.adapter)
+        for p, mean, square in zip(adapters.parameters(), self.mean, self.square):
+            if self.step:
+                optimiser.state[p] = {"step": torch.tensor(float(self.step)), "exp_avg": mean.to(p.device, copy=True),
+                                      "exp_avg_sq": square.to(p.device, copy=True)}  # fmt: skip
+        return self.step
+
+    def check(self, trainer) -> None:
+        """Refuse the state of another run.
+
+        Raises:
+            LoraError: naming the first option that differs.
+        """
+        mine, theirs = json.loads(trainer.identity), json.loads(self.run)
+        different = [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]
+        if different:
+            k = min(different)
+            raise LoraError(f"cannot resume: {k} was {theirs.get(k)} and is {mine.get(k)}; use the same settings, or start anew")
+
+    def save(self, path: str | Path) -> None:
+        """Write a file; either the whole file appears or nothing does.
+
+        Raises:
+            LoraError: if the path cannot be written.
+        """
+        tensors = {f"{name}.{i}": t.contiguous() for name in ("adapter", "mean", "square") for i, t in enumerate(getattr(self, name))}
+        rest = {"format": FORMAT, "step": self.step, "window": self.window, "history": self.history, "run": self.run}
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trace-") as folder:
+                save_file(tensors, Path(folder) / "state", {"trace.training": json.dumps(rest)})
+                os.replace(Path(folder) / "state", path)
+        except OSError as error:
+            raise LoraError(f"cannot write '{path}': {error.strerror}; choose a folder that you may write to") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainingState:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            LoraError: if it is missing, damaged, or something else.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                rest = json.loads((file.metadata() or {}).get("trace.training", "{}"))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError) as error:
+            raise LoraError(f"cannot read '{path.name}' as a training state: {error}") from error
+        count = len(tensors) // 3
+        names = ("adapter", "mean", "square")
+        if rest.get("format") != FORMAT or any(f"{name}.{i}" not in tensors for name in names for i in range(count)):
+            raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote")
+        lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
+        window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
+        return cls(*lists, int(rest["step"]), window, rest["history"], rest["run"])
+
+
+def identity(trainer) -> str:
+    """JSON of what makes a run the run it is: model, prompts, options; not the window, which may have been measured."""
+    options = {k: v for k, v in asdict(trainer.config).items() if k not in ("window", "contexts", "preview_every", "checkpointing")}
+    return json.dumps({"base": trainer.backbone.model_hash(), "prompts": trainer.prompts.texts, **options}, sort_keys=True)
