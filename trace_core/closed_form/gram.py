@@ -119,7 +119,7 @@ class Cross:
         self.width = width
         self.left, self.right = Gram(width), Gram(width)
         self._sum = torch.zeros(width, width, dtype=torch.float64)
-        self._held: dict[int, tuple[Tensor, int]] = {}
+        self._held: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._rows = 0
         self._sums: Tensor | None = None  # of the y, for every row of the tensors that are kept
 
@@ -138,11 +138,12 @@ class Cross:
         roots = weights.sqrt()[:, None]
         right = right.double() * roots
         self.right.add(right)
-        sums = self._sums_for(left)
-        run = next((i for i, place in enumerate(places) if place != places[0] + i), len(places))
-        sums[places[0] : places[0] + run].addcmul_(right[:run], roots[:run])  # rows in sequence, most of them, are fast
+        first = min(places)
+        sums = self._sums_for(left, first)
+        begin, run = places[0] - first, next((i for i, place in enumerate(places) if place != places[0] + i), len(places))
+        sums[begin : begin + run].addcmul_(right[:run], roots[:run])  # rows in sequence, most of them, are fast
         if run < len(places):
-            sums.index_add_(0, at[run:], right[run:] * roots[run:])
+            sums.index_add_(0, at[run:] - first, right[run:] * roots[run:])
 
     def value(self) -> Tensor:
         """``sum w x y^T`` so far, ``[d, d]`` float64 (not a copy)."""
@@ -151,23 +152,24 @@ class Cross:
         self._sums = None
         return self._sum
 
-    def _sums_for(self, left: Tensor) -> Tensor:
-        """The sums ``[m, d]`` that belong to the tensor's rows."""
-        if id(left) not in self._held:
-            if self._sums is not None and self._rows + len(left) > len(self._sums):
+    def _sums_for(self, left: Tensor, first: int) -> Tensor:
+        """The sums ``[m - first, d]`` that belong to the tensor's rows from ``first`` on: those before are seldom used."""
+        key, size = (id(left), first), len(left) - first
+        if key not in self._held:
+            if self._sums is not None and self._rows + size > len(self._sums):
                 self._fold()
-            if self._sums is None or len(left) > len(self._sums):
-                self._sums = torch.empty(max(self.HELD, len(left)), self.width, dtype=torch.float64)
-            self._sums[self._rows : self._rows + len(left)] = 0  # memory that is not touched is not taken
-            self._held[id(left)] = left, self._rows
-            self._rows += len(left)
-        start = self._held[id(left)][1]
-        return self._sums[start : start + len(left)]
+            if self._sums is None or size > len(self._sums):
+                self._sums = torch.empty(max(self.HELD, size), self.width, dtype=torch.float64)
+            self._sums[self._rows : self._rows + size] = 0  # memory that is not touched is not taken
+            self._held[key] = left, self._rows
+            self._rows += size
+        start = self._held[key][1]
+        return self._sums[start : start + size]
 
     def _fold(self) -> None:
         block = torch.empty(min(self.BLOCK, self._rows), self.width, dtype=torch.float64)
         end = filled = 0
-        for left in [part for kept, _ in self._held.values() for part in kept.split(len(block))]:
+        for left in [part for (_, first), (kept, _) in self._held.items() for part in kept[first:].split(len(block))]:
             if filled + len(left) > len(block):
                 self._sum.addmm_(block[:filled].T, self._sums[end - filled : end])
                 filled = 0
