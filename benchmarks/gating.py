@@ -1,9 +1,14 @@
-"""What a step costs with an erasure in a window: ``python -m trace_core bench gating --json FILE``, or this file itself.
+"""What a step costs with an erasure in a window: ``python -m trace_core bench gating --json FILE``, or this file.
 
 ComfyUI's UNet in SD1.5's shapes, text layers random, all others constant, a batch of two as classifier-free guidance
-has it. Every round runs one step of each variant in turn, in another order each round; a variant's figure is the median
-over the rounds of its time over the base model's in the same round. The smaller the latent, the larger is the share of
-the low-rank paths, whose cost depends on the text alone.
+has it. Measured in two ways, both as a share of the base model's step:
+
+* ``step``: whole steps of each variant in turn, in another order each round, medians; on a busy machine this tells
+  a cost of some percent from none, not less
+* ``added``: the edited layers alone on the text's rows, with the gate and without in turn, many times; the median
+  difference over the base model's step
+
+The smaller the latent, the larger the share: the cost depends on the text alone.
 """
 
 from __future__ import annotations
@@ -72,6 +77,26 @@ def step(model, sigma: float, x, rows) -> float:
     return time.process_time() - begin
 
 
+def added(model, gated, sigma: float, rows, repeats: int = 40) -> float:
+    """Seconds that the gate adds to a step: median over pairs of runs of the edited layers alone."""
+    layers = [model.model.get_submodule(layer.module) for layer in backbone_for(model).context_layers()]
+
+    def edited_layers(x, t, **c):
+        for layer in layers:
+            layer(rows)
+        return x
+
+    args = {"input": rows, "timestep": torch.full((len(rows),), sigma), "cond_or_uncond": [0, 1], "c": {}}
+    gate, pairs = gated.model_options["model_function_wrapper"], []
+    for _ in range(repeats):
+        begin = time.process_time()
+        edited_layers(rows, None)
+        middle = time.process_time()
+        gate(edited_layers, args)
+        pairs.append((time.process_time() - middle) - (middle - begin))
+    return statistics.median(pairs)
+
+
 def measure(model, size: int, rounds: int) -> dict:
     """Figures of one latent size: seconds of every step, ratios of each round, their medians."""
     variants = variants_of(model)
@@ -90,10 +115,14 @@ def measure(model, size: int, rounds: int) -> dict:
     base = times.pop("base")
     out = {"latent": size, "rounds": rounds, "base_seconds": statistics.median(base), "base_all": base, "variants": {}}
     for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, base, strict=True)]
-        out["variants"][name] = {"seconds": statistics.median(seconds), "ratio_of_medians":
-                                 statistics.median(seconds) / statistics.median(base),
-                                 "median_of_ratios": statistics.median(ratios), "all": seconds}  # fmt: skip
+        ratios, middle = [a / b for a, b in zip(seconds, base, strict=True)], statistics.median(seconds)
+        with torch.inference_mode():
+            extra = added(model, variants[name][0], sigmas[variants[name][1]], rows)
+        out["variants"][name] = {
+            "seconds": middle, "ratio_of_medians": middle / out["base_seconds"],
+            "median_of_ratios": statistics.median(ratios), "added_seconds": extra,
+            "added_share": extra / out["base_seconds"], "all": seconds,
+        }  # fmt: skip
     return out
 
 
@@ -109,7 +138,8 @@ def run(sizes: dict[int, int] | None = None) -> dict:
         results.append(measure(model, size, rounds))
         print(f"latent {size} x {size}, batch 2: {results[-1]['base_seconds']:.2f} s a step without an erasure")
         for name, r in results[-1]["variants"].items():
-            print(f"  {name:24} {100 * (r['ratio_of_medians'] - 1):+.1f} %", flush=True)
+            print(f"  {name:24} steps {100 * (r['ratio_of_medians'] - 1):+.1f} %, added "
+                  f"{1000 * r['added_seconds']:.2f} ms, {100 * r['added_share']:.3f} %", flush=True)  # fmt: skip
     return {
         "torch": torch.__version__, "python": platform.python_version(), "engine": found.version,
         "trace_core": trace_core.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),

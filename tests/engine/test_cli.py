@@ -59,6 +59,19 @@ def test_generate_draws_a_grid(erased, tmp_path):
     assert Image.open(out).size[0] > 2 * 128
 
 
+def test_a_window_is_for_every_lora_of_the_command(erased, tmp_path, capsys):
+    pictures = {}
+    for name, window in {"whole": [], "late": ["--start", "0.3"], "last": ["--start", "0.5", "--end", "0.999"]}.items():
+        out = tmp_path / f"{name}.png"
+        lora = ["--lora", str(erased / "cat.safetensors"), "--prompt", "a cat", "--steps", "3", "--out", str(out)]
+        assert main(["generate", "--model", "demo-sd", *lora, *window]) == 0
+        pictures[name] = out.read_bytes()
+    assert len(set(pictures.values())) == 3
+    wrong = ["--start", "0.6", "--end", "0.4", "--out", str(tmp_path / "x.png"), "--prompt", "a cat"]
+    assert main(["generate", "--model", "demo-sd", "--lora", str(erased / "cat.safetensors"), *wrong]) == 2
+    assert "start is 0.6 and end is 0.4: an empty window" in capsys.readouterr().err
+
+
 def test_info_prints_the_metadata(erased, capsys):
     assert main(["info", str(erased / "cat.safetensors")]) == 0
     assert '[["cat", "", 1.0]]' in capsys.readouterr().out
