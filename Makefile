@@ -17,8 +17,10 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/pytest -rs
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
-# Waiting threads sleep instead of spinning: beside another busy process, small models run many times as fast.
+# Waiting threads spin for some microseconds, then sleep. Spinning on, they would take the core from another busy process, and
+# small models would run many times as slow; sleeping at once makes every small product wait for a thread to wake up.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 20000
 
 .PHONY: setup lint test test-packaged-engine demo bench clean
 .DEFAULT_GOAL := setup
