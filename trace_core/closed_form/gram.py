@@ -37,7 +37,7 @@ def _panels(width: int) -> list[tuple[int, int]]:
 class Gram:
     """``sum_i w_i x_i x_i^T`` over rows added bit by bit, in float64."""
 
-    BLOCK = 1024  #: rows that wait, in float64, for one product
+    BLOCK = 2048  #: rows that wait, in float64, for one product
     HELD = 4096  #: rows of tensors that are kept, in case they come again
 
     def __init__(self, width: int):
