@@ -1,4 +1,4 @@
-"""How well the closed form erases, all policies in one harness: ``python benchmarks/erasure.py``.
+"""How well every method erases, in one harness: ``python benchmarks/erasure.py``.
 
 For every CIFAR-10 class and every style, on both demo models: erase it alone, then measure it, all other classes, its
 synonyms and the drift. Results are written after every concept, and a run goes on where the last one stopped.
@@ -19,24 +19,24 @@ import torch
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.concepts import parse_concepts
 from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import CIFAR10, STYLES
 from trace_core.evaluate import Evaluator
 from trace_core.gating import apply
+from trace_core.methods import METHODS, erase
 
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 
 
-def jobs(models: list[str], policies: list[str]) -> Iterator[tuple[str, str, str, str]]:
-    """(model, policy, task, concept), in the order in which they are run."""
+def jobs(models: list[str], methods: list[str], tasks: list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """(model, method, task, concept), in the order in which they are run."""
     for model in models:
-        for policy in policies:
-            for task, concepts in (("object", CIFAR10), ("style", list(STYLES))):
-                for concept in concepts:
-                    yield model, policy, task, concept
+        for method in methods:
+            for task in tasks:
+                for concept in {"object": CIFAR10, "style": list(STYLES)}[task]:
+                    yield model, method, task, concept
 
 
 def mean(results: list[dict]) -> dict:
@@ -46,7 +46,7 @@ def mean(results: list[dict]) -> dict:
                   "psnr": fmean(r["drift"]["psnr"] for r in results), "concepts": len(results)}  # fmt: skip
 
 
-def run(models: list[str], policies: list[str], samples: int, others: int, seed: int, file: Path) -> dict:
+def run(models: list[str], methods: list[str], tasks: list[str], samples: int, others: int, seed: int, file: Path) -> dict:
     found = engine.load()
     setting = {
         "samples_per_class": samples, "samples_per_other_class": others, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__,
@@ -54,8 +54,8 @@ def run(models: list[str], policies: list[str], samples: int, others: int, seed:
     }  # fmt: skip
     data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "results": {}}
     evaluators = {}
-    for model_name, policy, task, concept in jobs(models, policies):
-        key = f"{model_name}/{policy}/{task}/{concept}"
+    for model_name, method, task, concept in jobs(models, methods, tasks):
+        key = f"{model_name}/{method}/{task}/{concept}"
         if key in data["results"]:
             continue
         if model_name not in evaluators:
@@ -64,11 +64,13 @@ def run(models: list[str], policies: list[str], samples: int, others: int, seed:
         evaluator = evaluators[model_name]
         concepts = parse_concepts(concept)
         start = time.perf_counter()
-        config = ClosedFormConfig(policy=policy, contexts=domain.CONTEXTS)
-        result = erase(evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), config)
+        options = {"contexts": domain.CONTEXTS}
+        result = erase(method, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), options,
+                       options | {"width": 64, "height": 64}, seed)  # fmt: skip
         seconds = time.perf_counter() - start
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)
-        data["results"][key] = scores | {"erase_seconds": seconds, "solved": result.report["solved"]}
+        made = {"erase_seconds": seconds, "rank": result.lora.rank, "evaluations": result.report.get("evaluations", 0)}
+        data["results"][key] = scores | made
         write_text(file, json.dumps(data, indent=1) + "\n")
         line = " ".join(f"{k} {100 * scores[k]:.1f}" for k in MEASURES if scores[k] is not None)
         print(f"{key}: {line}", flush=True)
@@ -82,15 +84,18 @@ def run(models: list[str], policies: list[str], samples: int, others: int, seed:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(loader.MODELS))
-    parser.add_argument("--policies", nargs="+", default=["trace", "uce", "mace"])
-    parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["projection", "trace", "uce", "mace", "ant", "esd"])
+    parser.add_argument("--tasks", nargs="+", default=["object", "style"])
+    parser.add_argument("--samples", type=int, default=15)
     parser.add_argument("--others", type=int, default=5, help="pictures of every class that is not erased")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS / "erasure.json")
+    parser.add_argument("--out", type=Path, help="default: results/erasure-MODEL.json")
     args = parser.parse_args()
-    data = run(args.models, args.policies, args.samples, args.others, args.seed, args.out)
-    for name, row in data["means"].items():
-        print(name, {k: v if v is None else round(v, 4) for k, v in row.items()})
+    for model in args.models:
+        file = args.out or RESULTS / f"erasure-{model}.json"
+        data = run([model], args.methods, args.tasks, args.samples, args.others, args.seed, file)
+        for name, row in data["means"].items():
+            print(name, {k: v if v is None else round(v, 4) for k, v in row.items()})
 
 
 if __name__ == "__main__":

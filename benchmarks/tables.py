@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+MODELS = ("demo-sd", "demo-flux")
+OURS = ("projection", "trace")
 TASKS = {"object": "10 CIFAR objects", "style": "5 styles"}
 
 
@@ -22,17 +24,20 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def results(model: str) -> dict:
+    return json.loads((RESULTS / f"erasure-{model}.json").read_text())
+
+
 def erasure() -> str:
-    data = json.loads((RESULTS / "erasure.json").read_text())
     rows = []
-    for name, r in data["means"].items():
-        model, policy, task = name.split("/")
-        figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
-        policy = f"**{policy}**" if policy == "trace" else policy
-        rows.append([model, TASKS[task], policy, *figures, f"{r['latent_mse']:.4f}", f"{r['psnr']:.1f}"])
-    rows.sort(key=lambda row: (row[0] != "demo-sd", row[1], row[2]))
-    head = ["model", "erased, one at a time", "policy", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "PSNR ↑"]
-    setting = data["setting"]
+    for model in MODELS:
+        for name, r in sorted(results(model)["means"].items(), key=lambda kv: (kv[0].split("/")[2], kv[0].split("/")[1])):
+            _, method, task = name.split("/")
+            figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
+            method = f"**{method}**" if method in OURS else method
+            rows.append([model, TASKS[task], method, *figures, f"{r['latent_mse']:.4f}", f"{r['psnr']:.1f}"])
+    head = ["model", "erased, one at a time", "method", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "PSNR ↑"]
+    setting = results("demo-sd")["setting"]
     note = (
         f"{setting['samples_per_class']} pictures of an erased class and of each synonym, "
         f"{setting['samples_per_other_class']} of every other class, seed {setting['seed']}."
@@ -41,19 +46,19 @@ def erasure() -> str:
 
 
 def per_class() -> str:
-    data = json.loads((RESULTS / "erasure.json").read_text())
     rows = []
-    for model in ("demo-sd", "demo-flux"):
-        for key, r in data["results"].items():
-            if key.startswith(f"{model}/trace/"):
+    for model in MODELS:
+        for key, r in results(model)["results"].items():
+            _, method, _, concept = key.split("/")
+            if method in OURS:
                 figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
-                rows.append([model, key.split("/")[-1], *figures, f"{r['drift']['latent_mse']:.4f}"])
-    return markdown(["model", "erased", "Acc_e", "Acc_s", "Acc_g", "H_o", "H_c", "drift"], rows)
+                rows.append([model, method, concept, *figures, f"{r['drift']['latent_mse']:.4f}"])
+    return markdown(["model", "method", "erased", "Acc_e", "Acc_s", "Acc_g", "H_o", "H_c", "drift"], rows)
 
 
 def judge() -> str:
     rows = []
-    for model in ("demo-sd", "demo-flux"):
+    for model in MODELS:
         data = json.loads((RESULTS / f"unerased-{model}.json").read_text())
         accuracy = data["accuracy"]
         worst = min(accuracy["object"]["per_class"].items(), key=lambda kv: kv[1])

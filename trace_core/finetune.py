@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,12 +88,14 @@ class FinetuneConfig:
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
 
-    def resolved(self, kind: str, flux: bool) -> FinetuneConfig:
-        """With every None replaced. A window that has to be measured stays ``auto``."""
+    def resolved(self, kind: str, flux: bool, anchored: bool = False) -> FinetuneConfig:
+        """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no overshoot."""
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
         paper = dict(OBJECTIVES[self.objective].kinds[kind])
         weights = {**paper.pop("weights", {}), **self.weights}
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
+        if anchored and self.eta is None and self.objective == "trace":
+            values["eta"] = 0.0
         if self.window is None:
             values.setdefault("window", AUTO)
         if self.cfg is None:
@@ -355,7 +358,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
     kinds = {guess_kind(c.target) for c in concepts} if config.kind == "auto" else {config.kind}
-    config = config.resolved(min(kinds), backbone.kind.startswith("flux"))
+    config = config.resolved(min(kinds), backbone.kind.startswith("flux"), any(c.anchor for c in concepts))
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     with training_mode():
         backbone.load()
@@ -378,7 +381,12 @@ def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None
         raise TraceError("the trained adapter holds NaN; lower the learning rate")
     options = {k: v for k, v in asdict(config).items() if k != "contexts"}
     adapter.metadata.update(base_metadata(backbone, concepts, kept, config.objective, options, config.seed))
-    lora = ErasureLora.join(start, adapter) if start else adapter
+    lora = adapter
+    if start:
+        lora = ErasureLora.join(start, adapter)
+        first = json.loads(start.metadata.get("trace.parameters", "{}"))
+        lora.metadata |= {k: adapter.metadata[k] for k in ("trace.method", "trace.seed", "ss_training_comment")}
+        lora.metadata["trace.parameters"] = json.dumps({"start": first, **options})
     report = {
         "method": config.objective,
         "source": trainer.objective.source,
@@ -391,7 +399,7 @@ def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None
         "seconds": round(time.monotonic() - (trainer._began or time.monotonic()), 2),
         "bank_bytes": trainer.bank.nbytes,
         "prompt_bytes": trainer.prompts.nbytes,
-        "layers": len(adapter.modules),
+        "adapted_layers": len(adapter.modules),
         "rank": lora.rank,
     }
     return FinetuneResult(lora, adapter, report)

@@ -174,14 +174,9 @@ class Backbone:
         return self.prediction_of(x, sigma, x0)
 
     def prediction_of(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """Invert ComfyUI's ``calculate_denoised``: x0 -> eps, v or velocity."""
-        sigma = sigma.view(-1, 1, 1, 1)
-        sampling, kinds = self.model_sampling, self.engine.model_sampling
-        if isinstance(sampling, kinds.V_PREDICTION):
-            data = sampling.sigma_data
-            total = sigma**2 + data**2
-            return (x * data**2 / total - denoised) * total.sqrt() / (sigma * data)
-        return (x - denoised) / sigma
+        """Invert ComfyUI's ``calculate_denoised``, which is affine in the network's output: x0 -> eps, v or velocity."""
+        zero, x0 = torch.zeros_like(x), self.model_sampling.calculate_denoised
+        return (denoised - x0(sigma, zero, x)) / x0(sigma, torch.ones_like(x), zero)
 
     def denoised_of(self, x: Tensor, sigma: Tensor, prediction: Tensor) -> Tensor:
         """x0 ``[b, c, h, w]`` of a raw prediction, by ComfyUI's own formula."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..closed_form import erase as erase_closed_form
 from ..concepts import Concept, parse_concepts, parse_keep
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
@@ -162,13 +161,13 @@ def with_loras(model, files: Sequence[str], strength: float, start: float | None
 
 
 def erase(args) -> dict:
-    from .main import METHODS, TRAINED
+    from ..methods import METHODS
+    from ..methods import erase as erase_by
 
     concepts = concepts_of(args)
     keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
-    trained = args.method in TRAINED
-    closed = _closed_form_options(args, trained) if args.method in (*METHODS, "trace") else None
-    tuned = training.options(args) if trained else None
+    method = METHODS[args.method]
+    closed, tuned = _closed_form_options(args, method), training.options(args, method)
     check_writable(Path(args.out))
     model, clip, _ = open_model(args.model)
     contexts = {}
@@ -176,17 +175,19 @@ def erase(args) -> dict:
         from ..demo import domain
 
         contexts, keep = domain.CONTEXTS, keep or domain.keep_list(concepts)
-    bars, result = Bars(), None
+    bars = Bars()
+    options = {**closed, "contexts": contexts}, {**tuned, "contexts": contexts}
     try:
-        if closed is not None:
-            result = erase_closed_form(model, clip, concepts, keep, ClosedFormConfig(**closed, contexts=contexts), bars, args.seed)
-        if tuned is not None:
-            result = training.run(args, model, clip, concepts, keep, {**tuned, "contexts": contexts}, result)
+        with training.hooks(args, method) as hooks:
+            result = erase_by(args.method, model, clip, concepts, keep, *options, args.seed, bars, **hooks)
+            path = result.lora.save(args.out)
     finally:
         bars.close()
-    path = result.lora.save(args.out)
-    worst = max((v["residual"] for v in result.report.get("layers", {}).values()), default=0.0)
-    done = f"{result.report['evaluations']} model evaluations" if trained else f"residual {100 * worst:.1f} % at most"
+    if method.finetune is not None:
+        done = f"{result.report['evaluations']} model evaluations"
+    else:
+        worst = max((v["residual"] for v in result.report["layers"].values()), default=0.0)
+        done = f"residual {100 * worst:.1f} % at most"
     print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {done}; "
           f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
     for warning in result.report.get("warnings", []):
@@ -194,14 +195,15 @@ def erase(args) -> dict:
     return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
 
 
-def _closed_form_options(args, first: bool) -> dict:
-    """``first``: a finetune follows, and --rank and --eta are its own."""
-    from .main import METHODS
-
-    options = {"policy": METHODS.get(args.method, "trace"), "strength": args.strength, "kind": args.kind}
-    given = (("energy", args.energy), ("alpha", args.alpha), *(() if first else (("eta", args.eta), ("max_rank", args.rank))))
-    options |= {k: v for k, v in given if v is not None}
-    ClosedFormConfig(**options)
+def _closed_form_options(args, method) -> dict:
+    """Checked before a model is loaded. Where a finetune follows, --rank and --eta are its own."""
+    if method.closed_form is None:
+        return {}
+    given = [("strength", args.strength), ("kind", args.kind), ("energy", args.energy), ("alpha", args.alpha)]
+    if method.finetune is None:
+        given += [("eta", args.eta), ("max_rank", args.rank)]
+    options = {k: v for k, v in given if v is not None}
+    ClosedFormConfig(**{**method.closed_form, **options})
     return options
 
 

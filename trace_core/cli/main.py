@@ -8,9 +8,9 @@ import sys
 
 from .. import __version__
 from ..errors import TraceError
+from ..methods import METHODS
 
-METHODS = {"projection": "trace", "uce": "uce", "mace": "mace", "trce": "trce"}  #: closed forms, by their policy
-TRAINED = ("trace", "ant", "esd")  #: finetunes, by their objective; trace begins with the projection
+TRAINED = [name for name, method in METHODS.items() if method.finetune is not None]
 MODEL_HELP = "demo-sd, demo-flux, or the path of a checkpoint (.safetensors with UNet, CLIP and VAE)"
 
 
@@ -58,8 +58,8 @@ def _erase(commands) -> None:
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: all the demo knows, or everyday things)")  # fmt: skip
     c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
-    c.add_argument("--method", choices=[*METHODS, *TRAINED], default="projection",
-                   help="closed form, or a finetune (trace: both)")  # fmt: skip
+    c.add_argument("--method", choices=METHODS, default="projection",
+                   help="; ".join(f"{m.name}: {m.help}" for m in METHODS.values()))  # fmt: skip
     c.add_argument("--kind", choices=["auto", "object", "style", "person", "explicit"], default="auto",
                    help="kind of concept: which prompt templates introduce it")  # fmt: skip
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import TraceError
 
 
-def options(args) -> dict:
+def options(args, method) -> dict:
     """Options of :class:`~trace_core.finetune.FinetuneConfig` from the command line, checked before a model is loaded.
 
     Raises:
         TraceError: naming the option.
     """
+    if method.finetune is None:
+        return {}
     from ..finetune import FinetuneConfig
 
     given = {"rank": args.rank, "lr": args.lr, "scope": args.scope, "steps": args.steps, "eta": args.eta}
     found = {k: v for k, v in given.items() if v is not None}
-    found |= {"objective": args.method, "preset": args.preset, "kind": args.kind, "seed": args.seed,
-              "checkpointing": args.checkpointing, "weights": dict(_weight(w) for w in args.weight)}  # fmt: skip
+    found |= {"preset": args.preset, "kind": args.kind, "checkpointing": args.checkpointing,
+              "weights": dict(_weight(w) for w in args.weight)}  # fmt: skip
     if args.window is not None:
         found |= {"window": _window(args.window)}
     if args.size or args.model.startswith("demo-"):
         found |= dict.fromkeys(("width", "height"), args.size or 64)
-    FinetuneConfig(**found)
+    FinetuneConfig(**{**method.finetune, **found})
     return found
 
 
@@ -47,26 +50,24 @@ def _weight(text: str) -> tuple[str, float]:
         raise TraceError(f"--weight '{text}' is not TERM=NUMBER, such as keep=2") from None
 
 
-def run(args, model, clip, concepts, keep, options: dict, first):
-    """The finetune, after the closed form ``first`` (or None), with a live bar and a training state to resume from."""
-    from ..finetune import FinetuneConfig, finetune
+@contextmanager
+def hooks(args, method):
+    """Live bar and training state of a finetune; the state is removed once the result is saved."""
+    if method.finetune is None:
+        yield {}
+        return
     from ..resume import TrainingState
 
-    file = Path(args.resume) if args.resume else None
+    file, bar = Path(args.resume) if args.resume else None, Bar()
     resume = TrainingState.load(file) if file and file.exists() else None
     if resume:
         print(f"going on from step {resume.step} of '{file}'")
-    bar = Bar()
     try:
-        result = finetune(model, clip, concepts, keep, FinetuneConfig(**options), first.lora if first else None, bar, resume=resume,
-                          checkpoint=(lambda state: state.save(file)) if file else None)  # fmt: skip
+        yield {"report": bar, "resume": resume, "checkpoint": (lambda state: state.save(file)) if file else None}
     finally:
         bar.close()
     if file:
         file.unlink(missing_ok=True)
-    if first:
-        result.report["closed_form"] = first.report
-    return result
 
 
 class Bar:
