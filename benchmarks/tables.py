@@ -79,6 +79,26 @@ def closed_form() -> str:
 TABLES["closed_form"] = closed_form
 
 
+def gating() -> str:
+    data = json.loads((RESULTS / "gating.json").read_text())
+    rows = []
+    for r in data["results"]:
+        for name, v in r["variants"].items():
+            added = f"{1000 * v['added_seconds']:.1f} ms, {100 * v['added_share']:.2f} %"
+            rows.append([f"{r['latent']} x {r['latent']}", f"{r['base_seconds']:.1f}", name, added,
+                         f"{100 * (v['ratio_of_medians'] - 1):+.1f} %"])  # fmt: skip
+    note = (
+        f"{data['model']}, {data['layers']} layers edited, batch {data['batch']}, {data['threads']} thread, "
+        f"torch {data['torch']}, {data['clock']}. `added`: measured on the edited layers alone. `whole steps`: medians of "
+        f"{' and '.join(str(r['rounds']) for r in data['results'])} alternating steps, beside other work on the same "
+        "cores, which is what their spread is."
+    )
+    return markdown(["latent", "step, s", "erasure", "added to a step", "whole steps"], rows) + f"\n\n{note}"
+
+
+TABLES["gating"] = gating
+
+
 def fill(text: str) -> str:
     """Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->``."""
 
