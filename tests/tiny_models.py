@@ -6,6 +6,8 @@ UNet must divide by 32, the heads' axes of a Flux must be even).
 
 from __future__ import annotations
 
+import hashlib
+
 import comfy.model_management
 import comfy.sample
 import comfy.sd
@@ -81,19 +83,18 @@ def tiny_sd(
 
 
 def tiny_sdxl(
-    context_dim: int = 48, pooled_dim: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
+    context_dim: int = 48, pooled_dim: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32, **changes
 ) -> ModelPatcher:
-    """SDXL: its vector input is the pooled text and six size embeddings of 256."""
-    config = comfy.supported_models.SDXL(
-        unet_config(
-            context_dim=context_dim,
-            num_classes="sequential",
-            adm_in_channels=pooled_dim + 6 * 256,
-            transformer_depth=[0, 1],
-            transformer_depth_output=[0, 0, 1, 1],
-            use_linear_in_transformer=True,
-        )
-    )
+    """SDXL: its vector input is the pooled text and six size embeddings of 256. ``changes`` as for :func:`tiny_sd`."""
+    own = {
+        "context_dim": context_dim,
+        "num_classes": "sequential",
+        "adm_in_channels": pooled_dim + 6 * 256,
+        "transformer_depth": [0, 1],
+        "transformer_depth_output": [0, 0, 1, 1],
+        "use_linear_in_transformer": True,
+    }
+    config = comfy.supported_models.SDXL(unet_config(**{**own, **changes}))
     config.unet_config["num_head_channels"] = 16
     return build(config, seed, dtype)
 
@@ -228,3 +229,38 @@ def sample(
     return comfy.sample.sample(
         model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed
     )
+
+
+class Snapshot:
+    """All that a training could leave behind on a model: values bit by bit, the objects that hold them, and flags.
+
+    The objects are held too, so that no other can take their place unnoticed.
+    """
+
+    def __init__(self, patcher: ModelPatcher):
+        self.facts, self.held = {}, []
+        for name, module in patcher.model.named_modules():
+            own = (*module._modules.items(), *module._parameters.items(), *module._buffers.items())
+            self.held += [module, *(thing for _, thing in own)]
+            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            children = [(k, id(v)) for k, v in own]
+            self.facts[f"module {name}"] = (id(module), type(module), children, sorted(module.__dict__))
+            self.facts[f"flags of {name}"] = (module.training, [len(h) for h in hooks])
+        for name, p in patcher.model.named_parameters():
+            self.facts[f"parameter {name}"] = (id(p), p.data_ptr(), p.requires_grad, p.grad is None, p.is_inference())
+        for name, tensor in patcher.model.state_dict().items():
+            self.facts[f"value of {name}"] = digest(tensor)
+        backups = patcher.backup, patcher.object_patches_backup
+        self.facts["patcher"] = (sorted(patcher.__dict__), *map(sorted, backups))
+        self.facts["patches"] = {k: [id(x) for x in v] for k, v in patcher.patches.items()}, patcher.patches_uuid
+        self.facts["options"] = repr(patcher.model_options), sorted(patcher.object_patches)
+
+    def differences(self, later: Snapshot) -> list[str]:
+        """What is not as it was."""
+        return [k for k in {**self.facts, **later.facts} if self.facts.get(k) != later.facts.get(k)]
+
+
+def digest(tensor: Tensor) -> tuple:
+    """Tells any two tensors apart that are not bit for bit the same."""
+    data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.dtype, tuple(tensor.shape), hashlib.sha256(data).hexdigest()
