@@ -85,6 +85,12 @@ class FinetuneConfig:
         if unknown:
             raise TraceError(f"objective {self.objective} has no term '{min(unknown)}'; "
                              f"it has {', '.join(t.name for t in OBJECTIVES[self.objective].terms)}")  # fmt: skip
+        weights = {t.name: self.weights.get(t.name, t.weight) for t in OBJECTIVES[self.objective].terms}
+        wrong = [k for k, v in weights.items() if not 0 <= v < math.inf]
+        if wrong:
+            raise TraceError(f"the weight of '{wrong[0]}' is {weights[wrong[0]]}; it must be a number from 0 up")
+        if not any(weights.values()):
+            raise TraceError(f"every term of objective {self.objective} has weight 0; there is nothing to learn")
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
 
@@ -150,9 +156,10 @@ class Trainer:
     """One finetune of one model; :func:`finetune` is the way in."""
 
     def __init__(self, backbone: Backbone, clip, concepts: Sequence[Concept], keep: Sequence[str], config: FinetuneConfig,
-                 report: Callable[[Progress], None], preview: Callable[[int, Tensor, list[str]], None] | None):  # fmt: skip
+                 report: Callable[[Progress], None], preview: Callable[[int, Tensor, list[str]], None] | None,
+                 start: ErasureLora | None):  # fmt: skip
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
-        self._report, self._preview = report, preview
+        self.start, self._report, self._preview = start, report, preview
         self.shape = backbone.latent_shape(config.width, config.height)
         self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
         self.uncond = self.prompts.index("")
@@ -205,7 +212,7 @@ class Trainer:
         """Sample a role's points; ``fresh``: the student is still what training starts from."""
         config = self.config
         pairs, count = (self.erase_pairs, config.trajectories) if role == "erase" else (self.keep_pairs, config.keep_trajectories)
-        turn = self.step // config.refresh
+        turn = 0 if role == "keep" else self.step // config.refresh
         student = "base" if role == "keep" or self.objective.student == "base" or (fresh and not self.started) else "student"
         self.bank.sample(role, self._some(pairs, count, config.seed * 7919 + turn), self._needed(role),
                          config.seed * 104729 + turn * 2 + (role == "keep"), adapters.use, student, self._tick)  # fmt: skip
@@ -362,7 +369,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     with training_mode():
         backbone.load()
-        trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview)
+        trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview, start)
         if resume:
             resume.check(trainer)
         network = backbone.network

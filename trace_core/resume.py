@@ -93,16 +93,23 @@ class TrainingState:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, ValueError) as error:
             raise LoraError(f"cannot read '{path.name}' as a training state: {error}") from error
-        count = len(tensors) // 3
-        names = ("adapter", "mean", "square")
-        if rest.get("format") != FORMAT or any(f"{name}.{i}" not in tensors for name in names for i in range(count)):
-            raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote")
-        lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
-        window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
-        return cls(*lists, int(rest["step"]), window, rest["history"], rest["run"])
+        count, names = len(tensors) // 3, ("adapter", "mean", "square")
+        try:
+            if rest["format"] != FORMAT or set(tensors) != {f"{name}.{i}" for name in names for i in range(count)}:
+                raise ValueError
+            lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
+            window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
+            return cls(*lists, int(rest["step"]), window, list(rest["history"]), rest["run"])
+        except (KeyError, TypeError, ValueError):
+            raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote") from None
 
 
 def identity(trainer) -> str:
-    """JSON of what makes a run the run it is: model, prompts, options; not the window, which may have been measured."""
-    options = {k: v for k, v in asdict(trainer.config).items() if k not in ("window", "contexts", "preview_every", "checkpointing")}
+    """JSON of what makes a run the run it is: model, prompts, start, options.
+
+    Not the window, which may have been measured, and not the learning rate, which may be lowered after a divergence.
+    """
+    free = ("window", "contexts", "preview_every", "checkpointing", "lr")
+    options = {k: v for k, v in asdict(trainer.config).items() if k not in free}
+    options["start"] = trainer.start.fingerprint if trainer.start else None
     return json.dumps({"base": trainer.backbone.model_hash(), "prompts": trainer.prompts.texts, **options}, sort_keys=True)

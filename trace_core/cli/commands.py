@@ -168,7 +168,9 @@ def erase(args) -> dict:
     keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
     method = METHODS[args.method]
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
-    check_writable(Path(args.out))
+    for path in filter(None, (args.out, args.resume)):
+        check_writable(Path(path))
+    state = training.saved_state(args, method)
     model, clip, _ = open_model(args.model)
     contexts = {}
     if args.model in DEMO_MODELS:
@@ -178,7 +180,7 @@ def erase(args) -> dict:
     bars = Bars()
     options = {**closed, "contexts": contexts}, {**tuned, "contexts": contexts}
     try:
-        with training.hooks(args, method) as hooks:
+        with training.hooks(args, method, state) as hooks:
             result = erase_by(args.method, model, clip, concepts, keep, *options, args.seed, bars, **hooks)
             path = result.lora.save(args.out)
     finally:

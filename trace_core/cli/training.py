@@ -50,16 +50,25 @@ def _weight(text: str) -> tuple[str, float]:
         raise TraceError(f"--weight '{text}' is not TERM=NUMBER, such as keep=2") from None
 
 
+def saved_state(args, method):
+    """The training state of ``--resume``, or None if there is none yet.
+
+    Raises:
+        LoraError: if the file is something else.
+    """
+    from ..resume import TrainingState
+
+    file = Path(args.resume) if args.resume and method.finetune is not None else None
+    return TrainingState.load(file) if file and file.exists() else None
+
+
 @contextmanager
-def hooks(args, method):
+def hooks(args, method, resume):
     """Live bar and training state of a finetune; the state is removed once the result is saved."""
     if method.finetune is None:
         yield {}
         return
-    from ..resume import TrainingState
-
     file, bar = Path(args.resume) if args.resume else None, Bar()
-    resume = TrainingState.load(file) if file and file.exists() else None
     if resume:
         print(f"going on from step {resume.step} of '{file}'")
     try:

@@ -1,0 +1,175 @@
+"""The formulas that a finetune teaches, against the papers' own in float64, and options that cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trace_core.concepts import KINDS
+from trace_core.errors import TraceError
+from trace_core.finetune import FinetuneConfig, squared_error
+from trace_core.objectives import OBJECTIVES
+from trace_core.objectives.ant import reversed_guidance
+from trace_core.objectives.base import WINDOWS, predicted
+from trace_core.objectives.esd import negative_guidance
+from trace_core.objectives.trace import erase_target
+from trace_core.trajectory import REFERENCES
+
+SHAPE = (3, 4, 5, 6)
+
+
+@pytest.fixture
+def predictions():
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(SHAPE, generator=generator, dtype=torch.float64) for name in sorted(REFERENCES)}
+
+
+# ------------------------------------------------------------------------------------- targets
+
+
+def guided_away(start, concept, eta):
+    """``p0(start) - eta (p0(c) - p0(start))``, number by number."""
+    flat = zip(start.numpy().ravel(), concept.numpy().ravel())
+    return np.array([(1.0 + eta) * s - eta * c for s, c in flat]).reshape(SHAPE)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize(
+    ("formula", "start"), [(reversed_guidance, "uncond"), (negative_guidance, "uncond"), (erase_target, "neutral")]
+)
+def test_erase_target_is_the_papers(predictions, formula, start, eta):
+    """ANT, figure 1; ESD, equation 7; TRACE, stage 2: away from the concept, starting at neutral."""
+    wanted = guided_away(predictions[start], predictions["concept"], eta)
+    assert np.abs(formula(predictions, eta).numpy() - wanted).max() < 1e-8
+
+
+def test_without_an_overshoot_steering_ends_at_neutral(predictions):
+    del predictions["concept"]
+    assert torch.equal(erase_target(predictions, 0.0), predictions["neutral"])
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_preserving_target_is_what_the_model_said(predictions, name):
+    assert torch.equal(predicted(name)(predictions, 1.0), predictions[name])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_targets_move_with_nothing_but_what_they_need(predictions, name):
+    for term in OBJECTIVES[name].terms:
+        target = term.target({k: predictions[k] for k in term.needs}, 0.5)
+        for need in term.needs:
+            other = {**predictions, need: predictions[need] + 1}
+            assert not torch.equal(term.target(other, 0.5), target), f"{term.name} does not use {need}"
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_tables_name_what_there_is(name):
+    objective = OBJECTIVES[name]
+    assert objective.name == name and objective.source and objective.student in ("student", "base")
+    assert len({t.name for t in objective.terms}) == len(objective.terms)
+    for term in objective.terms:
+        assert term.role in ("erase", "keep") and term.prompt in ("prompt", "uncond") and term.when in WINDOWS
+        assert set(term.needs) <= set(REFERENCES) and term.weight > 0 and term.share > 0
+    assert set(objective.kinds) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_papers_values_make_a_whole_configuration(name, kind):
+    """Every None is replaced, and what the paper gives by kind is a valid option."""
+    for flux in (False, True):
+        config = FinetuneConfig(objective=name).resolved(kind, flux)
+        assert all(getattr(config, k) is not None for k in config.__dataclass_fields__) and config.kind == kind
+        for option, value in OBJECTIVES[name].kinds[kind].items():
+            assert getattr(config, option) == value
+
+
+def test_ant_keeps_the_uncond_terms_and_the_first_part_of_the_trajectory():
+    """The released code computes two of the four terms without gradient."""
+    terms = {(t.prompt, t.when): t for t in OBJECTIVES["ant"].terms}
+    assert set(terms) == {(prompt, when) for prompt in ("prompt", "uncond") for when in ("late", "early")}
+    for kind, (first, *weights) in {
+        "style": (0.06, 0.4, 0.5, 0.2),
+        "person": (0.2, 0.4, 0.5, 0.2),
+        "explicit": (0.14, 1.0, 0.5, 0.5),
+    }.items():
+        config = FinetuneConfig(objective="ant").resolved(kind, False)
+        assert config.window == (first, 1.0)
+        assert [config.weights[n] for n in ("early", "uncond late", "uncond early")] == weights
+
+
+def test_given_options_win_over_the_papers():
+    given = dict(
+        eta=0.25, window=(0.3, 0.8), steps=7, batch=9, refresh=3, trajectories=2, keep_trajectories=5, cfg=2.0
+    )
+    config = FinetuneConfig(objective="ant", weights={"early": 3.0}, **given).resolved("style", False)
+    assert {k: getattr(config, k) for k in given} == given
+    assert config.weights["early"] == 3.0
+    assert config.weights["uncond late"] == OBJECTIVES["ant"].kinds["style"]["weights"]["uncond late"]
+
+
+# ------------------------------------------------------------------------------------- the error
+
+
+def some(seed: int) -> torch.Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_error_is_a_mean_over_samples_of_squares():
+    out, target, sigma = some(1), some(2), torch.tensor([0.1, 1.0, 14.0], dtype=torch.float64)
+    error = squared_error(out, target, sigma)
+    assert squared_error(out, out, sigma) == 0 < error
+    assert squared_error(target + 3 * (out - target), target, sigma) == pytest.approx(9 * error.item(), rel=1e-12)
+    alone = [squared_error(*(t[i : i + 1] for t in (out, target, sigma))).item() for i in range(3)]
+    assert error.item() == pytest.approx(sum(alone) / 3, rel=1e-12)
+
+
+def test_error_of_what_happens_late_does_not_vanish():
+    """In x0 space the same error of the prediction would weigh sigma squared."""
+    out, target = some(1)[:1], some(2)[:1]
+    late, early = (squared_error(out, target, torch.tensor([s], dtype=torch.float64)) for s in (0.01, 1.0))
+    assert late > 0.1 * early
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+BAD = {
+    "objective": (dict(objective="uce"), "objective 'uce' is unknown; use one of trace, ant, esd"),
+    "preset": (dict(preset="slow"), "preset 'slow' is unknown; use one of fast"),
+    "kind": (dict(kind="animal"), "kind 'animal' is unknown; use one of auto, object"),
+    "no steps": (dict(steps=0), "steps is 0; it must lie between 1 and"),
+    "batch": (dict(batch=1), "batch is 1"),
+    "lr": (dict(lr=2.0), "lr is 2.0"),
+    "lr is no number": (dict(lr=float("nan")), "lr is nan"),
+    "eta": (dict(eta=-1.0), "eta is -1.0"),
+    "rank": (dict(rank=0), "rank is 0"),
+    "cfg": (dict(cfg=31.0), "cfg is 31.0"),
+    "size": (dict(width=8), "width is 8"),
+    "one step": (dict(sampling_steps=1), "sampling_steps is 1"),
+    "term": (dict(weights={"late": 1.0}), "objective trace has no term 'late'; it has erase, keep"),
+    "term of another": (
+        dict(objective="esd", weights={"keep": 1.0}),
+        "objective esd has no term 'keep'; it has erase",
+    ),
+    "window": (dict(window=(0.5, 0.5)), "the window is 0.5 to 0.5"),
+    "negative weight": (dict(weights={"erase": -1.0}), "the weight of 'erase' is -1.0"),
+    "weight is no number": (dict(weights={"keep": float("nan")}), "the weight of 'keep' is nan"),
+    "nothing to learn": (dict(objective="esd", weights={"erase": 0.0}), "every term of objective esd has weight 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options_are_named(name):
+    options, message = BAD[name]
+    with pytest.raises(TraceError) as raised:
+        FinetuneConfig(**options)
+    assert message in str(raised.value)
+
+
+def test_every_option_says_what_it_is():
+    assert all(f.metadata.get("help") for f in FinetuneConfig.__dataclass_fields__.values())
