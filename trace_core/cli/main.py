@@ -132,7 +132,7 @@ def _info(commands) -> None:
 
 def _bench(commands) -> None:
     c = _command(commands, "bench", "measure speed and memory against the published way, in one run")
-    c.add_argument("what", choices=["closed-form", "gating"], help="which benchmark")
+    c.add_argument("what", choices=["closed-form", "gating", "finetune"], help="which benchmark")
 
 
 def main(argv: list[str] | None = None) -> int:
