@@ -64,9 +64,8 @@ def run(models: list[str], methods: list[str], tasks: list[str], samples: int, o
         evaluator = evaluators[model_name]
         concepts = parse_concepts(concept)
         start = time.perf_counter()
-        options = {"contexts": domain.CONTEXTS}
-        result = erase(method, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), options,
-                       options | {"width": 64, "height": 64}, seed)  # fmt: skip
+        result = erase(method, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts),
+                       {"contexts": domain.CONTEXTS}, domain.FINETUNE[model_name], seed)  # fmt: skip
         seconds = time.perf_counter() - start
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)
         made = {"erase_seconds": seconds, "rank": result.lora.rank, "evaluations": result.report.get("evaluations", 0)}

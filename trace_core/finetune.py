@@ -29,8 +29,8 @@ AUTO = "auto"  #: a window that is measured on the base model's own trajectories
 SIGMA_SQUARED = 30.0  #: bound of the weight of noisy steps; SD's sigmas reach 14.6, FLUX's 1
 
 PRESETS: dict[str, dict] = {
-    "fast": {"steps": 60, "batch": 32, "trajectories": 16, "keep_trajectories": 48, "refresh": 20},
-    "balanced": {"steps": 120, "batch": 48, "trajectories": 24, "keep_trajectories": 96, "refresh": 30},
+    "fast": {"steps": 30, "batch": 32, "trajectories": 16, "keep_trajectories": 32, "refresh": 15},
+    "balanced": {"steps": 60, "batch": 32, "trajectories": 16, "keep_trajectories": 48, "refresh": 20},
     "thorough": {"steps": 400, "batch": 64, "trajectories": 32, "keep_trajectories": 192, "refresh": 40},
 }
 
@@ -51,7 +51,7 @@ class FinetuneConfig:
     keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once"})
     refresh: int | None = field(default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"})
     rank: int = field(default=8, metadata={"help": "of the trained adapter"})
-    lr: float = field(default=2e-3, metadata={"help": "AdamW's learning rate at its highest"})
+    lr: float = field(default=5e-4, metadata={"help": "AdamW's learning rate at its highest (ANT's value)"})
     eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
     scope: str = field(default="text", metadata={"help": "layers: text, attention, linear"})
     weights: Mapping[str, float] = field(default_factory=dict, metadata={"help": "weights of the objective's terms by name"})

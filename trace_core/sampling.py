@@ -70,8 +70,10 @@ class Conditioner:
 
 
 def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: SamplerConfig | None = None,
-           progress: Callable[[int, int], None] | None = None) -> Tensor:  # fmt: skip
+           progress: Callable[[int, int], None] | None = None, step: Callable | None = None) -> Tensor:  # fmt: skip
     """Latents ``[n, c, h/8, w/8]`` of prompt i with seed i; a picture does not depend on its batch.
+
+    ``progress(done, total)`` hears of pictures, ``step`` of sampling steps, as ComfyUI's callback; raise from either to cancel.
 
     Raises:
         TraceError: if prompts and seeds differ in number.
@@ -85,18 +87,19 @@ def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: Sa
     out = []
     for start in range(0, len(prompts), config.batch):
         part = slice(start, start + config.batch)
-        latents = _sample_batch(model, conditioner, prompts[part], noise_for(seeds[part], shape), config)
+        latents = _sample_batch(model, conditioner, prompts[part], noise_for(seeds[part], shape), config, step)
         out.append(latents)
         if progress:
             progress(min(start + config.batch, len(prompts)), len(prompts))
     return torch.cat(out)
 
 
-def _sample_batch(model, conditioner: Conditioner, prompts: Sequence[str], noise: Tensor, config: SamplerConfig) -> Tensor:
+def _sample_batch(model, conditioner: Conditioner, prompts: Sequence[str], noise: Tensor, config: SamplerConfig,
+                  step: Callable | None = None) -> Tensor:  # fmt: skip
     positive = conditioner(prompts, guidance=config.guidance)
     negative = conditioner([""], guidance=config.guidance)
     empty = torch.zeros_like(noise)
     return engine_of(model).sample.sample(
         model, noise, config.steps, config.cfg, config.sampler, config.scheduler, positive, negative, empty,
-        denoise=1.0, disable_pbar=True, seed=0,
+        denoise=1.0, disable_pbar=True, seed=0, callback=step,
     )  # fmt: skip

@@ -18,7 +18,7 @@ PREFIX = "diffusion_model."
 
 #: Which linear layers get adapters
 SCOPES = {
-    "text": "what reads the text: cross-attention keys and values (SD), qkv of the text stream (FLUX)",
+    "text": "what reads the text: cross-attention keys and values (SD), the text's way in and its qkv (FLUX), pooled vectors",
     "attention": "every attention projection",
     "linear": "every linear layer",
 }

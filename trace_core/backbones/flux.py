@@ -6,7 +6,7 @@ import sys
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
 
-TEXT = r"^double_blocks\.\d+\.txt_attn\.qkv$"
+TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
 ATTENTION = r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"
 
 

@@ -9,7 +9,7 @@ from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
 SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector (sizes and crops)
 
 
-TEXT = r"\.attn2\.to_[kv]$"
+TEXT = r"\.attn2\.to_[kv]$|^label_emb\.0\.0$"
 ATTENTION = r"\.attn[12]\.to_(q|k|v|out\.0)$"
 
 

@@ -172,13 +172,12 @@ def erase(args) -> dict:
         check_writable(Path(path))
     state = training.saved_state(args, method)
     model, clip, _ = open_model(args.model)
-    contexts = {}
     if args.model in DEMO_MODELS:
         from ..demo import domain
 
-        contexts, keep = domain.CONTEXTS, keep or domain.keep_list(concepts)
-    bars = Bars()
-    options = {**closed, "contexts": contexts}, {**tuned, "contexts": contexts}
+        closed, tuned = closed | {"contexts": domain.CONTEXTS}, domain.FINETUNE[args.model] | tuned
+        keep = keep or domain.keep_list(concepts)
+    bars, options = Bars(), (closed, tuned)
     try:
         with training.hooks(args, method, state) as hooks:
             result = erase_by(args.method, model, clip, concepts, keep, *options, args.seed, bars, **hooks)

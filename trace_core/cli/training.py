@@ -24,8 +24,8 @@ def options(args, method) -> dict:
               "weights": dict(_weight(w) for w in args.weight)}  # fmt: skip
     if args.window is not None:
         found |= {"window": _window(args.window)}
-    if args.size or args.model.startswith("demo-"):
-        found |= dict.fromkeys(("width", "height"), args.size or 64)
+    if args.size:
+        found |= dict.fromkeys(("width", "height"), args.size)
     FinetuneConfig(**{**method.finetune, **found})
     return found
 

@@ -24,6 +24,13 @@ CONTEXTS = {
 }
 
 
+#: What the finetune of a demo model needs otherwise than a real one's: small networks learn at higher rates.
+FINETUNE = {
+    "demo-sd": {"width": 64, "height": 64, "lr": 5e-3, "contexts": CONTEXTS},
+    "demo-flux": {"width": 64, "height": 64, "lr": 2e-3, "contexts": CONTEXTS},
+}
+
+
 def domain() -> Domain:
     judge = load_judge()
     return Domain({name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities)

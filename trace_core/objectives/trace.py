@@ -31,9 +31,9 @@ TRACE = Objective(
         Term("early", "erase", "prompt", "early", ("start",), predicted("start"), share=0.1),
     ),
     kinds={
-        "object": {"eta": 0.0},
-        "style": {"eta": 0.5},
-        "person": {"eta": 0.0},
-        "explicit": {"eta": 0.5},
+        "object": {"eta": 2.0},
+        "style": {"eta": 1.0},
+        "person": {"eta": 2.0},
+        "explicit": {"eta": 2.0},
     },
 )
