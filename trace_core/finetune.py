@@ -53,7 +53,7 @@ class FinetuneConfig:
     rank: int = field(default=8, metadata={"help": "of the trained adapter"})
     lr: float = field(default=5e-4, metadata={"help": "AdamW's learning rate at its highest (ANT's value)"})
     eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
-    scope: str = field(default="text", metadata={"help": "layers: text, attention, linear"})
+    scope: str | None = field(default=None, metadata={"help": "layers: text, attention, linear"})
     weights: Mapping[str, float] = field(default_factory=dict, metadata={"help": "weights of the objective's terms by name"})
     sampling_steps: int = field(default=12, metadata={"help": "steps of a trajectory"})
     cfg: float | None = field(default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"})
@@ -104,6 +104,8 @@ class FinetuneConfig:
             values["eta"] = 0.0
         if self.window is None:
             values.setdefault("window", AUTO)
+        if self.scope is None:
+            values.setdefault("scope", "text")
         if self.cfg is None:
             values["cfg"] = 1.0 if flux else 3.0
         return replace(self, kind=kind, weights=weights, **values)

@@ -14,10 +14,10 @@ def reversed_guidance(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
     return predictions["uncond"] - eta * (predictions["concept"] - predictions["uncond"])
 
 
-#: Paper, table 6: weights (lambda1, lambda2, lambda3) and t' of 50 steps counted down; t' = 43 leaves the first 7 of 50 alone.
-_ART = {"eta": 1.0, "window": (0.06, 1.0), "weights": {"early": 0.4, "uncond late": 0.5, "uncond early": 0.2}}
+#: All linear layers, as the released multi-concept code's; the single-concept one trains the whole network. Paper, table 6: weights (lambda1, lambda2, lambda3) and t' of 50 steps counted down; t' = 43 leaves the first 7 of 50 alone.
+_ART = {"scope": "linear", "eta": 1.0, "window": (0.06, 1.0), "weights": {"early": 0.4, "uncond late": 0.5, "uncond early": 0.2}}
 _PERSON = {**_ART, "window": (0.2, 1.0)}
-_EXPLICIT = {"eta": 1.0, "window": (0.14, 1.0), "weights": {"early": 1.0, "uncond late": 0.5, "uncond early": 0.5}}
+_EXPLICIT = {"scope": "linear", "eta": 1.0, "window": (0.14, 1.0), "weights": {"early": 1.0, "uncond late": 0.5, "uncond early": 0.5}}
 
 ANT = Objective(
     name="ant",
