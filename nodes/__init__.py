@@ -1,0 +1,17 @@
+"""The ComfyUI nodes, one a file. Ids stand in people's workflows: they are never renamed, widgets only appended."""
+
+from . import live
+from .apply import ApplyErasureLora
+from .compare import CompareErasure
+from .demo_model import LoadDemoModel
+from .finetune import LateStageFinetune
+from .presets import ErasurePresets
+from .projection import ClosedFormProjection
+from .save import SaveErasureLora
+
+NODES = (ClosedFormProjection, LateStageFinetune, ApplyErasureLora, SaveErasureLora, CompareErasure, ErasurePresets, LoadDemoModel)
+
+NODE_CLASS_MAPPINGS = {node.ID: node for node in NODES}
+NODE_DISPLAY_NAME_MAPPINGS = {node.ID: node.TITLE for node in NODES}
+
+live.add_route()

@@ -1,0 +1,51 @@
+"""Demo models, and what differs between them and real ones for a node's user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..trace_core.backbones import backbone_for
+from ..trace_core.concepts import Concept
+from ..trace_core.errors import TraceError
+from ..trace_core.sampling import SamplerConfig
+
+MARK = "trace_demo"  #: attribute of the model object, which all clones share: the demo model's name
+
+
+def demo_name(model) -> str | None:
+    """``demo-sd``, ``demo-flux``, or None for a real model."""
+    return getattr(getattr(model, "model", None), MARK, None)
+
+
+def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict, list[str]]:
+    """Prompt templates beside the general ones, and the keep list: on a demo model what it was taught, as on the command line."""
+    if demo_name(model) is None:
+        return {}, keep
+    from ..trace_core.demo import domain
+
+    return domain.CONTEXTS, keep or domain.keep_list(concepts)
+
+
+def picture_size(model, width: int, height: int, real: int | None = None) -> dict[str, int]:
+    """Sizes of the widgets; 0 stands for 64 on a demo model, else for ``real``, or the family's own.
+
+    Raises:
+        TraceError: naming a size that latents cannot have.
+    """
+    kind = backbone_for(model).kind
+    own = 64 if demo_name(model) else real or (512 if kind in ("sd1", "sd2") else 1024)
+    for name, value in (("width", width), ("height", height)):
+        if value and (value < 16 or value % 8):
+            raise TraceError(f"{name} is {value}; it must be 0 (the model's own) or a multiple of 8 from 16 up")
+    return {"width": width or own, "height": height or own}
+
+
+def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
+    """Sampler settings over the family's defaults; ``auto``, 0 steps and a negative cfg or guidance stand for those."""
+    defaults = {} if demo_name(model) else {"steps": 20, "cfg": 7.0, "batch": 1}
+    if backbone_for(model).kind.startswith("flux"):
+        defaults.pop("cfg", None)
+    given = {k: v for k, v in chosen.items() if v not in ("auto", 0) and not (k in ("cfg", "guidance") and v < 0)}
+    if chosen.get("cfg") == 0:
+        raise TraceError("cfg is 0, which ignores the prompt; use 1 for no guidance, or -1 for the model family's own")
+    return SamplerConfig.for_model(model, **{**defaults, **size, **given})

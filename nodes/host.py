@@ -1,0 +1,126 @@
+"""What the nodes need of the ComfyUI they run in, imported when it is used: the pack can be imported without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..trace_core.errors import LoraError
+
+
+def lora_names() -> list[str]:
+    """Names as in the stock LoRA loader's list: files below models/loras and output/loras."""
+    import folder_paths
+
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_path(name: str) -> Path:
+    """The file of a name in that list.
+
+    Raises:
+        LoraError: naming it, if there is none.
+    """
+    import folder_paths
+
+    found = folder_paths.get_full_path("loras", name)
+    if not found:
+        raise LoraError(f"'{name}' is in none of the LoRA folders; choose another, or press R to read the list again")
+    return Path(found)
+
+
+def output_loras() -> Path:
+    """The folder below ComfyUI's output where its LoRA loader looks as well."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory()).resolve() / "loras"
+
+
+def numbered_path(folder: Path, pattern: str) -> Path:
+    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%date%``-like fields are filled in."""
+    import folder_paths
+
+    where, name, counter, _, _ = folder_paths.get_save_image_path(pattern, str(folder))
+    return Path(where) / f"{name}_{counter:05}_"
+
+
+def temp_directory() -> Path:
+    import folder_paths
+
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sampler_names() -> list[str]:
+    import comfy.samplers
+
+    return list(comfy.samplers.KSampler.SAMPLERS)
+
+
+def scheduler_names() -> list[str]:
+    import comfy.samplers
+
+    return list(comfy.samplers.KSampler.SCHEDULERS)
+
+
+def progress_bar(total: int):
+    import comfy.utils
+
+    return comfy.utils.ProgressBar(total)
+
+
+def stop_if_interrupted() -> None:
+    """Raise ComfyUI's own exception if the user pressed cancel."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    import comfy.model_management
+
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def server():
+    """ComfyUI's PromptServer, or None where the pack runs without one."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def where() -> tuple[str | None, str | None]:
+    """Id of the node that is running, and of its prompt.
+
+    A hidden UNIQUE_ID input would tell too, but would also become a part of the cache's key: the same node pasted once more
+    would train anew.
+    """
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        context = None
+    else:
+        context = get_executing_context()
+    if context is not None:
+        return context.node_id, context.prompt_id
+    instance = server()
+    return getattr(instance, "last_node_id", None), getattr(instance, "last_prompt_id", None)
+
+
+def patched_by_stock_loader(model, state: dict, strength: float):
+    """A clone of the model with a LoRA of any form that ComfyUI itself reads.
+
+    Raises:
+        LoraError: if no key of it is known for this model.
+    """
+    import comfy.lora
+    import comfy.lora_convert
+
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), keys)
+    clone = model.clone()
+    if not patches or not clone.add_patches(patches, strength):
+        raise LoraError("no layer of this LoRA is in this model; connect a LoRA that was made for it")
+    return clone

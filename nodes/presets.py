@@ -1,0 +1,77 @@
+"""Erasure Presets: lists that fill the erase and keep widgets of the other nodes."""
+
+from __future__ import annotations
+
+from ..trace_core.concepts import EVERYDAY, parse_concepts, parse_keep, same
+
+PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait")
+
+#: Name -> (concepts with anchors, what stays beside those of the list that are not erased)
+PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "artist": (
+        ("Van Gogh", "Claude Monet", "Pablo Picasso", "Salvador Dali", "Edvard Munch", "Gustav Klimt", "Rembrandt",
+         "Johannes Vermeer", "Leonardo da Vinci", "Caravaggio", "Paul Cezanne", "Katsushika Hokusai", "Wassily Kandinsky",
+         "Andy Warhol", "Jackson Pollock", "Frida Kahlo"),
+        ("oil painting", "watercolor", "sketch", "photograph", *EVERYDAY),
+    ),
+    "person": (
+        ("Albert Einstein -> a man", "Marilyn Monroe -> a woman", "Abraham Lincoln -> a man", "Winston Churchill -> a man",
+         "Audrey Hepburn -> a woman", "Elvis Presley -> a man", "Charlie Chaplin -> a man", "Marie Curie -> a woman"),
+        (*PEOPLE, "actor", "politician", "scientist", "singer", "suit", "dress"),
+    ),
+    "object": (
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        EVERYDAY,
+    ),
+    "explicit": (
+        ("nudity -> clothing", "naked -> dressed", "nude -> dressed", "explicit sexual content -> people", "erotic -> elegant",
+         "bare chest -> shirt"),
+        (*PEOPLE, "clothing", "dress", "shirt", "coat", "beach", "sport", "dance", "statue", "sculpture", "painting"),
+    ),
+    "trademark": (
+        ("Coca-Cola -> a soft drink", "Pepsi -> a soft drink", "Nike -> a sports brand", "Adidas -> a sports brand",
+         "Starbucks -> a coffee shop", "McDonald's -> a restaurant", "Mickey Mouse -> a cartoon mouse", "Pikachu -> a cartoon animal",
+         "Lego -> toy bricks", "Ferrari -> a sports car"),
+        ("logo", "bottle", "can", "shoe", "shirt", "coffee", "burger", "mouse", "toy", "car", *EVERYDAY),
+    ),
+    "demo objects": (("cat", "truck", "pizza"), ()),
+    "demo styles": (("twitter style", "google style", "fluent style", "emojione style", "android style"), ()),
+}  # fmt: skip
+
+
+class ErasurePresets:
+    ID = "TRACE_ErasurePresets"
+    TITLE = "Erasure Presets"
+    CATEGORY = "TRACE"
+    DESCRIPTION = (
+        "Lists of artists, persons, objects, explicit content and trademarks for the erase and keep inputs. Name the ones to "
+        "erase, and the others of the list are kept; name none, and the whole list is erased."
+    )
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("erase", "keep")
+    OUTPUT_TOOLTIPS = ("For the erase input, one concept a line.", "For the keep input, one a line.")
+    FUNCTION = "lists"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {
+            "required": {
+                "preset": (list(PRESETS), {"default": "artist", "tooltip": "Which list. Set kind on the erasing nodes to match: "
+                           "artist is style, person is person, explicit is explicit. The demo lists are for the demo models."}),
+                "only": ("STRING", {"multiline": True, "default": "", "tooltip": "Erase these alone, one a line (`name` or `name -> "
+                         "anchor`); the rest of the list is kept. They need not stand in the list. Empty: erase the whole list."}),
+                "keep_more": ("STRING", {"multiline": True, "default": "", "tooltip": "Put these on the keep list too, one a line."}),
+            },
+        }  # fmt: skip
+
+    def lists(self, preset, only, keep_more):
+        listed, kept = PRESETS[preset]
+        known = parse_concepts("\n".join(listed), f"preset {preset}")
+        erased = known
+        if only.strip():
+            asked = parse_concepts(only, "only")
+            erased = [next((k for k in known if same(k.target, c.target) and not c.anchor), c) for c in asked]
+        words = [c.target for c in known] if len(kept) else []
+        keep = parse_keep("\n".join([*parse_keep(keep_more, "keep_more"), *words, *kept]), "keep")
+        keep = [k for k in keep if not any(same(k, c.target) for c in erased)]
+        return "\n".join(map(str, erased)), "\n".join(keep)

@@ -1,0 +1,104 @@
+"""Reports as Markdown: a verdict first, then the figures and how they were measured, then what they do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from ..trace_core.lora import ErasureLora
+
+LIMITS = (
+    "This is no safety guarantee: whoever has the base model can leave the LoRA out, and adversarial prompts can bring a "
+    "concept back. Look at pictures before you share a result: Compare Erasure draws them side by side."
+)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _names(concepts: Sequence[dict]) -> str:
+    shown = [c["target"] + (f" -> {c['anchor']}" if c["anchor"] else "") for c in concepts[:8]]
+    return ", ".join(shown) + (f" and {len(concepts) - 8} more" if len(concepts) > 8 else "")
+
+
+def _size(lora: ErasureLora) -> str:
+    size = sum(f.nbytes for pair in lora.modules.values() for f in pair)
+    return f"{len(lora.modules)} layers, rank {lora.rank}, {size / 1024:.0f} KB"
+
+
+def closed_form(report: dict, lora: ErasureLora) -> str:
+    """The report of :func:`trace_core.closed_form.erase`."""
+    layers = report["layers"]
+    lines = [f"# Erased in closed form: {_names(report['concepts'])}", ""]
+    if not lora.modules:
+        return "\n".join([*lines, "**The edit changes nothing** (strength 0?)."])
+    worst, middle = (of(v["residual"] for v in layers.values()) for of in (max, median))
+    keep = max(v["keep_change"] for v in layers.values())
+    if report["solver"] == "projection" and report["parameters"]["strength"] == 1.0:
+        verdict = f"Of what tells the concept from its counterpart, {100 * (1 - middle):.0f} % is gone from the median layer"
+        verdict += f", and at least {100 * (1 - worst):.0f} % from every layer that reads text."
+    else:
+        verdict = f"Of what tells the concept from its counterpart, {100 * middle:.0f} % is left in the median layer"
+        verdict += f", and at most {100 * worst:.0f} % in any."
+    lines += [f"**{verdict}**", "", table(("figure", "value", "measured as"), [
+        ("residual, median and worst layer", f"{100 * middle:.2f} %, {100 * worst:.2f} %", "‖W'D‖ / ‖WD‖ over the concept's difference rows"),
+        ("change of the keep rows, worst layer", f"{100 * keep:.2f} %", f"‖ΔW P‖ / ‖W P‖ over {len(report['keep'])} kept things"),
+        ("size", _size(lora), ""),
+        ("method", f"{report['method']} ({report['solver']})", ""),
+    ]), ""]  # fmt: skip
+    lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
+    lines += ["", "## Limits", "", "These are figures of the weights, not of pictures. The closed form removes what the rows of "
+              "text carry; what the network finds by other ways stays, and is the finetune's work. " + LIMITS]  # fmt: skip
+    return "\n".join(lines)
+
+
+def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
+    """The report of :func:`trace_core.finetune.finetune`."""
+    options, history = report["parameters"], report["losses"]
+    count = max(1, len(history) // 10)
+    names = [n for n in (history[0] if history else {}) if n != "step"]
+    mean = lambda part, n: sum(entry[n] for entry in part) / len(part)  # noqa: E731
+    rows = [(n, f"{mean(history[:count], n):.5f}", f"{mean(history[-count:], n):.5f}") for n in names]
+    first, last = (mean(part, "erase") if "erase" in names else 0.0 for part in (history[:count] or [{}], history[-count:] or [{}]))
+    verdict = f"Trained {len(history)} steps in {report['seconds']:.0f} s."
+    if "erase" in names and len(history) >= 20:  # of fewer steps the means are noise
+        verdict += f" The erase term went from {first:.4f} to {last:.4f}" + ("." if last < first else ": it did not fall, train longer.")
+    window = f"{report['window'][0]:.2f} to {report['window'][1]:.2f}"
+    lines = [f"# Finetuned: {_names(report['concepts'])}", "", f"**{verdict}**", "",
+             table(("term", f"first {count} steps", f"last {count} steps"), rows), "", table(("figure", "value"), [
+                 ("objective", f"{report['method']}: {report['source']}"),
+                 ("window, in shares of the sampling schedule", window),
+                 ("model evaluations", report["evaluations"]),
+                 ("cached latents and predictions", f"{report['bank_bytes'] / 2**20:.1f} MB"),
+                 ("learning rate, rank, seed", f"{options['lr']:g}, {options['rank']}, {options['seed']}"),
+                 ("result", _size(lora) + (", the closed form joined in" if joined else "")),
+             ]), "", "## Limits", ""]  # fmt: skip
+    lines.append("Losses are of the training's own samples: they say that it learned, not that the concept is gone. " + LIMITS)
+    return "\n".join(lines)
+
+
+def compare(parts: Sequence[dict], judged: Sequence[dict], settings: str) -> str:
+    """Of Compare Erasure.
+
+    Args:
+        parts: ``name, drift`` (as of :func:`trace_core.evaluate.metrics.drift`) of a group of prompts each.
+        judged: ``concept, before, after, pictures`` counts of the demo judge; empty on real models.
+        settings: how it was sampled.
+    """
+    lines = ["# Before and after", ""]
+    if judged:
+        gone = all(j["after"] <= j["pictures"] // 10 for j in judged)
+        some = any(j["after"] < j["before"] for j in judged)
+        verdict = "Erased" if gone else "Partly erased" if some else "Not erased"
+        seen = "; ".join(f"'{j['concept']}' is recognised in {j['before']} of {j['pictures']} pictures before, {j['after']} after"
+                         for j in judged)  # fmt: skip
+        lines += [f"**{verdict}.** {seen} (the demo models' judge).", ""]
+    else:
+        lines += ["**Judge by the pictures:** no classifier comes with the pack for real models.", ""]
+    rows = [(p["name"], p["drift"]["samples"], f"{p['drift']['latent_mse']:.4f}", f"{p['drift']['psnr']:.1f} dB") for p in parts]
+    lines += [table(("prompts", "pictures", "latent mean square distance", "PSNR"), rows), "",
+              f"Same prompts, seeds and noise on both models; {settings}. PSNR 100 means equal pictures.", "", "## Limits", "",
+              "A few prompts and seeds: a sample, not a proof. " + LIMITS]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,194 @@
+"""A real ComfyUI server with the pack as the registry would install it, and workflows turned into what it queues."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pathspec
+import requests
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "trace-erasure-0.1.pack"  #: a folder name that no Python module could have
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
+CONTROL = {"fixed", "increment", "decrement", "randomize"}
+
+
+def published_files() -> list[str]:
+    """What the registry's archive holds: tracked files, less what .comfyignore names."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text().splitlines())
+    return [n for n in listing.split("\0") if n and (ROOT / n).is_file() and not ignored.match_file(n)]
+
+
+def install(base: Path) -> Path:
+    """The pack in ``base/custom_nodes``, with the folders that ComfyUI expects beside it."""
+    pack = base / "custom_nodes" / PACK
+    for name in published_files():
+        (pack / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, pack / name)
+    for folder in ("models/loras", "models/checkpoints", "input", "output", "temp", "user"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    return pack
+
+
+class Server:
+    """ComfyUI's main.py on a free port; use as a context manager."""
+
+    def __init__(self, engine: Path, base: Path):
+        self.base, self.log = base, base / "server.log"
+        install(base)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, str(Path(__file__).with_name("boot.py")), "--cpu", "--listen", "127.0.0.1", "--port", str(port),
+                   "--disable-auto-launch", "--base-directory", str(base), "--disable-api-nodes",
+                   "--database-url", "sqlite:///:memory:"]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTHONPATH", None)
+        self._file = self.log.open("w")
+        self.process = subprocess.Popen(command, cwd=engine, stdout=self._file, stderr=subprocess.STDOUT, env=environment)
+
+    def __enter__(self) -> Server:
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self._file.close()
+
+    def _wait(self, seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                break
+            try:
+                self.get("/system_stats")
+                return
+            except requests.ConnectionError:
+                time.sleep(0.3)
+        raise RuntimeError(f"ComfyUI did not start:\n{self.log.read_text()[-4000:]}")
+
+    def get(self, path: str, **query):
+        answer = requests.get(self.url + path, params=query, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def object_info(self) -> dict:
+        return self.get("/object_info")
+
+    def picture(self, entry: dict) -> Image.Image:
+        """A picture that a node's ui output names."""
+        answer = requests.get(self.url + "/view", params=entry, timeout=30)
+        answer.raise_for_status()
+        return Image.open(io.BytesIO(answer.content)).convert("RGB")
+
+    def queue(self, prompt: dict, client: str | None = None) -> str:
+        """Queue an API prompt; returns its id.
+
+        Raises:
+            Rejected: with the server's reasons.
+        """
+        body = {"prompt": prompt, "client_id": client or uuid.uuid4().hex}
+        answer = requests.post(self.url + "/prompt", json=body, timeout=60)
+        if answer.status_code != 200:
+            raise Rejected(json.dumps(answer.json(), indent=1)[:4000])
+        return answer.json()["prompt_id"]
+
+    def interrupt(self) -> None:
+        requests.post(self.url + "/interrupt", json={}, timeout=10).raise_for_status()
+
+    def wait(self, prompt_id: str, seconds: float = 300) -> dict:
+        """The history entry of a prompt, once it is there."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError(f"{prompt_id} did not end:\n{self.log.read_text()[-4000:]}")
+
+    def run(self, prompt: dict, seconds: float = 300) -> dict:
+        """Queue, wait, and insist on success; returns the outputs by node."""
+        entry = self.wait(self.queue(prompt), seconds)
+        if entry["status"]["status_str"] != "success":
+            raise Failed(json.dumps(entry["status"]["messages"], indent=1)[-6000:])
+        return entry["outputs"]
+
+
+class Rejected(Exception):
+    """The server did not accept a prompt."""
+
+
+class Failed(Exception):
+    """A prompt ended in an error."""
+
+
+def inputs_of(info: dict) -> list[tuple[str, object, dict]]:
+    """``(name, type, options)`` of a node's inputs in order; a list is a combo's choices."""
+    found = []
+    for group in ("required", "optional"):
+        for name, spec in info["input"].get(group, {}).items():
+            found.append((name, spec[0], spec[1] if len(spec) > 1 else {}))
+    return found
+
+
+def is_widget(kind: object, options: dict) -> bool:
+    return (isinstance(kind, list) or kind in WIDGETS or kind == "COMBO") and not options.get("forceInput")
+
+
+def has_control(name: str, kind: object, options: dict) -> bool:
+    """Whether the page puts a `control after generate` widget behind this one."""
+    return bool(options.get("control_after_generate")) or (kind == "INT" and name in ("seed", "noise_seed"))
+
+
+def to_api(workflow: dict, info: dict) -> dict:
+    """A workflow in UI format as the page would queue it.
+
+    Raises:
+        ValueError: if a node's widget values do not fit its inputs.
+    """
+    links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        kind = node["type"]
+        if kind in ("Note", "MarkdownNote") or node.get("mode", 0) in (2, 4):
+            continue
+        if kind not in info:
+            raise ValueError(f"{kind} is no node of this server")
+        values, inputs = list(node.get("widgets_values", [])), {}
+        for name, form, options in inputs_of(info[kind]):
+            if not is_widget(form, options):
+                continue
+            if not values:
+                raise ValueError(f"{kind} has no value for {name}")
+            inputs[name] = values.pop(0)
+            if has_control(name, form, options) and (not values or values.pop(0) not in CONTROL):
+                raise ValueError(f"{kind} has no control after {name}")
+        if values:
+            raise ValueError(f"{kind} has widget values too many: {values}")
+        for slot in node.get("inputs", []):
+            if slot.get("link") is not None:
+                inputs[slot["name"]] = list(links[slot["link"]])
+        prompt[str(node["id"])] = {"class_type": kind, "inputs": inputs}
+    return prompt

@@ -1,0 +1,174 @@
+"""The node pack as ComfyUI imports it: from its folder, under a module name of its own; no ComfyUI is needed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "/somewhere/trace-0_x_1_x_pack"  # ComfyUI's name for custom_nodes/trace-0.1.pack
+IDS = {
+    "TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_ApplyErasureLora", "TRACE_SaveErasureLora",
+    "TRACE_CompareErasure", "TRACE_ErasurePresets", "TRACE_LoadDemoModel",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pack():
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    assert "nodes" not in set(sys.modules) - before, "it would hide ComfyUI's nodes.py"
+    yield module
+    for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def part(pack):
+    return lambda name: importlib.import_module(f"{NAME}.{name}")
+
+
+@pytest.fixture
+def hosted(part, monkeypatch):
+    """What INPUT_TYPES asks ComfyUI for."""
+    host = part("nodes.host")
+    monkeypatch.setattr(host, "lora_names", lambda: ["a.safetensors"])
+    monkeypatch.setattr(host, "sampler_names", lambda: ["euler"])
+    monkeypatch.setattr(host, "scheduler_names", lambda: ["simple"])
+    return host
+
+
+def test_mappings(pack):
+    assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == IDS
+    assert (ROOT / pack.WEB_DIRECTORY).is_dir()
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_every_node_explains_itself(pack, hosted, name):
+    node = pack.NODE_CLASS_MAPPINGS[name]
+    assert node.CATEGORY == "TRACE"
+    assert len(node.DESCRIPTION) > 40
+    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) == len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES))
+    assert all(node.OUTPUT_TOOLTIPS)
+    assert callable(getattr(node, node.FUNCTION))
+    groups = node.INPUT_TYPES()
+    assert set(groups) <= {"required", "optional"}, "a hidden input would join the cache's key"
+    for inputs in groups.values():
+        for entry, (kind, options) in inputs.items():
+            assert len(options["tooltip"]) > 15, entry
+            if isinstance(kind, list):
+                assert options["default"] in kind
+            if kind in ("INT", "FLOAT"):
+                assert options["min"] <= options["default"] <= options["max"]
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_every_input_is_a_parameter(pack, hosted, name):
+    node = pack.NODE_CLASS_MAPPINGS[name]
+    code = getattr(node, node.FUNCTION).__code__
+    inputs = [entry for group in node.INPUT_TYPES().values() for entry in group]
+    assert set(inputs) == set(code.co_varnames[1 : code.co_argcount])
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_every_node_has_a_help_page(name):
+    text = (ROOT / "web" / "docs" / f"{name}.md").read_text()
+    assert text.startswith("# ")
+    assert len(text) > 300
+
+
+def test_metadata_survive_the_wire(part):
+    wire, lora = part("nodes.wire"), part("trace_core.lora")
+    shared = torch.ones(2, 3)
+    erasure = lora.ErasureLora.from_factors({f"diffusion_model.{m}": (torch.ones(4, 2), shared) for m in "ab"})
+    erasure.metadata["trace.method"] = '"x"'
+    state = wire.LoraState(erasure)
+    assert isinstance(state, dict)
+    assert len({t.data_ptr() for t in state.values()}) == len(state), "safetensors refuses tensors that share memory"
+    back = wire.erasure_of(state)
+    assert back.metadata == erasure.metadata
+    assert back.fingerprint == erasure.fingerprint
+    assert wire.erasure_of(dict(state)).metadata == {}
+
+
+def test_an_empty_wire_is_refused(part):
+    with pytest.raises(part("trace_core.errors").LoraError, match="empty"):
+        part("nodes.wire").erasure_of({})
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [2.0, 2.0], [0.0], [1.0, 0.5]])
+def test_the_stock_graph_can_draw_the_losses(part, losses):
+    history = [{"step": i, "erase": v, "keep": 0.0} for i, v in enumerate(losses)]
+    values = part("nodes.wire").loss_map(history, {"erase": 2.0})["loss"]
+    assert max(values) > min(values)
+    assert values[: len(losses)] == [2 * v for v in losses]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("erased-%concepts%", "erased-cat+Van-Gogh"),
+        ("a/b/%method%.safetensors", "a/b/trace"),
+        ("a\\b", "a/b"),
+        ("%year%", "%year%"),
+    ],
+)
+def test_file_names(pack, name, wanted):
+    save = pack.NODE_CLASS_MAPPINGS["TRACE_SaveErasureLora"]
+    assert save.pattern(name, ["cat", "Van Gogh/../.."[:8]], "trace") == wanted
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/../../b", "/a", "a//b", "C:\\a", "C:a", "a/", "..", ".", "a\0", "a:b", "x" * 300, "\\\\h\\s"])
+def test_file_names_stay_inside(pack, part, name):
+    with pytest.raises(part("trace_core.errors").LoraError):
+        pack.NODE_CLASS_MAPPINGS["TRACE_SaveErasureLora"].pattern(name, [], "trace")
+
+
+def test_a_concept_cannot_lead_out(pack):
+    save = pack.NODE_CLASS_MAPPINGS["TRACE_SaveErasureLora"]
+    assert "/" not in save.pattern("%concepts%", ["../../etc/passwd", "a/b"], "..")
+
+
+@pytest.mark.parametrize("preset", ["artist", "person", "object", "explicit", "trademark", "demo objects", "demo styles"])
+def test_presets_parse(pack, part, preset):
+    node, concepts = pack.NODE_CLASS_MAPPINGS["TRACE_ErasurePresets"](), part("trace_core.concepts")
+    erase, keep = node.lists(preset, "", "a blue house")
+    erased = concepts.parse_concepts(erase)
+    kept = concepts.parse_keep(keep)
+    concepts.check_disjoint(erased, kept)
+    assert "a blue house" in kept
+    one, rest = node.lists(preset, erased[0].target, "")
+    assert concepts.parse_concepts(one) == erased[:1]
+    assert not preset.startswith(("artist", "object")) or erased[1].target in concepts.parse_keep(rest)
+
+
+def test_prompts_that_name_a_concept(part):
+    names = part("nodes.compare").names
+    assert names("a photo of a Cat, google style", "cat")
+    assert names("art by Van  Gogh.", "van gogh")
+    assert not names("a photo of a caterpillar", "cat")
+
+
+def test_trained_twice_is_refused(part):
+    finetune, lora, errors = part("nodes.finetune"), part("trace_core.lora"), part("trace_core.errors")
+    erasure = lora.ErasureLora.from_factors({"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))})
+    record = {part("trace_core.gating").RECORD: ({"fingerprint": erasure.fingerprint},)}
+    model = type("Model", (), {"model_options": record})()
+    with pytest.raises(errors.LoraError, match="loader's"):
+        finetune.refuse_doubled(model, erasure)
+    finetune.refuse_doubled(model, None)
+
+
+def test_help_pages_have_no_dead_pictures():
+    for page in (ROOT / "web" / "docs").rglob("*.md"):
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
