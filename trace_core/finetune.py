@@ -94,7 +94,7 @@ class FinetuneConfig:
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
 
-    def resolved(self, kind: str, flux: bool, anchored: bool = False) -> FinetuneConfig:
+    def resolved(self, kind: str, kind_of_model: str, anchored: bool = False) -> FinetuneConfig:
         """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no overshoot."""
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
         paper = dict(OBJECTIVES[self.objective].kinds[kind])
@@ -102,12 +102,14 @@ class FinetuneConfig:
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
+        if kind_of_model == "flux" and "eta" in values:  # distilled guidance has amplified p0(c) - p0(g) already
+            values["eta"] /= max(1.0, self.guidance)
         if self.window is None:
             values.setdefault("window", AUTO)
         if self.scope is None:
             values.setdefault("scope", "text")
         if self.cfg is None:
-            values["cfg"] = 1.0 if flux else 3.0
+            values["cfg"] = 1.0 if kind_of_model.startswith("flux") else 3.0
         return replace(self, kind=kind, weights=weights, **values)
 
 
@@ -367,7 +369,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
     kinds = {guess_kind(c.target) for c in concepts} if config.kind == "auto" else {config.kind}
-    config = config.resolved(min(kinds), backbone.kind.startswith("flux"), any(c.anchor for c in concepts))
+    config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts))
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     with training_mode():
         backbone.load()
