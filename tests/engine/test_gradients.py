@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -246,12 +247,17 @@ def test_erasure_of_another_model_is_refused_as_a_start(tiny, families, module):
     assert before.differences(tiny.Snapshot(model)) == []
 
 
+READS_TEXT = {"sd1": "attn2.to_[kv]$", "sdxl": "attn2.to_[kv]$|^label_emb", "flux": "txt_attn|^txt_in|^vector_in"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_scopes_grow_and_the_smallest_reads_text(families, kind):
+def test_scopes_name_linear_layers_of_the_network(families, kind):
     backbone = backbone_for(families[kind].model())
     text, attention, linear = (set(backbone.lora_targets(scope)) for scope in SCOPES)
-    assert text < attention < linear
-    assert all(("txt_attn" in name) if kind == "flux" else ("attn2.to_" in name) for name in text)
+    assert linear == {n for n, m in backbone.network.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert text and text < linear and attention < linear
+    assert all(re.search(READS_TEXT[kind], name) for name in text)
+    assert len(attention) > sum("attn" in name for name in text) and all("mlp" not in name for name in attention)
     with pytest.raises(TraceError, match="scope 'all' is unknown; use one of text, attention, linear"):
         backbone.lora_targets("all")
 
