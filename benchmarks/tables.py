@@ -99,6 +99,63 @@ def gating() -> str:
 TABLES["gating"] = gating
 
 
+def finetune() -> str:
+    data = json.loads((RESULTS / "finetune.json").read_text())
+    parts = {"cost": finetune_cost, "memory": finetune_memory, "sizes": finetune_sizes}
+    return "\n\n".join(table(data[name]) for name, table in parts.items() if name in data)
+
+
+def finetune_cost(data: dict) -> str:
+    rows, found = [], data["results"]
+    for r in found["runs"]:
+        spent, more = (r, "") if r["reached"] else (r["last"], "> ")
+        figures = (f"{spent['step']}", f"{spent['evaluations']:,}", f"{r['evaluations_ratio']:.1f}x",
+                   f"{spent['cpu_seconds']:.0f}", f"{r['cpu_ratio']:.1f}x")  # fmt: skip
+        training = f"{3 * found['setting']['batch'] * spent['step']:,}"
+        rows.append([f"{r['loop']}, {r['trajectory_steps']} steps", *(more + f for f in figures), training,
+                     percent(spent["acc_e"]), percent(r["acc_s"])])  # fmt: skip
+    head = ["trajectories", "optimiser steps", "evaluations", "", "CPU, s", "", "evaluations in training", "Acc_e", "Acc_s"]
+    note = (
+        f"demo-sd, until Acc_e of \"{found['concept']}\" is at most {percent(found['target'])} in "
+        f"{found['probes_in_a_row']} probes in a row ({found['pictures']} pictures every {found['probe_every']} optimiser "
+        f"steps; neither counted nor timed), batch {found['setting']['batch']}. A forward pass of one sample counts 1, a "
+        f"backward pass 2. CPU time of {data['threads']} thread, torch {data['torch']}."
+    )
+    return markdown(head, rows) + f"\n\n{note}"
+
+
+def finetune_memory(data: dict) -> str:
+    rows, mb = [], lambda n: f"{n / 2**20:,.0f}"
+    for name, r in data["results"].items():
+        plain, twice = r["training"], r["training, checkpointed"]
+        longer = twice["cpu_seconds"] / plain["cpu_seconds"]
+        peaks = (mb(part["increase"]) for part in (r["inference"], plain, twice))
+        rows.append([name, mb(plain["weights"]), mb(plain["trained"]), *peaks, f"{r['activations_ratio']:.1f}x",
+                     f"{longer:.2f}x"])  # fmt: skip
+    head = ["shapes, random weights", "weights, MB", "adapters and optimiser", "inference", "training", "checkpointed",
+            "activations", "time"]  # fmt: skip
+    note = (
+        "What comes on top of the weights, at its peak: one picture of 512 x 512 pixels, float32, CPU, the resident "
+        "memory of a process each. `activations`: how many times fewer with checkpointing; `time`: its CPU time."
+    )
+    return markdown(head, rows) + f"\n\n{note}"
+
+
+def finetune_sizes(data: dict) -> str:
+    rows, found = [], data["results"]
+    for name, modes in found["models"].items():
+        for mode, r in modes.items():
+            if mode != "weights":
+                speed, peak = r["steps_per_second"], r["peak"]
+                figures = ("out of memory", "–") if speed is None else (f"{speed:.2f}", f"{peak / 2**30:.1f}")
+                rows.append([name, mode, *figures])
+    note = f"{found['device']}, {found['dtype']}, batch {found['batch']}, pictures of {found['pixels']} pixels squared."
+    return markdown(["shapes, random weights", "", "steps a second", "peak, GB"], rows) + f"\n\n{note}"
+
+
+TABLES["finetune"] = finetune
+
+
 def fill(text: str) -> str:
     """Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->``."""
 

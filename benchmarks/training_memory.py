@@ -132,7 +132,8 @@ def measure(name: str, mode: str) -> dict:
             seconds = [round(now - b, 2) for now, b in zip((time.perf_counter(), time.process_time()), begin)]
     weights = sum(p.nbytes for p in backbone.network.parameters())
     return {"weights": weights, "trained": trained, "increase": memory["bytes"],
-            "activations": memory["bytes"] - trained, "wall_seconds": seconds[0], "cpu_seconds": seconds[1]}  # fmt: skip
+            "activations": memory["bytes"] - trained,
+            "wall_seconds": seconds[0], "cpu_seconds": seconds[1]}  # fmt: skip
 
 
 def memory(say=print) -> dict:
