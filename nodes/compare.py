@@ -47,7 +47,7 @@ class CompareErasure:
                 "vae": ("VAE", {"tooltip": "The VAE of both."}),
                 "prompts": ("STRING", {"multiline": True, "default": PROMPTS, "tooltip": "One a line: some with the concept, some "
                             "with things that must stay."}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": "fixed",
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": False,
                          "tooltip": "First seed; each prompt is drawn with the same seeds on both models."}),
                 "seeds": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Seeds a prompt: seed, seed + 1, ..."}),
                 "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "Sampling steps. 0: 12 on a demo model, else 20."}),
@@ -86,7 +86,7 @@ class CompareErasure:
                 made[label] = latents.cpu(), decoded(vae, latents, live, label)
         named = [any(names(prompt, c.target) for c in concepts) for prompt in columns]
         sheet = self._sheet(made, columns, seed, seeds, named, config.width)
-        text = reports.compare(self._drifts(made, named, seeds), judged(model_before, concepts, made, named, seeds),
+        text = reports.compare(self._drifts(made, named, seeds), judged(model_before, concepts, made, columns, seeds),
                                f"{config.sampler}/{config.scheduler}, {config.steps} steps, cfg {config.cfg:g}, "
                                f"{config.width} x {config.height}, seeds {seed} to {seed + seeds - 1}")  # fmt: skip
         image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
@@ -141,20 +141,21 @@ def names(prompt: str, target: str) -> bool:
     return clean(target) in clean(prompt)
 
 
-def judged(model, concepts, made: dict, named: list[bool], seeds: int) -> list[dict]:
-    """How often the demo models' judge recognises each concept that it knows, before and after, where it was asked for."""
+def judged(model, concepts, made: dict, columns: list[str], seeds: int) -> list[dict]:
+    """How often the demo models' judge recognises what it knows of the concepts, before and after, where a prompt asks for it."""
     if not concepts or demo_name(model) is None:
         return []
     from ..trace_core.demo.domain import domain
 
     measured, out = domain(), []
-    which = torch.tensor([i for i, found in enumerate(named * seeds) if found], dtype=torch.long)
-    for concept in concepts:
-        place = measured.locate(concept.target)
-        if place is None or not len(which):
+    places = dict.fromkeys(measured.locate(c.target) for c in concepts)  # a word and its synonym are one class
+    for head, name in filter(None, places):
+        words = (name, *measured.objects.get(name, ()))
+        asked = [any(names(prompt, word) for word in words) for prompt in columns] * seeds
+        which = torch.tensor([i for i, found in enumerate(asked) if found], dtype=torch.long)
+        if not len(which):
             continue
-        classes = list(measured.objects) if place[0] == "object" else list(measured.styles)
-        counts = {label: int((measured.judge(made[label][1][which], place[0]).argmax(-1) == classes.index(place[1])).sum())
-                  for label in made}  # fmt: skip
-        out.append({"concept": concept.target, **counts, "pictures": len(which)})
+        at = list(measured.objects if head == "object" else measured.styles).index(name)
+        counts = {label: int((measured.judge(pictures[which], head).argmax(-1) == at).sum()) for label, (_, pictures) in made.items()}
+        out.append({"concept": name, **counts, "pictures": len(which)})
     return out

@@ -62,7 +62,7 @@ class LateStageFinetune:
                        "tooltip": "AdamW's learning rate at its highest. Lower it if the run diverges."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 10.0, "step": 0.05, "tooltip": "How far past the neutral "
                         "prompt; 0 stops there. -1: the objective's own for the kind of concept."}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": "fixed",
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": False,
                          "tooltip": "Of noise, prompts and adapters: the same seed trains the same LoRA."}),
                 "width": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 8,
                           "tooltip": "Of the pictures trained on, in pixels. 0: 64 on a demo model, else 512."}),

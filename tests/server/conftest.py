@@ -26,6 +26,12 @@ def harness():
 
 
 @pytest.fixture(scope="session")
+def maker():
+    """The module ``make_workflows.py``."""
+    return load("make_workflows")
+
+
+@pytest.fixture(scope="session")
 def server(harness, tmp_path_factory):
     """ComfyUI with the published files of the pack, in a base folder of its own."""
     from trace_core import engine

@@ -53,6 +53,7 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, str(Path(__file__).with_name("boot.py")), "--cpu", "--listen", "127.0.0.1", "--port", str(port),
                    "--disable-auto-launch", "--base-directory", str(base), "--disable-api-nodes",
+                   "--use-pytorch-cross-attention",  # as the command line has it, so that both can be compared
                    "--database-url", "sqlite:///:memory:"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)
@@ -159,7 +160,7 @@ def is_widget(kind: object, options: dict) -> bool:
 
 def has_control(name: str, kind: object, options: dict) -> bool:
     """Whether the page puts a `control after generate` widget behind this one."""
-    return bool(options.get("control_after_generate")) or (kind == "INT" and name in ("seed", "noise_seed"))
+    return kind == "INT" and bool(options.get("control_after_generate", name in ("seed", "noise_seed")))
 
 
 def to_api(workflow: dict, info: dict) -> dict:

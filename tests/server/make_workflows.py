@@ -1,0 +1,306 @@
+"""Write ``workflows/*.json``, their thumbnails and ``object_info.json``: ``python tests/server/make_workflows.py [NAME ...]``.
+
+The graphs are written down here, in ``GRAPHS``; where nodes stand, their sizes and the order of their widgets follow from what a
+real server says of its nodes. Every workflow is run, and its thumbnail is the grid that it draws.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+WORKFLOWS = HERE.parents[1] / "workflows"
+GAP, WIDTH, ROW, TEXT = 50, 360, 24, 110
+THUMBNAIL = (480, 320)
+
+
+def _harness():
+    spec = importlib.util.spec_from_file_location("workflow_harness", HERE / "harness.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Graph:
+    """A workflow in the page's own format, a column of nodes at a time."""
+
+    def __init__(self, info: dict, harness):
+        self.info, self.harness = info, harness
+        self.nodes, self.links, self.groups = [], [], []
+        self._x, self._y, self._members, self._title = 0, 0, [], ""
+
+    def column(self, title: str) -> None:
+        """Begin a column; its nodes are framed by a group with this title."""
+        self._close()
+        self._title, self._members, self._y = title, [], 0
+
+    def note(self, text: str) -> None:
+        lines = sum(1 + len(line) // 48 for line in text.splitlines())
+        self._place("MarkdownNote", {"inputs": [], "outputs": [], "widgets_values": [text]}, 40 + 19 * lines, color="#432")
+
+    def node(self, kind: str, title: str = "", /, **given) -> tuple[int, int]:
+        """Add a node. A value that is ``(node, slot)`` is a wire, any other a widget's; returns ``(node, 0)``."""
+        spec, number = self.info[kind], len(self.nodes) + 1
+        inputs, values, height = [], [], 2 * ROW
+        for name, form, options in self.harness.inputs_of(spec):
+            value, widget = given.pop(name, None), self.harness.is_widget(form, options)
+            kind_of = "COMBO" if isinstance(form, list) else form
+            if isinstance(value, tuple) or not widget:
+                slot = {"name": name, "type": kind_of, "link": self._link(value, number, len(inputs), kind_of)}
+                inputs.append(slot | ({"widget": {"name": name}} if widget else {}))
+                height += 0 if widget else ROW
+                value = None
+            if widget:
+                values.append(self._default(form, options) if value is None else value)
+                height += TEXT if options.get("multiline") else ROW
+                if self.harness.has_control(name, form, options):
+                    values.append("fixed")
+                    height += ROW
+        if given:
+            raise ValueError(f"{kind} has no input {', '.join(given)}")
+        outputs = [{"name": n, "type": t, "links": [], "slot_index": i}
+                   for i, (t, n) in enumerate(zip(spec["output"], spec["output_name"]))]  # fmt: skip
+        height += 230 if kind in ("TRACE_CompareErasure", "PreviewAny", "LossGraphNode") else ROW * max(0, len(outputs) - len(inputs))
+        self._place(kind, {"inputs": inputs, "outputs": outputs, "widgets_values": values}, height, title=title)
+        return number, 0
+
+    @staticmethod
+    def _default(form, options: dict):
+        return options.get("default", form[0] if isinstance(form, list) and form else "")
+
+    def _link(self, source, target: int, slot: int, kind: str) -> int | None:
+        if source is None:
+            return None
+        number = len(self.links) + 1
+        self.links.append([number, source[0], source[1], target, slot, kind])
+        self.nodes[source[0] - 1]["outputs"][source[1]]["links"].append(number)
+        return number
+
+    def _place(self, kind: str, parts: dict, height: int, title: str = "", color: str = "") -> None:
+        number = len(self.nodes) + 1
+        node = {"id": number, "type": kind, "pos": [self._x, self._y], "size": [WIDTH, height], "flags": {}, "order": number - 1,
+                "mode": 0, "properties": {"Node name for S&R": kind}, **parts}  # fmt: skip
+        node |= {"title": title} if title else {}
+        node |= {"color": color, "bgcolor": "#653"} if color else {}
+        self.nodes.append(node)
+        self._members.append(node)
+        self._y += height + GAP
+
+    def _close(self) -> None:
+        if not self._members:
+            return
+        bottom = max(n["pos"][1] + n["size"][1] for n in self._members)
+        self.groups.append({"id": len(self.groups) + 1, "title": self._title, "bounding": [self._x - 20, -80, WIDTH + 40, bottom + 100],
+                            "color": "#3f789e", "font_size": 24, "flags": {}})  # fmt: skip
+        self._x += WIDTH + 80
+
+    def workflow(self) -> dict:
+        self._close()
+        return {"last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes, "links": self.links,
+                "groups": self.groups, "config": {}, "extra": {}, "version": 0.4}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- the workflows
+
+SWAP = """## Your own model
+
+Put **Load Checkpoint** in the place of *Load Demo Model*, and connect its MODEL, CLIP and VAE where the demo's were.
+
+- **SD 1.5, SD 2, SDXL**: nothing else to set; Compare takes 20 steps, cfg 7 and 512 or 1024 pixels by itself.
+- **FLUX**: *Load Diffusion Model*, *DualCLIPLoader* (type flux) and *Load VAE* instead; Compare takes cfg 1 by itself.
+
+Then write your own concept, prompts with it, and prompts with what must stay. An empty **keep** means a hundred everyday things.
+"""
+
+CATS = """a photo of a cat, google style
+a photo of a cat, twitter style
+a photo of a kitty, android style
+a photo of a dog, google style
+a photo of a house, fluent style
+a photo of a pizza, twitter style"""
+
+
+def quickstart(g: Graph) -> None:
+    g.column("1  Model")
+    g.note("# Erase a concept in seconds\n\nPress **Run**. The projection takes *cat* out of the model in one closed-form solve, and "
+           "Compare draws the same prompts before and after. Nothing is trained, and the base model stays as it is.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(SWAP)
+    g.column("2  Erase")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")
+    g.node("PreviewAny", "Report", source=(erased, 2))
+    g.column("3  Before and after")
+    _compare(g, model, (erased, 0), CATS, "cat\nkitty")
+
+
+def trace_full(g: Graph) -> None:
+    g.column("1  Model")
+    g.note("# Both stages of TRACE\n\nThe projection removes what the text rows carry (its eta is 0, as the finetune follows). The "
+           "finetune starts from its LoRA, trains the late part of the sampling, and joins both into one LoRA. "
+           "Connect the loader's model to both: the projection's LoRA goes over the **lora** wire.\n\n"
+           "*fast* shows it at work in a minute or two; take *balanced* for a result to keep.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(SWAP + "\nThe finetune trains on 512 pixels unless width and height say otherwise; checkpointing saves memory.")
+    g.column("2  Closed form")
+    first, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat", eta=0.0)
+    g.column("3  Late-stage finetune")
+    second, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), lora=(first, 1), erase="cat", preset="fast",
+                       preview_every=20)  # fmt: skip
+    g.column("4  What came out")
+    g.node("PreviewAny", "Report", source=(second, 3))
+    g.node("LossGraphNode", loss=(second, 2), filename_prefix="trace_loss")
+    g.node("TRACE_SaveErasureLora", lora=(second, 1), name="erased-%concepts%-%method%", license="CC0-1.0")
+    g.column("5  Before and after")
+    _compare(g, model, (second, 0), CATS, "cat\nkitty")
+
+
+def flux(g: Graph) -> None:
+    g.column("1  Model")
+    g.note("# Erase from FLUX\n\nFLUX reads text in two ways: T5's rows and CLIP's pooled vector. The projection edits both. "
+           "The demo model is a small transformer of FLUX's class with its guidance embedding.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel", name="demo-flux")
+    g.note("## Your own FLUX\n\nPut *Load Diffusion Model* (fp16, bf16 or fp8), *DualCLIPLoader* (type flux) and *Load VAE* in the "
+           "place of *Load Demo Model*. Compare takes cfg 1, guidance 3 and 1024 pixels by itself. For SD 1.5 or SDXL take "
+           "*Load Checkpoint*.")  # fmt: skip
+    g.column("2  Erase")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="dog")
+    g.node("TRACE_SaveErasureLora", lora=(erased, 1), name="flux/erased-%concepts%")
+    g.node("PreviewAny", "Report", source=(erased, 2))
+    g.column("3  Before and after")
+    prompts = CATS.replace("kitty", "cat").replace("cat", "DOG").replace("dog", "cat").replace("DOG", "dog")
+    _compare(g, model, (erased, 0), prompts, "dog")
+
+
+def style(g: Graph) -> None:
+    g.column("1  Model")
+    g.note("# Erase a style\n\nThe objects stay, the hand that draws them goes. A text with *style* in it is introduced by the "
+           "prompts of a style; for an artist's name set **kind** to style.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(SWAP + "\nFor an artist write the name alone, such as `Van Gogh`, set **kind** to style, and name other artists in keep "
+           "(*Erasure Presets* has a list).")  # fmt: skip
+    g.column("2  Erase")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="twitter style", kind="style")
+    g.node("PreviewAny", "Report", source=(erased, 2))
+    g.column("3  Before and after")
+    _compare(g, model, (erased, 0), "a photo of a cat, twitter style\na photo of a truck, twitter style\na photo of a house, twitter "
+             "style\na photo of a cat, google style\na photo of a truck, android style\na photo of a house, fluent style",
+             "twitter style")  # fmt: skip
+
+
+def several_concepts(g: Graph) -> None:
+    g.column("1  What")
+    g.note("# Several concepts at once\n\nOne list, one solve, one file. *Erasure Presets* fills the erase and keep inputs of all the "
+           "nodes behind it; write into **only** to erase a part of a list and keep the rest.")  # fmt: skip
+    lists, _ = g.node("TRACE_ErasurePresets", preset="demo objects")
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(SWAP + "\nTake the artist, person, object, explicit or trademark list, and set **kind** to match.")
+    g.column("2  Erase")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase=(lists, 0), keep=(lists, 1))
+    g.node("TRACE_SaveErasureLora", lora=(erased, 1), name="erased-%concepts%")
+    g.node("PreviewAny", "Report", source=(erased, 2))
+    g.column("3  Before and after")
+    _compare(g, model, (erased, 0), "a photo of a cat, google style\na photo of a truck, fluent style\na photo of a pizza, twitter style\n"
+             "a photo of a dog, google style\na photo of a ship, fluent style\na photo of an apple, twitter style", (lists, 0))  # fmt: skip
+
+
+def apply_and_stack(g: Graph) -> None:
+    g.column("1  Two erasures")
+    g.note("# Apply, stack, window\n\nTwo erasures, each saved as a file to share. Chain one *Apply Erasure LoRA* for each: every one has "
+           "its own strength and its own window of the sampling.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    cat, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")
+    truck, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="truck")
+    g.column("2  Save")
+    g.node("TRACE_SaveErasureLora", lora=(cat, 1), name="stack/erased-%concepts%")
+    g.node("TRACE_SaveErasureLora", lora=(truck, 1), name="stack/erased-%concepts%")
+    g.note("To use a file that somebody shared: put it into `models/loras`, press **R**, choose it in **lora_file** of *Apply Erasure "
+           "LoRA*, and take the wire off.\n\n" + SWAP)  # fmt: skip
+    g.column("3  Apply")
+    whole, _ = g.node("TRACE_ApplyErasureLora", "Whole sampling", model=(model, 0), lora=(cat, 1))
+    both, _ = g.node("TRACE_ApplyErasureLora", "First 70 %", model=(whole, 0), lora=(truck, 1), end_percent=0.7)
+    g.note("Outside a window every step is the base model's to the last bit. What a picture shows is decided early, its "
+           "detail late.")  # fmt: skip
+    g.column("4  Before and after")
+    _compare(g, model, (both, 0), "a photo of a cat, google style\na photo of a kitty, twitter style\na photo of a truck, fluent style\na "
+             "photo of a truck, google style\na photo of a dog, google style\na photo of a house, fluent style", "cat\nkitty\ntruck")  # fmt: skip
+
+
+def merge_into_checkpoint(g: Graph) -> None:
+    g.column("1  Model")
+    g.note("# A checkpoint without the concept\n\nThe core node *Save Checkpoint* writes the patches into the weights: the file needs "
+           "no LoRA, and none can be left out. It lands in `output/checkpoints`.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(SWAP + "\nOnly the whole sampling can be merged, not a window. The demo checkpoint itself is too small for *Load Checkpoint*, "
+           "which knows the real sizes alone; one made of SD 1.5, SDXL or FLUX loads there. For the diffusion model alone take "
+           "*ModelSave*.")  # fmt: skip
+    g.column("2  Erase and merge")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")
+    g.node("CheckpointSave", model=(erased, 0), clip=(model, 1), vae=(model, 2), filename_prefix="checkpoints/without-cat")
+    g.column("3  Before and after")
+    _compare(g, model, (erased, 0), CATS, "cat\nkitty")
+
+
+def _compare(g: Graph, model: int, after: tuple[int, int], prompts: str, erase) -> None:
+    compared, _ = g.node("TRACE_CompareErasure", model_before=(model, 0), model_after=after, clip=(model, 1), vae=(model, 2),
+                         prompts=prompts, erase=erase)  # fmt: skip
+    g.node("PreviewAny", "Figures", source=(compared, 3))
+
+
+GRAPHS = {
+    "quickstart": quickstart,
+    "trace-full": trace_full,
+    "flux": flux,
+    "style": style,
+    "several-concepts": several_concepts,
+    "apply-and-stack": apply_and_stack,
+    "merge-into-checkpoint": merge_into_checkpoint,
+}
+
+
+def build(name: str, info: dict, harness) -> dict:
+    """A workflow of ``GRAPHS`` in UI format."""
+    graph = Graph(info, harness)
+    GRAPHS[name](graph)
+    return graph.workflow()
+
+
+def contract(info: dict) -> dict:
+    """What other people's workflows rely on: our nodes' inputs and outputs in order, less what differs by machine."""
+    out = {}
+    for name in sorted(n for n in info if n.startswith("TRACE_")):
+        spec = json.loads(json.dumps(info[name]))
+        for group in spec["input"].values():
+            for entry, (kind, *_) in group.items():
+                if entry in ("lora_file", "sampler_name", "scheduler"):
+                    del kind[1:]
+        spec.pop("python_module")
+        out[name] = spec
+    return out
+
+
+def main(names: list[str]) -> None:
+    from trace_core import engine
+
+    harness = _harness()
+    WORKFLOWS.mkdir(exist_ok=True)
+    with harness.Server(engine.find().path, Path(tempfile.mkdtemp())) as server:
+        info = server.object_info()
+        (HERE / "object_info.json").write_text(json.dumps(contract(info), indent=1, ensure_ascii=False) + "\n")
+        for name in names:
+            made = build(name, info, harness)
+            (WORKFLOWS / f"{name}.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+            outputs = server.run(harness.to_api(made, info), 1800)
+            grid = next(o["images"][0] for o in outputs.values() if "trace_pairs" in o)
+            sheet = server.picture(grid)
+            sheet.thumbnail(THUMBNAIL)
+            sheet.save(WORKFLOWS / f"{name}.jpg", quality=85, optimize=True)
+            print(name, next(o["trace_report"][0] for o in outputs.values() if "trace_pairs" in o).splitlines()[2], flush=True)
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE.parents[1]]
+    main(sys.argv[1:] or list(GRAPHS))

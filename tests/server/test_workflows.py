@@ -1,0 +1,122 @@
+"""Every template, queued over HTTP in a real ComfyUI, and its pictures judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
+
+#: What each template erases: the judge's head and class, and a word that names it in a prompt.
+ERASED = {
+    "quickstart": [("object", "cat", ("cat", "kitty"))],
+    "trace-full": [("object", "cat", ("cat",))],
+    "flux": [("object", "dog", ("dog",))],
+    "style": [("style", "twitter style", ("twitter style",))],
+    "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
+    "apply-and-stack": [("object", "cat", ("cat", "kitty")), ("object", "truck", ("truck",))],
+    "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
+}
+KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
+
+
+@pytest.fixture(scope="module")
+def domain():
+    from trace_core.demo.domain import domain
+
+    return domain()
+
+
+@pytest.fixture(scope="module")
+def runs(server, harness, info):
+    """``runs(name)``: outputs of a template by node, each run once."""
+    done = {}
+
+    def run(name: str) -> dict:
+        if name not in done:
+            workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+            done[name] = server.run(harness.to_api(workflow, info), 900)
+        return done[name]
+
+    return run
+
+
+def compared(outputs: dict) -> dict:
+    return next(o for o in outputs.values() if "trace_pairs" in o)
+
+
+def recognised(server, domain, entries: list[dict], head: str) -> list[str]:
+    """The judge's names of some pictures."""
+    arrays = [np.asarray(server.picture(e), dtype=np.float32) / 255 for e in entries]
+    classes = list(domain.objects) if head == "object" else list(domain.styles)
+    return [classes[i] for i in domain.judge(torch.from_numpy(np.stack(arrays)), head).argmax(-1).tolist()]
+
+
+def test_there_is_a_judgement_for_each():
+    assert set(NAMES) == set(ERASED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_is_what_the_maker_writes(name, maker, harness, info):
+    written = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
+    assert written == maker.build(name, info, harness), "run tests/server/make_workflows.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_erases(name, runs, server, domain):
+    pairs = compared(runs(name))["trace_pairs"]
+    for head, wanted, words in ERASED[name]:
+        named = [p for p in pairs if any(w in p["prompt"] for w in words)]
+        assert len(named) >= 1
+        before = recognised(server, domain, [p["before"] for p in named], head)
+        after = recognised(server, domain, [p["after"] for p in named], head)
+        assert before == [wanted] * len(named)
+        assert wanted not in after
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_template_keeps_the_rest(name, runs, server, domain):
+    words = [w for _, _, words in ERASED[name] for w in words]
+    others = [p for p in compared(runs(name))["trace_pairs"] if not any(w in p["prompt"] for w in words)]
+    assert others
+    said = recognised(server, domain, [p["after"] for p in others], "object")
+    assert said == [next(n for n in KNOWN if f" {n}" in p["prompt"]) for p in others]
+
+
+def test_trace_full_shows_its_training(runs):
+    tuned = next(o for o in runs("trace-full").values() if "trace_losses" in o)
+    assert [entry["step"] for entry in tuned["trace_losses"]] == list(range(60))
+    assert {"erase", "keep", "uncond"} <= set(tuned["trace_losses"][0])
+    assert [p["step"] for p in tuned["trace_previews"]] == [0, 20, 40, 60]
+    assert 0 <= tuned["trace_window"][0] < tuned["trace_window"][1] <= 1
+
+
+def test_reports_are_readable(runs):
+    report = compared(runs("quickstart"))["trace_report"][0]
+    assert report.startswith("# Before and after\n\n**Erased.** 'cat' is recognised in 3 of 3 pictures before, 0 after")
+
+
+def test_merged_checkpoint_holds_the_edit(runs, server):
+    """The file's weights are the base model's and the edit's sum."""
+    from safetensors.torch import load_file
+
+    runs("merge-into-checkpoint")
+    file = sorted((server.base / "output" / "checkpoints").glob("without-cat_*.safetensors"))[-1]
+    merged, base = load_file(file), load_file(ROOT / "trace_core" / "demo" / "assets" / "demo-sd.safetensors")
+    moved = {k for k in base if k.startswith("net.")
+             and not torch.equal(merged["model.diffusion_model." + k[4:]].float(), base[k].float())}  # fmt: skip
+    assert moved
+    assert all("attn2.to_k" in k or "attn2.to_v" in k for k in moved)
+
+
+def test_queued_again_it_comes_from_the_cache(server, workflow, harness):
+    first = workflow("quickstart")
+    server.run(first)
+    entry = server.wait(server.queue(first))
+    cached = next(m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached")
+    assert set(cached) == set(first)
