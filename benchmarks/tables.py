@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ("demo-sd", "demo-flux")
 OURS = ("projection", "trace")
-TASKS = {"object": "10 CIFAR objects", "style": "5 styles"}
+TASKS = {"object": "CIFAR objects", "style": "styles"}
 
 
 def percent(value: float | None) -> str:
@@ -35,7 +35,7 @@ def erasure() -> str:
             _, method, task = name.split("/")
             figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
             method = f"**{method}**" if method in OURS else method
-            rows.append([model, TASKS[task], method, *figures, f"{r['latent_mse']:.4f}", f"{r['psnr']:.1f}"])
+            rows.append([model, f"{r['concepts']} {TASKS[task]}", method, *figures, f"{r['latent_mse']:.4f}", f"{r['psnr']:.1f}"])
     head = ["model", "erased, one at a time", "method", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "PSNR ↑"]
     setting = results("demo-sd")["setting"]
     note = (
@@ -114,12 +114,13 @@ def finetune_cost(data: dict) -> str:
         training = f"{3 * found['setting']['batch'] * spent['step']:,}"
         rows.append([f"{r['loop']}, {r['trajectory_steps']} steps", *(more + f for f in figures), training,
                      percent(spent["acc_e"]), percent(r["acc_s"])])  # fmt: skip
-    head = ["trajectories", "optimiser steps", "evaluations", "", "CPU, s", "", "evaluations in training", "Acc_e", "Acc_s"]
+    head = ["trajectories", "optimiser steps", "evaluations", "", "CPU, s", "", "evaluations in training", "Acc_e",
+            "Acc_s"]  # fmt: skip
     note = (
         f"demo-sd, until Acc_e of \"{found['concept']}\" is at most {percent(found['target'])} in "
-        f"{found['probes_in_a_row']} probes in a row ({found['pictures']} pictures every {found['probe_every']} optimiser "
-        f"steps; neither counted nor timed), batch {found['setting']['batch']}. A forward pass of one sample counts 1, a "
-        f"backward pass 2. CPU time of {data['threads']} thread, torch {data['torch']}."
+        f"{found['probes_in_a_row']} probes in a row ({found['pictures']} pictures every {found['probe_every']} "
+        f"optimiser steps; neither counted nor timed), batch {found['setting']['batch']}. A forward pass of one sample "
+        f"counts 1, a backward pass 2. CPU time of {data['threads']} thread, torch {data['torch']}."
     )
     return markdown(head, rows) + f"\n\n{note}"
 
@@ -149,7 +150,7 @@ def finetune_sizes(data: dict) -> str:
                 speed, peak = r["steps_per_second"], r["peak"]
                 figures = ("out of memory", "–") if speed is None else (f"{speed:.2f}", f"{peak / 2**30:.1f}")
                 rows.append([name, mode, *figures])
-    note = f"{found['device']}, {found['dtype']}, batch {found['batch']}, pictures of {found['pixels']} pixels squared."
+    note = f"{found['device']}, {found['dtype']}, batch {found['batch']}, {found['pixels']} pixels wide and high."
     return markdown(["shapes, random weights", "", "steps a second", "peak, GB"], rows) + f"\n\n{note}"
 
 

@@ -16,7 +16,8 @@ from .adapters import Adapters, attached
 from .backbones import Backbone, backbone_for
 from .closed_form.policies import POLICIES, keep_prompts
 from .concepts import EVERYDAY, KINDS, TEMPLATES, Concept, check_disjoint, fill, guess_kind, same
-from .errors import ConceptError, TraceError
+from .errors import ConceptError, ModelError, TraceError
+from .gating import erasures_on
 from .gradients import checkpointed, saved_apart, training_mode
 from .lora import ErasureLora, base_metadata
 from .numerics import is_finite
@@ -234,6 +235,8 @@ class Trainer:
         """Points of every term for the step, drawn by the seed and the step's number."""
         generator = torch.Generator().manual_seed(self.config.seed * 15485863 + self.step)
         terms = self.terms()
+        if not terms:
+            raise TraceError(f"no term of {self.objective.name} has points in the window {self.config.window}; widen it")
         shares = sum(t.share for t in terms)
         out, numbers = [], []
         for term in terms:
@@ -286,9 +289,9 @@ class Trainer:
         parameters = adapters.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
         half = next(self.backbone.network.parameters()).dtype == torch.float16
-        scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
+        scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)  # small gradients vanish in float16
         if resume:
-            self.step, self.history = resume.put(adapters, optimiser), list(resume.history)
+            self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
         if config.window == AUTO:
             config = self.config = replace(config, window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters))
         self.fill_bank("keep", adapters, True)
@@ -368,6 +371,8 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
+    if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
+        raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
     kinds = {guess_kind(c.target) for c in concepts} if config.kind == "auto" else {config.kind}
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts))
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ class TrainingState:
     window: tuple[float, float] | str
     history: list[dict]
     run: str  #: what the run is about, to refuse another one's state
+    scale: dict = field(default_factory=dict)  #: of the gradients of a float16 network
 
     @classmethod
     def take(cls, adapters, optimiser, trainer) -> TrainingState:
@@ -38,12 +39,14 @@ class TrainingState:
         pairs = list(zip(adapters.parameters(), moments))
         return cls(
             adapters.state(), [copy(p, m, "exp_avg") for p, m in pairs], [copy(p, m, "exp_avg_sq") for p, m in pairs],
-            trainer.step, trainer.config.window, list(trainer.history), trainer.identity,
+            trainer.step, trainer.config.window, list(trainer.history), trainer.identity, trainer.scaler.state_dict(),
         )  # fmt: skip
 
-    def put(self, adapters, optimiser) -> int:
+    def put(self, adapters, optimiser, scaler) -> int:
         """Put it back; returns the step to go on with."""
         adapters.restore(self.adapter)
+        if self.scale:
+            scaler.load_state_dict(self.scale)
         for p, mean, square in zip(adapters.parameters(), self.mean, self.square):
             if self.step:
                 optimiser.state[p] = {"step": torch.tensor(float(self.step)), "exp_avg": mean.to(p.device, copy=True),
@@ -69,7 +72,7 @@ class TrainingState:
             LoraError: if the path cannot be written.
         """
         tensors = {f"{name}.{i}": t.contiguous() for name in ("adapter", "mean", "square") for i, t in enumerate(getattr(self, name))}
-        rest = {"format": FORMAT, "step": self.step, "window": self.window, "history": self.history, "run": self.run}
+        rest = {"format": FORMAT, "step": self.step, "window": self.window, "history": self.history, "run": self.run, "scale": self.scale}
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +102,7 @@ class TrainingState:
                 raise ValueError
             lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
             window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
-            return cls(*lists, int(rest["step"]), window, list(rest["history"]), rest["run"])
+            return cls(*lists, int(rest["step"]), window, list(rest["history"]), rest["run"], dict(rest["scale"]))
         except (KeyError, TypeError, ValueError):
             raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote") from None
 

@@ -754,3 +754,12 @@ def test_bad_options_are_named_before_the_model_loads(short, name, tmp_path, cap
     out = tmp_path / "x.safetensors"
     assert main([*short, "--method", "trace", "--out", str(out), *arguments]) == 2
     assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_an_erasure_with_a_window_on_the_model_is_refused(families):
+    """Training calls the network itself, past the place where a window is looked at."""
+    family = families["sd1"]
+    model = family.model(**TINY["sd1"])
+    erased = apply(model, closed_form(family, model), 1.0, 0.2, 1.0)
+    with pytest.raises(ModelError, match="after the finetune"):
+        run(family, erased)

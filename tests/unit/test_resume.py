@@ -36,6 +36,19 @@ class Adapters:
                 p.copy_(saved)
 
 
+class Scaler:
+    """As much of a GradScaler as a state needs."""
+
+    def __init__(self):
+        self.state = {"scale": 1024.0, "_growth_tracker": 3}
+
+    def state_dict(self):
+        return dict(self.state)
+
+    def load_state_dict(self, state):
+        self.state = dict(state)
+
+
 def steps(adapters, optimiser, numbers) -> None:
     for number in numbers:
         optimiser.zero_grad()
@@ -49,7 +62,8 @@ def optimiser_of(adapters):
 
 def taken(adapters, optimiser, step: int, window=(0.25, 1.0)) -> TrainingState:
     history = [{"step": i, "erase": 0.1 * i, "keep": 1e-7} for i in range(step)]
-    trainer = SimpleNamespace(step=step, config=SimpleNamespace(window=window), history=history, identity=RUN)
+    config, scaler = SimpleNamespace(window=window), Scaler()
+    trainer = SimpleNamespace(step=step, config=config, history=history, identity=RUN, scaler=scaler)
     return TrainingState.take(adapters, optimiser, trainer)
 
 
@@ -62,8 +76,8 @@ def trained(step: int = 4, **options):
 
 def same(a: TrainingState, b: TrainingState) -> bool:
     lists = all(torch.equal(x, y) for k in ("adapter", "mean", "square") for x, y in zip(getattr(a, k), getattr(b, k)))
-    return lists and [getattr(a, k) for k in ("step", "window", "history", "run")] == [
-        getattr(b, k) for k in ("step", "window", "history", "run")
+    return lists and [getattr(a, k) for k in ("step", "window", "history", "run", "scale")] == [
+        getattr(b, k) for k in ("step", "window", "history", "run", "scale")
     ]
 
 
@@ -85,7 +99,10 @@ def test_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, stop):
     steps(adapters, optimiser, range(stop, stop + 5))
     other = Adapters(seed=1)
     second = optimiser_of(other)
-    assert TrainingState.load(tmp_path / "state").put(other, second) == stop
+    scaler = Scaler()
+    scaler.state = {}
+    assert TrainingState.load(tmp_path / "state").put(other, second, scaler) == stop
+    assert scaler.state == Scaler().state
     steps(other, second, range(stop, stop + 5))
     assert all(torch.equal(p, q) for p, q in zip(adapters.parameters(), other.parameters()))
 
@@ -97,7 +114,7 @@ def test_state_is_a_copy(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, (*state.adapter, *state.mean, *state.square)))
     other = Adapters(1)
     second = optimiser_of(other)
-    state.put(other, second)
+    state.put(other, second, Scaler())
     steps(other, second, range(3))
     assert all(torch.equal(a, b) for a, b in zip(before, (*state.adapter, *state.mean, *state.square)))
 

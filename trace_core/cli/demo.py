@@ -6,7 +6,6 @@ import json
 import time
 from pathlib import Path
 
-from ..closed_form import ClosedFormConfig, erase
 from ..concepts import parse_concepts
 from ..demo import domain, loader
 from ..engine import load
@@ -15,12 +14,17 @@ from ..evaluate.grid import grid
 from ..evaluate.protocol import object_prompts
 from ..gating import apply
 from ..lora import ErasureLora
+from ..methods import METHODS, erase
+from .training import Bar
 
-#: (model, concept, prompts of the grid)
+NOUNS = ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")
+
+#: (model, method, concept, nouns of the grid)
 SHOWS = (
-    ("demo-sd", "cat", ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")),
-    ("demo-sd", "twitter style", ("cat", "airplane", "snowman", "guitar")),
-    ("demo-flux", "cat", ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")),
+    ("demo-sd", "projection", "cat", NOUNS),
+    ("demo-sd", "trace", "cat", NOUNS),
+    ("demo-sd", "projection", "twitter style", ("cat", "airplane", "snowman", "guitar")),
+    ("demo-flux", "projection", "cat", NOUNS),
 )
 
 
@@ -32,11 +36,11 @@ def run(args, bars) -> dict:
     out, started = Path(args.out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     measured, evaluators, rows = domain.domain(), {}, []
-    for name, concept, nouns in SHOWS:
+    for name, method, concept, nouns in SHOWS:
         if name not in evaluators:
             model, clip, vae = loader.load(name)
             evaluators[name] = Evaluator(model, clip, vae, measured, args.samples, args.seed, progress=bars)
-        rows.append(_show(evaluators[name], name, concept, nouns, out, bars))
+        rows.append(_show(evaluators[name], name, method, concept, nouns, out, bars))
         bars.close()
         print(f"{rows[-1]['name']}: {rows[-1]['grid']}, {rows[-1]['lora']}", flush=True)
     print(table([(r["name"], r) for r in rows]))
@@ -47,22 +51,28 @@ def run(args, bars) -> dict:
     return report
 
 
-def _show(evaluator: Evaluator, name: str, concept: str, nouns, out: Path, bars) -> dict:
-    concepts = parse_concepts(concept)
-    start = time.perf_counter()
-    config = ClosedFormConfig(contexts=domain.CONTEXTS)
-    result = erase(evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), config, bars)
+def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out: Path, bars) -> dict:
+    concepts, trained = parse_concepts(concept), METHODS[method].finetune is not None
+    start, bar = time.perf_counter(), Bar() if trained else None
+    try:
+        result = erase(method, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), {"contexts": domain.CONTEXTS},
+                       domain.FINETUNE[name], progress=bars, **({"report": bar} if trained else {}))  # fmt: skip
+    finally:
+        bars.close()
+        if bar:
+            bar.close()
     seconds = time.perf_counter() - start
-    stem = f"{name}-{concept.replace(' ', '-')}"
+    stem = f"{name}-{concept.replace(' ', '-')}" + ("-trace" if trained else "")
     file = result.lora.save(out / f"{stem}.safetensors")
     edited = apply(evaluator.model, ErasureLora.load(file))
     scores = evaluator.evaluate(edited, concepts)
     prompts, marked = _prompts(concept, nouns, scores["head"], list(evaluator.domain.styles))
     pictures = [(label, evaluator.pictures(m, prompts, f"grid: {label}")[1]) for label, m in
                 (("before", evaluator.model), ("after", edited))]  # fmt: skip
-    sheet = grid(pictures, prompts, f"{name}: '{concept}' erased in closed form, {seconds:.1f} s", marked=marked)
+    how = "closed form and finetune" if trained else "closed form"
+    sheet = grid(pictures, prompts, f"{name}: '{concept}' erased by {how}, {seconds:.1f} s", marked=marked)
     sheet.save(out / f"{stem}.png")
-    return scores | {"name": f"{name}: {concept}", "erase_seconds": seconds, "bytes": file.stat().st_size,
+    return scores | {"name": f"{name}: {concept}, {method}", "erase_seconds": seconds, "bytes": file.stat().st_size,
                      "lora": str(file), "grid": str(out / f"{stem}.png")}  # fmt: skip
 
 
