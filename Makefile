@@ -3,6 +3,7 @@
 #   make demo    erase concepts from the demo models, draw before/after grids, print the table
 #   make test    lint and every test tier whose engine is present (COMFYUI_PATH names a checkout)
 #   make bench   time the closed form
+#   make workflows   write workflows/, their thumbnails and the snapshot of the nodes anew
 #
 # On Linux the default torch wheel is a CUDA build. For a small CPU one:
 #   make setup TORCH_INDEX=URL      (the CPU index that PyTorch names on its install page)
@@ -22,7 +23,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: setup lint test test-packaged-engine demo bench clean
+.PHONY: setup lint test test-packaged-engine demo bench workflows clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed $(ENGINE)/.installed
@@ -40,6 +41,11 @@ $(ENGINE)/.installed: tests/engine-requirements.txt | $(VENV)/.installed
 	$(PIP) --no-deps --require-hashes --target $(ENGINE) --requirement $<
 	@touch $@
 
+# For the tests of a running ComfyUI.
+$(VENV)/.server-installed: tests/server-requirements.txt | $(VENV)/.installed
+	$(PIP) --no-deps --requirement $<
+	@touch $@
+
 lint: setup
 	$(VENV)/bin/ruff check .
 
@@ -47,7 +53,7 @@ lint: setup
 test: setup lint
 	@status=0; \
 	if $(PY) -c 'from trace_core import engine; engine.find().full or exit(1)'; then \
-		$(MAKE) --no-print-directory test-packaged-engine || status=$$?; \
+		$(MAKE) --no-print-directory $(VENV)/.server-installed test-packaged-engine || status=$$?; \
 	fi; \
 	$(PYTEST) || status=$$?; \
 	exit $$status
@@ -57,6 +63,10 @@ test-packaged-engine: setup
 
 demo: setup
 	$(PY) -m trace_core demo --out out/demo
+
+# After a change of a node, a workflow or a preset; needs a ComfyUI checkout.
+workflows: setup $(VENV)/.server-installed
+	$(PY) tests/server/make_workflows.py
 
 bench: setup
 	$(PY) -m trace_core bench closed-form --json benchmarks/results/closed_form.json

@@ -16,6 +16,7 @@ from . import reports, wire
 from .family import demo_name, domain_of, picture_size
 from .live import Live
 
+DEFAULTS = FinetuneConfig()
 SIDE = 256  #: pixels of a preview's picture
 
 
@@ -47,7 +48,7 @@ class LateStageFinetune:
                 "keep": wire.KEEP,
                 "objective": (list(OBJECTIVES), {"default": "trace", "tooltip": "The loss: trace is this pack's, ant and esd are "
                               "the published ones, for comparison."}),
-                "preset": (list(PRESETS), {"default": "balanced", "tooltip": "How long to train. fast is enough to see it work."}),
+                "preset": (list(PRESETS), {"default": DEFAULTS.preset, "tooltip": "How long to train. fast is enough to see it work."}),
                 "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it, and the "
                          "objective's values for it. Set style for an artist's name and person for a person's."}),
                 "window": (["auto", "custom"], {"default": "auto", "tooltip": "Where in the sampling the erasure acts. auto: the "
@@ -57,8 +58,8 @@ class LateStageFinetune:
                 "window_end": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01,
                                "tooltip": "With a custom window: its end, 1 is the finished picture."}),
                 "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's."}),
-                "rank": ("INT", {"default": 8, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
-                "lr": ("FLOAT", {"default": 0.002, "min": 1e-8, "max": 1.0, "step": 0.0001, "round": False,
+                "rank": ("INT", {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
+                "lr": ("FLOAT", {"default": DEFAULTS.lr, "min": 1e-8, "max": 1.0, "step": 0.0001, "round": False,
                        "tooltip": "AdamW's learning rate at its highest. Lower it if the run diverges."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 10.0, "step": 0.05, "tooltip": "How far past the neutral "
                         "prompt; 0 stops there. -1: the objective's own for the kind of concept."}),

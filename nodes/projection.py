@@ -11,6 +11,8 @@ from . import reports, wire
 from .family import domain_of
 from .live import Live
 
+DEFAULTS = ClosedFormConfig()
+
 
 class ClosedFormProjection:
     ID = "TRACE_ClosedFormProjection"
@@ -37,7 +39,7 @@ class ClosedFormProjection:
                 "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
                 "erase": wire.ERASE,
                 "keep": wire.KEEP,
-                "policy": (list(POLICIES), {"default": "trace", "tooltip": "Which rows of text go where: trace is this pack's "
+                "policy": (list(POLICIES), {"default": DEFAULTS.policy, "tooltip": "Which rows of text go where: trace is this pack's "
                            "projection, uce, mace and trce are the published ones, for comparison."}),
                 "strength": ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05,
                              "tooltip": "1 erases, 0 changes nothing, above 1 overshoots, below 0 strengthens the concept."}),
@@ -45,7 +47,7 @@ class ClosedFormProjection:
             "optional": {
                 "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it. Set "
                          "style for an artist's name and person for a person's."}),
-                "energy": ("FLOAT", {"default": 0.97, "min": 0.01, "max": 1.0, "step": 0.01,
+                "energy": ("FLOAT", {"default": DEFAULTS.energy, "min": 0.01, "max": 1.0, "step": 0.01,
                            "tooltip": "Share of the concept's energy to project out. Lower drifts less and erases less."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 5.0, "step": 0.05, "tooltip": "How far past the neutral "
                         "prompt. -1: by the kind of concept, 0 with an anchor. Set 0 if the finetune follows."}),

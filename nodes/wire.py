@@ -27,6 +27,10 @@ class LoraState(dict):
         super().__init__({key: tensor.clone() for key, tensor in lora.state_dict().items()})
         self.metadata = dict(lora.metadata)
 
+    def __repr__(self) -> str:
+        """Short: ComfyUI writes the inputs of a node that fails into its answer."""
+        return f"<{len(self) // 3} layers, {self.metadata.get('modelspec.title', 'no title')}>"
+
 
 def erasure_of(state) -> ErasureLora:
     """The erasure that came over a LORA_MODEL wire, ours or another node's.

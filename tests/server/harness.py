@@ -133,7 +133,8 @@ class Server:
         """Queue, wait, and insist on success; returns the outputs by node."""
         entry = self.wait(self.queue(prompt), seconds)
         if entry["status"]["status_str"] != "success":
-            raise Failed(json.dumps(entry["status"]["messages"], indent=1)[-6000:])
+            told = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
+            raise Failed("\n".join(f"{m['node_type']}: {m['exception_type']}: {m['exception_message']}" for m in told))
         return entry["outputs"]
 
 

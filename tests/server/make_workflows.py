@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from trace_core.methods import METHODS
+
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parents[1] / "workflows"
 GAP, WIDTH, ROW, TEXT = 50, 360, 24, 110
@@ -139,14 +141,14 @@ def quickstart(g: Graph) -> None:
 
 def trace_full(g: Graph) -> None:
     g.column("1  Model")
-    g.note("# Both stages of TRACE\n\nThe projection removes what the text rows carry (its eta is 0, as the finetune follows). The "
+    g.note("# Both stages of TRACE\n\nThe projection removes what the text rows carry (with a lower energy and eta 0, as the finetune follows). The "
            "finetune starts from its LoRA, trains the late part of the sampling, and joins both into one LoRA. "
            "Connect the loader's model to both: the projection's LoRA goes over the **lora** wire.\n\n"
            "*fast* shows it at work in a minute or two; take *balanced* for a result to keep.")  # fmt: skip
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(SWAP + "\nThe finetune trains on 512 pixels unless width and height say otherwise; checkpointing saves memory.")
     g.column("2  Closed form")
-    first, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat", eta=0.0)
+    first, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat", **METHODS["trace"].closed_form)
     g.column("3  Late-stage finetune")
     second, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), lora=(first, 1), erase="cat", preset="fast",
                        preview_every=20)  # fmt: skip

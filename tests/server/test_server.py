@@ -14,8 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trace_core.methods import METHODS
+
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = ["encode keep set", "sample keep", "sample erase", "train", "preview", "sample before", "sample after"]
+PHASES = [
+    ("quickstart", "encode keep set"), ("quickstart", "sample before"), ("quickstart", "sample after"),
+    ("trace-full", "sample keep"), ("trace-full", "sample erase"), ("trace-full", "train"), ("trace-full", "preview"),
+]  # fmt: skip
 
 
 def node(kind: str, /, **inputs) -> dict:
@@ -193,7 +198,7 @@ def test_same_seed_same_tensors_as_the_command_line(server, tmp_path):
     """The nodes and the command line are two ways to one file."""
     prompt = base() | {
         "closed": erased(),
-        "first": erased(eta=0.0),
+        "first": erased(**METHODS["trace"].closed_form),
         "tune": tuned(lora=("first", 1)),
         "save": node("TRACE_SaveErasureLora", lora=("closed", 1), name="cli/closed"),
         "both": node("TRACE_SaveErasureLora", lora=("tune", 1), name="cli/both"),
@@ -230,12 +235,12 @@ def live_phases(server, prompt_id: str) -> set[str]:
     return {e["phase"] for e in server.get("/trace/live") if e["prompt_id"] == prompt_id and e["state"] == "running"}
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_cancel_in_each_phase(server, workflow, phase):
+@pytest.mark.parametrize(("name", "phase"), PHASES)
+def test_cancel_in_each_phase(server, workflow, name, phase):
     """It stops within a moment, says so, and the model draws what it drew before."""
     probe = base() | picture(("demo", 0), seed=11)
     drawn = [np.asarray(server.picture(server.run(probe)["image"]["images"][0]))]
-    prompt_id = server.queue(small(workflow("trace-full")))
+    prompt_id = server.queue(small(workflow(name)))
     end = time.monotonic() + 240
     while phase not in live_phases(server, prompt_id):
         assert time.monotonic() < end, f"{phase} never came"
@@ -257,7 +262,7 @@ def test_cancel_in_each_phase(server, workflow, phase):
 def test_after_cancel_the_same_workflow_succeeds(server, workflow):
     prompt = small(workflow("trace-full"))
     prompt_id = server.queue(prompt)
-    while "train" not in live_phases(server, prompt_id):
+    while "sample keep" not in live_phases(server, prompt_id):
         time.sleep(0.01)
     server.interrupt()
     server.wait(prompt_id, 60)

@@ -15,7 +15,7 @@ NAMES = sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
 #: What each template erases: the judge's head and class, and a word that names it in a prompt.
 ERASED = {
     "quickstart": [("object", "cat", ("cat", "kitty"))],
-    "trace-full": [("object", "cat", ("cat",))],
+    "trace-full": [("object", "cat", ("cat",))],  # and not its synonym, which the erasure was not told
     "flux": [("object", "dog", ("dog",))],
     "style": [("style", "twitter style", ("twitter style",))],
     "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
@@ -82,17 +82,24 @@ def test_template_erases(name, runs, server, domain):
 @pytest.mark.parametrize("name", NAMES)
 def test_template_keeps_the_rest(name, runs, server, domain):
     words = [w for _, _, words in ERASED[name] for w in words]
-    others = [p for p in compared(runs(name))["trace_pairs"] if not any(w in p["prompt"] for w in words)]
-    assert others
-    said = recognised(server, domain, [p["after"] for p in others], "object")
-    assert said == [next(n for n in KNOWN if f" {n}" in p["prompt"]) for p in others]
+    others, wanted = [], []
+    for pair in compared(runs(name))["trace_pairs"]:
+        named = [n for n in KNOWN if f" {n}," in pair["prompt"]]
+        if named and not any(w in pair["prompt"] for w in words):
+            others.append(pair["after"])
+            wanted += named
+    assert len(others) >= 2
+    assert recognised(server, domain, others, "object") == wanted
 
 
 def test_trace_full_shows_its_training(runs):
     tuned = next(o for o in runs("trace-full").values() if "trace_losses" in o)
-    assert [entry["step"] for entry in tuned["trace_losses"]] == list(range(60))
+    from trace_core.finetune import PRESETS
+
+    steps = PRESETS["fast"]["steps"]
+    assert [entry["step"] for entry in tuned["trace_losses"]] == list(range(steps))
     assert {"erase", "keep", "uncond"} <= set(tuned["trace_losses"][0])
-    assert [p["step"] for p in tuned["trace_previews"]] == [0, 20, 40, 60]
+    assert [p["step"] for p in tuned["trace_previews"]] == list(range(0, steps + 1, 20))
     assert 0 <= tuned["trace_window"][0] < tuned["trace_window"][1] <= 1
 
 

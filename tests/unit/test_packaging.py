@@ -106,7 +106,7 @@ def test_dependencies_leave_comfyui_alone():
 
 
 def test_archive_has_what_the_pack_needs():
-    wanted = {name for name in tracked() if name.split("/")[0] in ("nodes", "trace_core", "web", "workflows")}
+    wanted = {name for name in tracked() if name.split("/")[0] in ("locales", "nodes", "trace_core", "web", "workflows")}
     wanted = {name for name in wanted if not DEVELOPMENT.fullmatch(name)}
     wanted |= {"LICENSE", "NOTICE", "pyproject.toml", "requirements.txt"}
     wanted |= {"README.md", "__init__.py"} & tracked()
@@ -119,6 +119,12 @@ def test_archive_has_no_development_files():
     extra = {name for name in archive() if name.split("/")[0] in folders or DEVELOPMENT.fullmatch(name)}
     assert extra == set()
     assert not any(re.search(r"(^|/)(test_|conftest)", name) for name in archive())
+
+
+def test_workflows_have_thumbnails():
+    names = {name for name in archive() if name.startswith("workflows/")}
+    assert {Path(name).stem for name in names if name.endswith(".json")} == {Path(name).stem for name in names if name.endswith(".jpg")}
+    assert all(Path(name).suffix in (".json", ".jpg") for name in names)
 
 
 def test_archive_is_small():
@@ -191,7 +197,7 @@ def test_published_code_imports_only_published_code():
 
 
 def test_archive_imports_under_another_name_without_comfyui(tmp_path):
-    """ComfyUI gives a pack's folder a module name of its own; the core must not need its own name, nor ComfyUI."""
+    """ComfyUI gives a pack's folder a module name of its own; the pack must not need its own name, nor, before it runs, ComfyUI."""
     pack = tmp_path / "pack-0.1"
     for name in archive():
         (pack / name).parent.mkdir(parents=True, exist_ok=True)
@@ -201,8 +207,11 @@ import importlib, pkgutil, sys, types
 pack = sys.modules["pack-0_x_1"] = types.ModuleType("pack-0_x_1")
 pack.__path__ = [sys.argv[1]]
 core = importlib.import_module("pack-0_x_1.trace_core")
-for module in pkgutil.walk_packages(core.__path__, core.__name__ + "."):
-    importlib.import_module(module.name)
+nodes = importlib.import_module("pack-0_x_1.nodes")
+for package in (core, nodes):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+assert len(nodes.NODE_CLASS_MAPPINGS) == 7
 wrong = {"comfy", "nodes", "server", "trace_core"} & set(sys.modules)
 sys.exit(f"imported {wrong}" if wrong else 0)
 """
