@@ -36,7 +36,7 @@ def output_loras() -> Path:
 
 
 def numbered_path(folder: Path, pattern: str) -> Path:
-    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%date%``-like fields are filled in."""
+    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%year%`` and the like are filled in."""
     import folder_paths
 
     where, name, counter, _, _ = folder_paths.get_save_image_path(pattern, str(folder))

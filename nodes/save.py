@@ -31,7 +31,7 @@ class SaveErasureLora:
             "required": {
                 "lora": (wire.LORA, {"tooltip": "The erasure to save."}),
                 "name": ("STRING", {"default": "erased-%concepts%", "tooltip": "Name of the file below output/loras, without an "
-                         "ending; folders with /. %concepts% is what was erased, %method% how, %date% fields as elsewhere. A "
+                         "ending; folders with /. %concepts% is what was erased, %method% how, %year%, %month% and %day% the date. A "
                          "number is added, nothing is overwritten."}),
             },
             "optional": {

@@ -1,4 +1,4 @@
-"""Write ``workflows/*.json``, their thumbnails and ``object_info.json``: ``python tests/server/make_workflows.py [NAME ...]``.
+"""Write ``workflows/*.json``, their thumbnails, ``object_info.json`` and ``locales/en``: ``make_workflows.py [NAME ...]``.
 
 The graphs are written down here, in ``GRAPHS``; where nodes stand, their sizes and the order of their widgets follow from what a
 real server says of its nodes. Every workflow is run, and its thumbnail is the grid that it draws.
@@ -16,6 +16,8 @@ from trace_core.methods import METHODS
 
 HERE = Path(__file__).resolve().parent
 WORKFLOWS = HERE.parents[1] / "workflows"
+LOCALE = HERE.parents[1] / "locales" / "en" / "nodeDefs.json"
+HELP = HERE.parents[1] / "web" / "docs" / "images"
 GAP, WIDTH, ROW, TEXT = 50, 360, 24, 110
 THUMBNAIL = (480, 320)
 
@@ -263,6 +265,18 @@ GRAPHS = {
 }
 
 
+#: Which template's grid stands on which help page.
+PICTURES = {
+    "quickstart": "TRACE_ClosedFormProjection",
+    "trace-full": "TRACE_LateStageFinetune",
+    "apply-and-stack": "TRACE_ApplyErasureLora",
+    "merge-into-checkpoint": "TRACE_SaveErasureLora",
+    "style": "TRACE_CompareErasure",
+    "several-concepts": "TRACE_ErasurePresets",
+    "flux": "TRACE_LoadDemoModel",
+}
+
+
 def build(name: str, info: dict, harness) -> dict:
     """A workflow of ``GRAPHS`` in UI format."""
     graph = Graph(info, harness)
@@ -284,6 +298,16 @@ def contract(info: dict) -> dict:
     return out
 
 
+def locale(info: dict) -> dict:
+    """``nodeDefs.json`` of the language that the nodes are written in."""
+    out = {}
+    for name, spec in contract(info).items():
+        inputs = {entry: {"name": entry, "tooltip": given[1]["tooltip"]} for group in spec["input"].values() for entry, given in group.items()}
+        outputs = {str(i): {"name": n, "tooltip": t} for i, (n, t) in enumerate(zip(spec["output_name"], spec["output_tooltips"]))}
+        out[name] = {"display_name": spec["display_name"], "description": spec["description"], "inputs": inputs, "outputs": outputs}
+    return out
+
+
 def main(names: list[str]) -> None:
     from trace_core import engine
 
@@ -292,6 +316,8 @@ def main(names: list[str]) -> None:
     with harness.Server(engine.find().path, Path(tempfile.mkdtemp())) as server:
         info = server.object_info()
         (HERE / "object_info.json").write_text(json.dumps(contract(info), indent=1, ensure_ascii=False) + "\n")
+        LOCALE.parent.mkdir(parents=True, exist_ok=True)
+        LOCALE.write_text(json.dumps(locale(info), indent=1, ensure_ascii=False) + "\n")
         for name in names:
             made = build(name, info, harness)
             (WORKFLOWS / f"{name}.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
@@ -299,7 +325,8 @@ def main(names: list[str]) -> None:
             grid = next(o["images"][0] for o in outputs.values() if "trace_pairs" in o)
             sheet = server.picture(grid)
             sheet.thumbnail(THUMBNAIL)
-            sheet.save(WORKFLOWS / f"{name}.jpg", quality=85, optimize=True)
+            for file in (WORKFLOWS / f"{name}.jpg", HELP / f"{PICTURES[name]}.jpg"):
+                sheet.save(file, quality=85, optimize=True)
             print(name, next(o["trace_report"][0] for o in outputs.values() if "trace_pairs" in o).splitlines()[2], flush=True)
 
 

@@ -100,6 +100,13 @@ def test_pack_is_served(server, harness):
         assert requests.get(url, timeout=10).text == page.read_text()
 
 
+def test_translations_are_served(server):
+    words = server.get("/i18n")
+    assert words["zh"]["nodeDefs"]["TRACE_LoadDemoModel"]["display_name"] == "加载演示模型"
+    assert words["ja"]["nodeDefs"]["TRACE_LoadDemoModel"]["display_name"] == "デモモデルを読み込む"
+    assert set(words["en"]["nodeDefs"]) == set(words["zh"]["nodeDefs"])
+
+
 def test_published_pack_loads_without_errors(server, harness):
     assert harness.PACK in server.log.read_text()
     failed = [line for line in server.log.read_text().splitlines() if "IMPORT FAILED" in line]

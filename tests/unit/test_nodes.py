@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -168,7 +169,31 @@ def test_trained_twice_is_refused(part):
     finetune.refuse_doubled(model, None)
 
 
+def test_english_is_what_the_nodes_say(pack, hosted):
+    """Written by ``make workflows``."""
+    said = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())
+    assert set(said) == IDS
+    for name, node in pack.NODE_CLASS_MAPPINGS.items():
+        inputs = {entry: given[1]["tooltip"] for group in node.INPUT_TYPES().values() for entry, given in group.items()}
+        assert {entry: v["tooltip"] for entry, v in said[name]["inputs"].items()} == inputs
+        assert [v["tooltip"] for v in said[name]["outputs"].values()] == list(node.OUTPUT_TOOLTIPS)
+        assert (said[name]["display_name"], said[name]["description"]) == (node.TITLE, node.DESCRIPTION)
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_translations_are_complete(language):
+    english, said = (json.loads((ROOT / "locales" / lang / "nodeDefs.json").read_text()) for lang in ("en", language))
+    assert set(said) == set(english)
+    for name, node in english.items():
+        for part in ("inputs", "outputs"):
+            assert list(said[name][part]) == list(node[part])
+            assert all(v["tooltip"] and v["tooltip"] != node[part][k]["tooltip"] for k, v in said[name][part].items())
+        assert said[name]["display_name"] != node["display_name"]
+
+
 def test_help_pages_have_no_dead_pictures():
     for page in (ROOT / "web" / "docs").rglob("*.md"):
-        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
+        found = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+        assert found, page.name
+        for target in found:
             assert (page.parent / target).is_file(), f"{page.name}: {target}"

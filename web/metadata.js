@@ -1,0 +1,59 @@
+/** The part of a panel that tells what an erasure is: concepts, method, base model, window, licence and notes. */
+
+import { el, short, show } from "./dom.js";
+
+const MOST = 12; //: concepts named; of more, their number
+
+export class MetadataView {
+  constructor() {
+    this.list = el("dl");
+    this.element = el("section", { class: "trace-metadata" }, this.list);
+    show(this.element, false);
+  }
+
+  update(info) {
+    show(this.element, Boolean(info));
+    if (!info) return;
+    this.list.replaceChildren(...facts(info).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  }
+}
+
+/** `[name, text]` of what is known. A file may hold anything under these keys, so every value is looked at first. */
+export function facts(info) {
+  const base = info["trace.base"];
+  const found = [
+    ["erases", concepts(info["trace.concepts"])],
+    ["method", text(info["trace.method"])],
+    ["base", base && typeof base === "object" ? [base.kind, base.hash].map(text).filter(Boolean).join(", ") : text(base)],
+    ["window", span(info["trace.window"])],
+    ["keeps", counted(info["trace.keep"])],
+    ["size", Number.isFinite(info.modules) ? `${info.modules} layers, rank ${text(info.rank)}` : ""],
+    ["licence", text(info["modelspec.license"])],
+    ["notes", text(info["modelspec.description"])],
+  ].filter(([, value]) => value);
+  return found.length ? found : [["no metadata", "this LoRA was not written by TRACE"]];
+}
+
+function text(value) {
+  if (value === null || value === undefined) return "";
+  return (typeof value === "object" ? JSON.stringify(value) : String(value)).slice(0, 2000);
+}
+
+function concepts(list) {
+  if (!Array.isArray(list)) return text(list);
+  const named = list.slice(0, MOST).map((entry) => {
+    const [target, anchor, weight] = Array.isArray(entry) ? entry : [entry];
+    return text(target) + (anchor ? ` → ${text(anchor)}` : "") + (Number.isFinite(weight) && weight !== 1 ? ` (× ${short(weight)})` : "");
+  });
+  return named.join(", ") + (list.length > MOST ? ` and ${list.length - MOST} more` : "");
+}
+
+function span(window) {
+  if (!Array.isArray(window) || !window.every((v) => Number.isFinite(v))) return text(window);
+  return window[0] === 0 && window[1] === 1 ? "the whole sampling" : `${short(window[0])} – ${short(window[1])} of the sampling`;
+}
+
+function counted(list) {
+  if (!Array.isArray(list) || !list.length) return "";
+  return list.length > 4 ? `${list.slice(0, 3).map(text).join(", ")} and ${list.length - 3} more` : list.map(text).join(", ");
+}
