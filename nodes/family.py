@@ -26,6 +26,21 @@ def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict
     return domain.CONTEXTS, keep or domain.keep_list(concepts)
 
 
+def finetune_options(model, width: int, height: int, lr: float) -> dict:
+    """Sizes, learning rate and templates of a finetune: of the widgets, and where they are 0 the model's own.
+
+    Raises:
+        TraceError: naming a size that latents cannot have.
+    """
+    found = {}
+    if demo_name(model) is not None:
+        from ..trace_core.demo import domain
+
+        found = dict(domain.FINETUNE[demo_name(model)])
+    given = {"lr": lr} if lr else {}
+    return {**found, **picture_size(model, width, height, real=512), **given}
+
+
 def picture_size(model, width: int, height: int, real: int | None = None) -> dict[str, int]:
     """Sizes of the widgets; 0 stands for 64 on a demo model, else for ``real``, or the family's own.
 

@@ -13,7 +13,7 @@ from ..trace_core.finetune import PRESETS, FinetuneConfig
 from ..trace_core.finetune import finetune as run
 from ..trace_core.objectives import OBJECTIVES
 from . import reports, wire
-from .family import demo_name, domain_of, picture_size
+from .family import demo_name, domain_of, finetune_options
 from .live import Live
 
 DEFAULTS = FinetuneConfig()
@@ -59,8 +59,8 @@ class LateStageFinetune:
                                "tooltip": "With a custom window: its end, 1 is the finished picture."}),
                 "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's."}),
                 "rank": ("INT", {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
-                "lr": ("FLOAT", {"default": DEFAULTS.lr, "min": 1e-8, "max": 1.0, "step": 0.0001, "round": False,
-                       "tooltip": "AdamW's learning rate at its highest. Lower it if the run diverges."}),
+                "lr": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.0001, "round": False, "tooltip": "AdamW's learning rate "
+                       f"at its highest. 0: {DEFAULTS.lr:g}, on a demo model its own. Lower it if the run diverges."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 10.0, "step": 0.05, "tooltip": "How far past the neutral "
                         "prompt; 0 stops there. -1: the objective's own for the kind of concept."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": False,
@@ -81,13 +81,13 @@ class LateStageFinetune:
     def train(self, model, clip, erase, keep, objective, preset, kind, window, window_start, window_end, steps, rank, lr, eta, seed,
               width, height, checkpointing, preview_every, lora=None):  # fmt: skip
         concepts, kept = wire.concepts_of(erase, keep)
-        contexts, kept = domain_of(model, concepts, kept)
+        _, kept = domain_of(model, concepts, kept)
         start = None if lora is None else wire.erasure_of(lora)
         refuse_doubled(model, start)
         config = FinetuneConfig(
             objective=objective, preset=preset, kind=kind, window=None if window == "auto" else (window_start, window_end),
-            steps=steps or None, rank=rank, lr=lr, eta=None if eta < 0 else eta, seed=seed, checkpointing=checkpointing,
-            preview_every=preview_every, contexts=contexts, **picture_size(model, width, height, real=512),
+            steps=steps or None, rank=rank, eta=None if eta < 0 else eta, seed=seed, checkpointing=checkpointing,
+            preview_every=preview_every, **finetune_options(model, width, height, lr),
         )  # fmt: skip
         terms = {t.name: t.weight for t in OBJECTIVES[objective].terms}
         with Live(objective=objective, window=None if window == "auto" else [window_start, window_end], terms=list(terms)) as live:

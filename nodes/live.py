@@ -50,11 +50,10 @@ class Live:
         self._bar.update_absolute(*shown)
         if progress.losses and (not self.points or self.points[-1]["step"] < progress.step - 1):
             self.points.append({"step": progress.step - 1, **progress.losses})
-        window = getattr(progress, "window", None) or self.facts.get("window")
         self._maybe_send({
             "phase": progress.phase, "step": progress.step, "steps": progress.steps, "done": progress.done, "total": progress.total,
             "losses": progress.losses, "steps_per_second": progress.steps_per_second, "eta_seconds": progress.eta_seconds,
-            "bank_bytes": progress.bank_bytes, "evaluations": progress.evaluations, "window": window,
+            "bank_bytes": progress.bank_bytes, "evaluations": progress.evaluations, "window": progress.window,
         })  # fmt: skip
 
     def preview(self, image: Image.Image, step: int, total: int, prompts: list[str], largest: int = 512) -> None:

@@ -126,6 +126,7 @@ class Progress:
         steps_per_second, eta_seconds: of the optimiser, refreshes counted; None before the first step.
         bank_bytes: cached latents and predictions.
         evaluations: model evaluations so far (forward 1, backward 2).
+        window: where the erasure acts; None while it is being measured.
     """
 
     phase: str
@@ -138,6 +139,7 @@ class Progress:
     eta_seconds: float | None
     bank_bytes: int
     evaluations: int
+    window: tuple[float, float] | None = None
 
 
 @dataclass
@@ -280,7 +282,8 @@ class Trainer:
             rate = (self.step - self._trained_from[0]) / max(1e-9, now - self._trained_from[1])
         left = None if rate is None else (self.config.steps - self.step) / rate
         self._report(Progress(phase, self.step, self.config.steps, done, total, dict(self.losses), rate, left, self.bank.nbytes,
-                              self.backbone.evaluations - self._started_at))  # fmt: skip
+                              self.backbone.evaluations - self._started_at,
+                              None if self.config.window == AUTO else self.config.window))  # fmt: skip
 
     def train(self, adapters: Adapters, start: ErasureLora | None, resume: TrainingState | None,
               checkpoint: Callable[[TrainingState], None] | None) -> None:  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def erased(**changes) -> dict:
 def tuned(**changes) -> dict:
     given = dict(
         model=("demo", 0), clip=("demo", 1), erase="cat", keep="", objective="trace", preset="fast", kind="auto", window="auto",
-        window_start=0.2, window_end=1.0, steps=3, rank=4, lr=0.002, eta=-1.0, seed=1, width=0, height=0, checkpointing=False,
+        window_start=0.2, window_end=1.0, steps=3, rank=4, lr=0.0, eta=-1.0, seed=1, width=0, height=0, checkpointing=False,
         preview_every=0,
     )  # fmt: skip
     return node("TRACE_LateStageFinetune", **{**given, **changes})
@@ -277,6 +279,39 @@ def test_after_cancel_the_same_workflow_succeeds(server, workflow):
     tuned_output = next(o for o in outputs.values() if "trace_losses" in o)
     assert len(tuned_output["trace_losses"]) == 4
     assert any(e["state"] == "done" and len(e["points"]) == 4 for e in server.get("/trace/live"))
+
+
+def test_events_over_the_socket(server):
+    """What a panel hears while it trains: phases, every point once, the window, previews; the stock bar's events beside them."""
+    client = uuid.uuid4().hex
+    prompt = base() | {"tune": tuned(steps=3, seed=uuid.uuid4().int % 2**31, preview_every=1), **picture(("tune", 0))}
+
+    async def listen() -> list:
+        heard = []
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
+            await asyncio.to_thread(server.queue, prompt, client)
+            async for message in socket:
+                heard.append(json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else message.data)
+                if isinstance(heard[-1], dict) and heard[-1]["type"] in ("execution_success", "execution_error"):
+                    return heard
+        return heard
+
+    heard = asyncio.run(asyncio.wait_for(listen(), 240))
+    texts = [m for m in heard if isinstance(m, dict)]
+    assert texts[-1]["type"] == "execution_success"
+    events = [m["data"] for m in texts if m["type"] == "trace.progress"]
+    assert {e["node"] for e in events} == {"tune"}
+    assert len({e["prompt_id"] for e in events}) == 1
+    assert {"sample keep", "sample erase", "train"} <= {e["phase"] for e in events}
+    assert [p["step"] for e in events for p in e["points"]] == [0, 1, 2]
+    assert events[-1]["state"] == "done"
+    assert 0 <= events[-1]["window"][0] < events[-1]["window"][1] <= 1
+    assert any(isinstance(m, bytes) for m in heard), "a preview picture"
+    assert any(m["type"] == "progress" and m["data"]["node"] == "tune" and m["data"]["max"] == 3 for m in texts)
+    live = server.get("/trace/live", node="tune")
+    assert [p["step"] for p in live["points"]] == [0, 1, 2]
+    assert len(live["previews"]) == 4
+    assert server.picture({k: live["previews"][-1][k] for k in ("filename", "subfolder", "type")}).height > 100
 
 
 @pytest.mark.parametrize(

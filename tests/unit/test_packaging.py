@@ -162,6 +162,14 @@ def test_published_code_is_harmless(name):
     assert refused((ROOT / name).read_text()) == []
 
 
+def test_published_code_passes_the_security_rules():
+    """The registry's own check, and all other rules of its kind."""
+    names = [str(ROOT / name) for name in python_files(archive())]
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "S,E702", *names]
+    result = subprocess.run(ruff, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
 CORE = [name for name in python_files(tracked()) if re.match(r"trace_core/(?!engine\.py|__main__\.py|cli)", name)]
 
 
