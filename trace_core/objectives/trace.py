@@ -32,7 +32,7 @@ TRACE = Objective(
     ),
     kinds={
         "object": {"eta": 2.0},
-        "style": {"eta": 1.0},
+        "style": {"eta": 3.0},
         "person": {"eta": 2.0},
         "explicit": {"eta": 2.0},
     },
