@@ -56,11 +56,16 @@ def picture_size(model, width: int, height: int, real: int | None = None) -> dic
 
 
 def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
-    """Sampler settings over the family's defaults; ``auto``, 0 steps and a negative cfg or guidance stand for those."""
+    """Sampler settings over the family's defaults; ``auto``, 0 steps and a negative cfg or guidance stand for those.
+
+    Raises:
+        TraceError: for cfg 0.
+    """
     defaults = {} if demo_name(model) else {"steps": 20, "cfg": 7.0, "batch": 1}
     if backbone_for(model).kind.startswith("flux"):
         defaults.pop("cfg", None)
-    given = {k: v for k, v in chosen.items() if v not in ("auto", 0) and not (k in ("cfg", "guidance") and v < 0)}
-    if chosen.get("cfg") == 0:
+    unset = {"steps": 0, "sampler": "auto", "scheduler": "auto"}
+    given = {k: v for k, v in chosen.items() if (v >= 0 if k in ("cfg", "guidance") else v != unset[k])}
+    if given.get("cfg") == 0:
         raise TraceError("cfg is 0, which ignores the prompt; use 1 for no guidance, or -1 for the model family's own")
     return SamplerConfig.for_model(model, **{**defaults, **size, **given})

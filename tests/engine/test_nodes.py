@@ -1,0 +1,92 @@
+"""Nodes on models that are no demo models: families' own sizes, sampler settings and previews, on either engine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "/somewhere/trace-engine-0_x_1"
+
+
+@pytest.fixture(scope="module")
+def pack(engine):
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    yield module
+    for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def part(pack, tmp_path, monkeypatch):
+    host = importlib.import_module(f"{NAME}.nodes.host")
+    monkeypatch.setattr(host, "temp_directory", lambda: tmp_path)
+    return lambda name: importlib.import_module(f"{NAME}.{name}")
+
+
+class Pixels:
+    """A VAE that shows the first three channels."""
+
+    def decode(self, latents):
+        return latents[:, :3].sigmoid().movedim(1, -1).repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+@pytest.mark.parametrize(("kind", "size", "cfg"), [("sd1", 512, 7.0), ("sdxl", 1024, 7.0), ("flux", 1024, 1.0)])
+def test_settings_of_a_family(families, part, kind, size, cfg):
+    family, model = part("nodes.family"), families[kind].model()
+    config = family.sampler_config(model, family.picture_size(model, 0, 0), steps=0, cfg=-1.0, guidance=-1.0, sampler="auto", scheduler="auto")
+    assert (config.width, config.height, config.cfg, config.steps, config.batch) == (size, size, cfg, 20, 1)
+    assert config.sampler == ("euler" if kind == "flux" else "dpmpp_2m")
+    assert family.finetune_options(model, 0, 0, 0.0) == {"width": 512, "height": 512}
+    assert family.finetune_options(model, 64, 128, 0.1) == {"width": 64, "height": 128, "lr": 0.1}
+    chosen = family.sampler_config(model, {"width": 64, "height": 64}, steps=3, cfg=2.0, guidance=0.0, sampler="heun", scheduler="normal")
+    assert (chosen.steps, chosen.cfg, chosen.guidance, chosen.sampler, chosen.scheduler) == (3, 2.0, 0.0, "heun", "normal")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "flux"])
+def test_the_whole_way(families, pack, part, kind, monkeypatch):
+    """In inference mode, as ComfyUI runs nodes; the base model stays bit for bit."""
+    family, nodes = families[kind], pack.NODE_CLASS_MAPPINGS
+    for name, value in {"trajectories": 4, "keep_trajectories": 4, "batch": 8}.items():
+        monkeypatch.setitem(part("trace_core.finetune").PRESETS["fast"], name, value)
+    model = family.model()
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    with torch.inference_mode():
+        first = nodes["TRACE_ClosedFormProjection"]().erase(model, family.clip, "cat", "dog\nhouse", "trace", 1.0, eta=0.0)
+        _, lora, report = first["result"]
+        trained = nodes["TRACE_LateStageFinetune"]().train(
+            model, family.clip, "cat", "dog\nhouse", "trace", "fast", "auto", "custom", 0.3, 1.0, 2, 2, 0.001, -1.0, 0, 64, 64, False, 1, lora
+        )
+        edited, joined, losses, tuned = trained["result"]
+        compared = nodes["TRACE_CompareErasure"]().compare(model, edited, family.clip, Pixels(), "a cat\na house", 0, 1, 2, -1.0, "cat",
+                                                           width=64, height=64)  # fmt: skip
+    assert report.startswith("# Erased in closed form: cat")
+    assert tuned.startswith("# Finetuned: cat")
+    assert trained["ui"]["trace_window"] == [0.3, 1.0]
+    assert len(trained["ui"]["trace_previews"]) == 3
+    assert len(losses["loss"]) == 2
+    assert set(lora) <= set(joined)
+    sheet, pictures, _, figures = compared["result"]
+    assert sheet.ndim == 4
+    assert pictures.shape == (2, 64, 64, 3)
+    assert "Judge by the pictures" in figures
+    assert "naming an erased concept" in figures
+    edited.unpatch_model()  # ComfyUI leaves the patches of the last model it ran on the weights
+    after = model.model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_guidance_zero_ignores_the_prompt(families, part):
+    family, model = part("nodes.family"), families["sd1"].model()
+    with pytest.raises(part("trace_core.errors").TraceError, match="cfg is 0"):
+        family.sampler_config(model, {}, cfg=0.0)
+    with pytest.raises(part("trace_core.errors").TraceError, match="height is 20"):
+        family.picture_size(model, 0, 20)
