@@ -13,6 +13,7 @@ TORCH_INDEX ?=
 
 VENV := .venv
 ENGINE := .engine
+BROWSER := .cache/browser
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/pytest -rs
@@ -49,8 +50,23 @@ $(VENV)/.server-installed: tests/server-requirements.txt | $(VENV)/.installed
 lint: setup
 	$(VENV)/bin/ruff check .
 
+# Without Node.js or Chromium the browser tier is skipped, and says why.
+browser:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(BROWSER)/.installed; fi
+	@if ! (command -v chromium || command -v chromium-browser || command -v google-chrome || test -n "$$CHROMIUM_PATH") >/dev/null \
+			&& [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -qq --no-install-recommends chromium fonts-dejavu-core; \
+	fi
+
+$(BROWSER)/.installed: tests/browser/package-lock.json
+	mkdir -p $(@D)
+	cp tests/browser/package.json tests/browser/package-lock.json $(@D)
+	npm ci --silent --no-audit --no-fund --prefix $(@D)
+	@touch $@
+
 # Two runs, as a process can import only one ComfyUI; the second one runs whatever the first one said.
 test: setup lint
+	-@$(MAKE) --no-print-directory browser
 	@status=0; \
 	if $(PY) -c 'from trace_core import engine; engine.find().full or exit(1)'; then \
 		$(MAKE) --no-print-directory $(VENV)/.server-installed test-packaged-engine || status=$$?; \
@@ -73,4 +89,4 @@ bench: setup
 	$(PY) benchmarks/tables.py
 
 clean:
-	rm -rf $(VENV) $(ENGINE) out *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINE) $(BROWSER) out *.egg-info .pytest_cache .ruff_cache

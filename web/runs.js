@@ -15,18 +15,16 @@ export class Runs {
   /** An event of `trace.progress`, or a state of `/trace/live`, whose points and previews are complete (`whole`). */
   hear(workflow, event, whole = false) {
     const before = this.get(workflow, event.node);
-    if (whole && isStale(before?.live, event)) return before;
-    const live = merged(before?.live, event, whole);
-    const fresh = before?.live && before.live.prompt_id !== event.prompt_id;
-    return this.#keep(workflow, event.node, { live, output: fresh ? undefined : before?.output });
+    return this.#keep(workflow, event.node, { ...before, live: merged(before?.live, event, whole) });
   }
 
-  /** A node's own output, as the `executed` event and the history have it. */
-  executed(workflow, id, output) {
-    return this.#keep(workflow, id, { live: this.get(workflow, id)?.live, output });
+  /** A node's own output, as the `executed` event and the history have it; it ends what an earlier run said. */
+  executed(workflow, id, output, prompt) {
+    const live = this.get(workflow, id)?.live;
+    return this.#keep(workflow, id, { live: live?.prompt_id === prompt ? live : undefined, output, prompt });
   }
 
-  /** `[workflow, id, run]` of what still runs. */
+  /** What still runs. */
   running() {
     return [...this.#known.values()].filter((run) => run.live?.state === "running");
   }
@@ -44,33 +42,33 @@ export class Runs {
   }
 }
 
-/** A complete state may have been on its way while newer events came. */
-function isStale(live, event) {
-  return live?.prompt_id === event.prompt_id && (live.points.length > (event.points?.length ?? 0) || (ended(live) && !ended(event)));
-}
-
-const ended = (live) => live.state !== "running";
-
+/** What was known of a run and what is new of it; of another run nothing stays. */
 function merged(live, event, whole) {
-  const same = !whole && live?.prompt_id === event.prompt_id;
+  const before = live?.prompt_id === event.prompt_id ? live : undefined;
   return {
-    ...event,
-    points: joined(same ? live.points : [], event.points, "step"),
-    previews: joined(same ? live.previews : [], event.previews, "filename"),
+    ...(whole && isOlder(event, before) ? before : event),
+    points: joined(before?.points, event.points, "step"),
+    previews: joined(before?.previews, event.previews, "filename"),
   };
 }
 
-/** Both lists, each key once: events are sent again with the last preview. */
+/** A complete state may have been on its way while newer events came. */
+function isOlder(event, live) {
+  if (!live) return false;
+  return (event.state === "running" && live.state !== "running") || (event.step ?? 0) < (live.step ?? 0);
+}
+
+/** Both lists by step, each entry once: events are sent again with the last preview. */
 function joined(before, more, key) {
-  const known = new Set(before.map((entry) => entry[key]));
-  return [...before, ...(more ?? []).filter((entry) => !known.has(entry[key]))];
+  const all = new Map([...(before ?? []), ...(more ?? [])].map((entry) => [entry[key], entry]));
+  return [...all.values()].sort((a, b) => a.step - b.step);
 }
 
 /** A run as the training panel draws it, from events, from the output, or from both. */
 export function training(run) {
-  const { live, output } = run ?? {};
+  const { live, output, prompt } = run ?? {};
   const losses = output?.trace_losses;
-  if (!losses) return live?.points ? live : undefined;
+  if (!losses || (live && live.prompt_id !== prompt)) return live;
   const facts = { ...live, state: "done", points: losses, previews: output.trace_previews ?? [], window: output.trace_window };
   return { ...facts, phase: "done", step: losses.length, steps: losses.length, eta_seconds: null };
 }

@@ -1,0 +1,46 @@
+// One headless Chromium for the whole tier. Reads a line of JSON for each scenario, {scenario, given}, and answers with one:
+// {result} or {error}. Every scenario has a browser context of its own.
+//
+//   node driver.mjs PLAYWRIGHT_FOLDER CHROMIUM SERVER_URL PACK
+
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+import { scenarios } from "./scenarios.mjs";
+
+const [folder, executablePath, url, pack] = process.argv.slice(2);
+const { chromium } = createRequire(`${folder}/`)("playwright-core");
+const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync"];
+
+const browser = await chromium.launch({ executablePath, args: QUIET });
+for await (const line of createInterface({ input: process.stdin })) {
+  const { scenario, given } = JSON.parse(line);
+  process.stdout.write(`${JSON.stringify(await answer(scenario, given))}\n`);
+}
+await browser.close();
+
+async function answer(name, given) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
+  const page = await context.newPage();
+  const problems = listen(page);
+  try {
+    return { result: { ...(await scenarios[name](page, { url, pack, ...given })), problems } };
+  } catch (error) {
+    await page.screenshot({ path: `${given.out}/error-${name}.png` }).catch(() => {});
+    return { error: `${error.stack ?? error}\n${problems.join("\n")}` };
+  } finally {
+    await context.close();
+  }
+}
+
+/** Of our files: errors that no one caught, and what they write to the console as one. The page has some of its own. */
+function listen(page) {
+  const problems = [];
+  const ours = (text) => text.includes(`/extensions/${pack}/`);
+  page.on("pageerror", (error) => ours(String(error.stack)) && problems.push(`uncaught: ${error.stack}`));
+  page.on("console", (message) => {
+    const from = message.location().url ?? "";
+    if (message.type() === "error" && (ours(from) || ours(message.text()))) problems.push(`${from}: ${message.text()}`);
+  });
+  return problems;
+}

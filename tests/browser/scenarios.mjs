@@ -1,0 +1,207 @@
+// What the tests do on the page. A scenario returns facts; the assertions are in test_browser.py.
+
+import { load, lookAt, open, panel, picture, queue, ready, theme, until } from "./page.mjs";
+
+const FINETUNE = "TRACE_LateStageFinetune";
+const COMPARE = "TRACE_CompareErasure";
+const PROJECTION = "TRACE_ClosedFormProjection";
+const APPLY = "TRACE_ApplyErasureLora";
+const TRAP = `<img src=x onerror="window.trapped=1">`;
+
+const shot = (given, name) => `${given.out}/${name}.jpg`;
+
+export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed };
+
+/** By mouse alone: category, template, Run; and the time from the template's click to the first picture. */
+async function quickstart(page, given) {
+  await open(page, given);
+  await page.evaluate(() => app.extensionManager.command.execute("Comfy.BrowseTemplates"));
+  let clicks = 0;
+  const click = async (locator) => {
+    await locator.click();
+    clicks++;
+  };
+  await click(page.locator(".p-listbox-option", { hasText: given.pack }));
+  const card = (name) => page.getByTestId(`template-workflow-${name}`);
+  await Promise.all(given.names.map((name) => card(name).locator("img").first().waitFor({ state: "attached" })));
+  await page.waitForTimeout(1000);
+  await page.screenshot({ path: shot(given, "templates"), type: "jpeg", quality: 60 });
+  const listed = await page.locator("[data-testid^='template-workflow-']").evaluateAll((all) => all.map((e) => e.dataset.testid.slice(18)));
+  const start = Date.now();
+  await click(card("quickstart"));
+  await page.waitForFunction((type) => app.graph.nodes.some((n) => n.type === type), COMPARE);
+  await click(page.locator("[data-testid='queue-button'] button").first());
+  const shown = await until(page, COMPARE, (p) => p.pictures === 2);
+  const seconds = (Date.now() - start) / 1000;
+  await page.screenshot({ path: shot(given, "page"), type: "jpeg", quality: 70 });
+  return { clicks, seconds, listed, shown };
+}
+
+/** Every template on the page: whether all its nodes are known and its panels do not stand on other nodes. */
+async function templates(page, given) {
+  await open(page, given);
+  const facts = {};
+  for (const name of given.names) {
+    await load(page, given, name);
+    await page.waitForTimeout(300);
+    facts[name] = await page.evaluate(() => ({
+      nodes: app.graph.nodes.length,
+      unknown: app.graph.nodes.filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type]).map((n) => n.type),
+    }));
+  }
+  return { facts };
+}
+
+/** The whole of TRACE; the page is loaded anew while it trains. */
+async function training(page, given) {
+  await open(page, given);
+  await load(page, given, "trace-full", { [FINETUNE]: { steps: 12, preview_every: 4, seed: given.seed ?? 5 } });
+  const before = await panel(page, FINETUNE);
+  await queue(page);
+  const running = await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 3 && p.previews >= 1);
+  await page.reload();
+  await ready(page);
+  const restored = await until(page, FINETUNE, (p) => p.points >= 3 && p.previews >= 1);
+  const done = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
+  const compared = await until(page, COMPARE, (p) => p.pictures === 2);
+  const slid = await slide(page);
+  await shots(page, given);
+  await page.reload();
+  await ready(page);
+  const again = await until(page, FINETUNE, (p) => p.state === "done" && p.points === 12);
+  const comparedAgain = await until(page, COMPARE, (p) => p.pictures === 2);
+  return { before, running, restored, done, compared, slid, again, comparedAgain };
+}
+
+/** The divider by keyboard and by mouse, and the next pair. */
+async function slide(page) {
+  await lookAt(page, COMPARE);
+  const range = page.locator(".trace-slider:visible input");
+  const at = () => page.locator(".trace-slider:visible").evaluate((e) => e.style.getPropertyValue("--trace-at"));
+  await range.focus();
+  const start = await at();
+  await page.keyboard.press("ArrowRight");
+  const key = await at();
+  const box = await range.boundingBox();
+  await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width / 4, box.y + box.height / 2, { steps: 4 });
+  await page.mouse.up();
+  const drag = await at();
+  const chosen = () => page.locator(".trace-bar:visible select").evaluate((e) => e.selectedIndex);
+  const first = await chosen();
+  await page.locator(".trace-bar:visible").getByLabel("Next pair").click();
+  return { start, key, drag, first, next: await chosen() };
+}
+
+async function shots(page, given) {
+  for (const name of ["dark", "light"]) {
+    await theme(page, name);
+    await picture(page, FINETUNE, shot(given, `finetune-${name}`), 0.8);
+    await picture(page, COMPARE, shot(given, `compare-${name}`), 0.8);
+    await page.evaluate((type) => app.graph.nodes.find((n) => n.type === type).widgets.at(-1).element.querySelector("details").toggleAttribute("open"), COMPARE);
+    await page.waitForTimeout(400);
+    await picture(page, COMPARE, shot(given, `report-${name}`), 0.8);
+    await page.evaluate((type) => app.graph.nodes.find((n) => n.type === type).widgets.at(-1).element.querySelector("details").toggleAttribute("open"), COMPARE);
+  }
+  await theme(page, "dark");
+}
+
+async function cancelled(page, given) {
+  await open(page, given);
+  await load(page, given, "trace-full", { [FINETUNE]: { steps: 5000, seed: given.seed ?? 7 } });
+  await queue(page);
+  await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 2);
+  await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
+  const shown = await until(page, FINETUNE, (p) => p.state !== "running", 60_000);
+  await lookAt(page, FINETUNE, 0.8);
+  await picture(page, FINETUNE, shot(given, "cancelled"), 0.8);
+  await page.reload();
+  await ready(page);
+  return { shown, again: await until(page, FINETUNE, (p) => p.state !== null) };
+}
+
+async function failed(page, given) {
+  await open(page, given);
+  await load(page, given, "trace-full", { [FINETUNE]: { erase: " -> dog" } });
+  await queue(page);
+  return { shown: await until(page, FINETUNE, (p) => p.state !== null && p.state !== "running") };
+}
+
+/** HTML in every text that a user writes. */
+async function traps(page, given) {
+  await open(page, given);
+  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n${TRAP}` }, [COMPARE]: { prompts: `a photo of a cat, google style\n${TRAP}` } });
+  await queue(page);
+  const compared = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null);
+  const projected = await until(page, PROJECTION, (p) => p.report !== null);
+  const rendered = await page.evaluate(async ([pack, trap]) => {
+    const { render, verdict } = await import(`/extensions/${pack}/markdown.js`);
+    const { facts } = await import(`/extensions/${pack}/metadata.js`);
+    const text = `# ${trap}\n\n**${trap}** \`${trap}\`\n\n| a | b |\n| --- | --- |\n| ${trap} | x \\| y |\n\n- ${trap}\n\n> **quote** ${trap}`;
+    const element = render(text);
+    document.body.append(element);
+    const found = { images: element.querySelectorAll("img").length, cells: [...element.querySelectorAll("td")].map((e) => e.textContent),
+      heading: element.querySelector("h3").textContent, code: element.querySelector("code").textContent, verdict: verdict(text) };
+    element.remove();
+    return { ...found, odd: facts({ "trace.concepts": { a: trap }, "trace.window": "x", "trace.base": null, "trace.keep": 3 }).length };
+  }, [given.pack, TRAP]);
+  await page.waitForTimeout(500);
+  return { compared, projected, rendered, trapped: await page.evaluate(() => window.trapped ?? null) };
+}
+
+/** Two finetunes at once, one of them in a subgraph; the page's own way of making one. */
+async function subgraph(page, given) {
+  await open(page, given);
+  await load(page, given, "trace-full", { [FINETUNE]: { steps: 3, preview_every: 0, seed: 21 } });
+  await page.evaluate((type) => {
+    const inner = app.graph.nodes.find((n) => n.type === type);
+    const outer = LiteGraph.createNode(type);
+    app.graph.add(outer);
+    outer.pos = [inner.pos[0], inner.pos[1] + 1200];
+    for (const [i, slot] of inner.inputs.entries()) {
+      const link = slot.link == null ? null : app.graph.links.get(slot.link);
+      if (link) app.graph.getNodeById(link.origin_id).connect(link.origin_slot, outer, outer.inputs.findIndex((s) => s.name === slot.name) ?? i);
+    }
+    for (const widget of outer.widgets) widget.value = inner.widgets.find((w) => w.name === widget.name)?.value ?? widget.value;
+    outer.widgets.find((w) => w.name === "seed").value = 22;
+    const shown = LiteGraph.createNode("PreviewAny");
+    app.graph.add(shown);
+    outer.connect(3, shown, 0);
+    app.graph.convertToSubgraph(new Set([inner]));
+  }, FINETUNE);
+  await queue(page);
+  const outside = await until(page, FINETUNE, (p) => p.state === "done");
+  await page.evaluate(() => app.canvas.openSubgraph(app.graph.nodes.find((n) => n.subgraph).subgraph));
+  const inside = await until(page, FINETUNE, (p) => p.state === "done");
+  await page.waitForTimeout(500);
+  const visible = await page.evaluate(() => [...document.querySelectorAll(".trace-panel")].filter((e) => e.offsetParent).length);
+  return { outside, inside, visible };
+}
+
+async function applied(page, given) {
+  await open(page, given);
+  await load(page, given, "apply-and-stack");
+  await queue(page);
+  const shown = await until(page, APPLY, (p) => p.metadata !== null);
+  await until(page, COMPARE, (p) => p.pictures === 2);
+  for (const name of ["light", "dark"]) {
+    await theme(page, name);
+    await picture(page, APPLY, shot(given, `apply-${name}`), 1);
+  }
+  return { shown };
+}
+
+/** A removed node takes its panel along, and events for it do no harm. */
+async function removed(page, given) {
+  await open(page, given);
+  await load(page, given, "trace-full", { [FINETUNE]: { steps: 40, preview_every: 0, seed: 31 } });
+  await queue(page);
+  await until(page, FINETUNE, (p) => p.state === "running");
+  await page.evaluate((type) => app.graph.remove(app.graph.nodes.find((n) => n.type === type)), FINETUNE);
+  await page.waitForTimeout(1500);
+  const left = await page.evaluate(() => document.querySelectorAll(".trace-panel .trace-training").length);
+  await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
+  await page.waitForTimeout(1000);
+  return { left };
+}

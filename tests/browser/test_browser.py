@@ -1,0 +1,120 @@
+"""The pack on ComfyUI's page, in a headless browser."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+NAMES = sorted(p.stem for p in (Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
+SECONDS = float(os.environ.get("TRACE_SECONDS", 60))  #: from template to picture, on two free cores
+
+
+def test_quickstart_in_three_clicks_and_a_minute(play):
+    found = play("quickstart")
+    assert found["clicks"] <= 3
+    assert found["seconds"] <= SECONDS
+    assert set(NAMES) <= set(found["listed"])
+    assert len(found["shown"]["pairs"]) == 6
+
+
+def test_each_template_loads(play):
+    facts = play("templates")["facts"]
+    assert sorted(facts) == NAMES
+    for name, fact in facts.items():
+        assert fact["nodes"] > 3, name
+        assert fact["unknown"] == [], name
+
+
+@pytest.fixture(scope="module")
+def trained(play) -> dict:
+    return play("training")
+
+
+def test_panel_before_a_run(trained):
+    assert trained["before"]["state"] is None
+    assert trained["before"]["window"] == "auto"
+
+
+def test_progress_curves_and_previews(trained):
+    running, done = trained["running"], trained["done"]
+    assert running["curves"] >= 3
+    assert "step" in running["phase"]
+    assert 0 < running["bar"] < 1
+    assert running["window"] != "auto"
+    assert "it/s" in running["speed"] and "left" in running["speed"]
+    assert [entry.split()[0] for entry in running["legend"]][:3] == ["erase", "keep", "uncond"]
+    assert (done["bar"], done["points"], done["previews"], done["error"]) == (1, 12, 2, None)
+    assert len(done["prompts"]) == 2
+    assert done["report"].startswith("Trained 12 steps")
+
+
+def test_reload_during_the_run(trained):
+    """All points and the previews from before the reload are there again, and the run is followed to its end."""
+    assert trained["restored"]["points"] >= trained["running"]["points"]
+    assert trained["restored"]["state"] in ("running", "done")
+    assert trained["restored"]["curves"] == trained["done"]["curves"]
+
+
+def test_reload_after_the_run(trained):
+    assert trained["again"]["report"] == trained["done"]["report"]
+    assert trained["again"]["previews"] == 2
+    assert trained["comparedAgain"]["pairs"] == trained["compared"]["pairs"]
+
+
+def test_slider_by_keyboard_and_mouse(trained):
+    slid = trained["slid"]
+    assert (slid["start"], slid["key"]) == ("50%", "51%")
+    assert abs(float(slid["drag"].rstrip("%")) - 25) <= 3
+    assert (slid["first"], slid["next"]) == (0, 1)
+
+
+def test_report_is_readable(trained):
+    report = trained["compared"]
+    assert "recognised in" in report["report"]
+    assert "**" not in report["reportBody"] and "| ---" not in report["reportBody"]
+    assert report["tables"] == 1
+
+
+def test_cancelled(play):
+    found = play("cancelled")
+    for shown in (found["shown"], found["again"]):
+        assert shown["state"] == "cancelled"
+        assert shown["error"] is None
+        assert shown["points"] >= 2
+
+
+def test_failed(play):
+    shown = play("failed")["shown"]
+    assert shown["state"] == "failed"
+    assert shown["error"]
+
+
+def test_no_text_becomes_html(play):
+    found = play("traps")
+    assert found["trapped"] is None
+    assert any("<img src=x" in pair for pair in found["compared"]["pairs"])
+    assert "<img src=x" in found["projected"]["reportBody"]
+    rendered = found["rendered"]
+    assert rendered["images"] == 0
+    assert rendered["cells"][1] == "x | y"
+    assert all(rendered[key].startswith("<img") for key in ("heading", "code", "verdict"))
+    assert rendered["odd"] >= 1
+
+
+def test_two_finetunes_one_in_a_subgraph(play):
+    found = play("subgraph")
+    assert found["outside"]["points"] == found["inside"]["points"] == 3
+    assert found["outside"]["legend"] != found["inside"]["legend"]  # of different seeds
+    assert found["visible"] == 1
+
+
+def test_metadata_on_apply(play):
+    shown = play("applied")["shown"]
+    for text in ("cat, kitty", "trace", "sd1", "the whole sampling"):
+        assert text in shown["metadata"]
+
+
+def test_removed_node_takes_its_panel_along(play):
+    assert play("removed")["left"] == 0
