@@ -1,20 +1,24 @@
-/** The part of a panel that tells what an erasure is: concepts, method, base model, window, licence and notes. */
+/** The part of a panel that tells what an erasure is: concepts, method, base model, window, licence and notes; it unfolds. */
 
-import { el, short, show } from "./dom.js";
+import { el, setText, short, show } from "./dom.js";
 
 const MOST = 12; //: concepts named; of more, their number
 
 export class MetadataView {
   constructor() {
+    this.line = el("span");
     this.list = el("dl");
-    this.element = el("section", { class: "trace-metadata" }, this.list);
+    this.element = el("details", { class: "trace-fold trace-metadata" }, el("summary", {}, this.line), this.list);
     show(this.element, false);
   }
 
   update(info) {
     show(this.element, Boolean(info));
     if (!info) return;
-    this.list.replaceChildren(...facts(info).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    const found = facts(info);
+    setText(this.line, found[0].join(" "));
+    this.line.title = this.line.textContent;
+    this.list.replaceChildren(...found.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
   }
 }
 

@@ -7,7 +7,7 @@ export class ReportView {
   constructor() {
     this.line = el("span");
     this.body = el("div", { class: "trace-report-body", tabindex: "0" });
-    this.element = el("details", { class: "trace-report" }, el("summary", {}, this.line), this.body);
+    this.element = el("details", { class: "trace-fold trace-report" }, el("summary", {}, this.line), this.body);
     this.text = undefined;
     show(this.element, false);
   }

@@ -87,10 +87,17 @@ export async function theme(page, name) {
   await page.waitForTimeout(600);
 }
 
-/** A node with its frame, as a small JPEG. */
+/** A node with its frame, as a small JPEG; it is drawn smaller if it is higher than the page. */
 export async function picture(page, type, path, scale = 1) {
-  await lookAt(page, type, scale);
-  const [width, height] = await page.evaluate((type) => [...app.canvas.graph.nodes.find((n) => n.type === type).size], type);
-  const clip = { x: 105, y: Math.max(0, 110 - 40 * scale), width: width * scale + 30, height: height * scale + 40 * scale + 12 };
-  await page.screenshot({ path, type: "jpeg", quality: 72, clip: { ...clip, height: Math.min(clip.height, 900 - clip.y) } });
+  const height = await page.evaluate((type) => app.canvas.graph.nodes.find((n) => n.type === type).size[1], type);
+  await lookAt(page, type, Math.min(scale, 740 / height));
+  const clip = await page.evaluate((type) => {
+    const node = app.canvas.graph.nodes.find((n) => n.type === type);
+    const { scale, offset } = app.canvas.ds;
+    const box = app.canvas.canvas.getBoundingClientRect();
+    const [x, y] = [0, 1].map((i) => [box.left, box.top][i] + (node.pos[i] + offset[i]) * scale);
+    return { x: x - 12, y: y - 40 * scale, width: node.size[0] * scale + 24, height: node.size[1] * scale + 40 * scale + 12 };
+  }, type);
+  await page.mouse.move(clip.x + clip.width + 60, 300);
+  await page.screenshot({ path, type: "jpeg", quality: 75, clip });
 }

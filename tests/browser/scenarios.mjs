@@ -7,6 +7,7 @@ const COMPARE = "TRACE_CompareErasure";
 const PROJECTION = "TRACE_ClosedFormProjection";
 const APPLY = "TRACE_ApplyErasureLora";
 const TRAP = `<img src=x onerror="window.trapped=1">`;
+const SHORT_TRAP = "<b>x</b>"; // a demo model reads 24 tokens
 
 const shot = (given, name) => `${given.out}/${name}.jpg`;
 
@@ -95,14 +96,14 @@ async function slide(page) {
 }
 
 async function shots(page, given) {
+  const unfold = () => page.locator(".trace-report:visible summary").last().click();
   for (const name of ["dark", "light"]) {
     await theme(page, name);
     await picture(page, FINETUNE, shot(given, `finetune-${name}`), 0.8);
     await picture(page, COMPARE, shot(given, `compare-${name}`), 0.8);
-    await page.evaluate((type) => app.graph.nodes.find((n) => n.type === type).widgets.at(-1).element.querySelector("details").toggleAttribute("open"), COMPARE);
-    await page.waitForTimeout(400);
+    await unfold();
     await picture(page, COMPARE, shot(given, `report-${name}`), 0.8);
-    await page.evaluate((type) => app.graph.nodes.find((n) => n.type === type).widgets.at(-1).element.querySelector("details").toggleAttribute("open"), COMPARE);
+    await unfold();
   }
   await theme(page, "dark");
 }
@@ -114,7 +115,6 @@ async function cancelled(page, given) {
   await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 2);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
   const shown = await until(page, FINETUNE, (p) => p.state !== "running", 60_000);
-  await lookAt(page, FINETUNE, 0.8);
   await picture(page, FINETUNE, shot(given, "cancelled"), 0.8);
   await page.reload();
   await ready(page);
@@ -131,23 +131,28 @@ async function failed(page, given) {
 /** HTML in every text that a user writes. */
 async function traps(page, given) {
   await open(page, given);
-  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n${TRAP}` }, [COMPARE]: { prompts: `a photo of a cat, google style\n${TRAP}` } });
+  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n${SHORT_TRAP}` }, [COMPARE]: { prompts: `a photo of a cat, google style\n${SHORT_TRAP}` } });
   await queue(page);
-  const compared = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null);
-  const projected = await until(page, PROJECTION, (p) => p.report !== null);
+  const compared = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null, 60_000);
+  const projected = await until(page, PROJECTION, (p) => p.report !== null, 60_000);
   const rendered = await page.evaluate(async ([pack, trap]) => {
     const { render, verdict } = await import(`/extensions/${pack}/markdown.js`);
     const { facts } = await import(`/extensions/${pack}/metadata.js`);
+    const { CompareView } = await import(`/extensions/${pack}/compare.js`);
+    const compare = new CompareView(() => "/x.png");
+    compare.update({ trace_pairs: [{ prompt: trap, seed: trap, before: {}, after: {} }], images: [{}] });
     const text = `# ${trap}\n\n**${trap}** \`${trap}\`\n\n| a | b |\n| --- | --- |\n| ${trap} | x \\| y |\n\n- ${trap}\n\n> **quote** ${trap}`;
     const element = render(text);
+    element.append(compare.element);
     document.body.append(element);
-    const found = { images: element.querySelectorAll("img").length, cells: [...element.querySelectorAll("td")].map((e) => e.textContent),
+    const found = { images: element.querySelectorAll("img[src='x']").length, option: compare.choice.textContent, cells: [...element.querySelectorAll("td")].map((e) => e.textContent),
       heading: element.querySelector("h3").textContent, code: element.querySelector("code").textContent, verdict: verdict(text) };
     element.remove();
     return { ...found, odd: facts({ "trace.concepts": { a: trap }, "trace.window": "x", "trace.base": null, "trace.keep": 3 }).length };
   }, [given.pack, TRAP]);
   await page.waitForTimeout(500);
-  return { compared, projected, rendered, trapped: await page.evaluate(() => window.trapped ?? null) };
+  const bold = await page.evaluate(() => [...document.querySelectorAll(".trace-panel b")].filter((e) => e.textContent === "x").length);
+  return { compared, projected, rendered, bold, trapped: await page.evaluate(() => window.trapped ?? null) };
 }
 
 /** Two finetunes at once, one of them in a subgraph; the page's own way of making one. */
@@ -185,6 +190,8 @@ async function applied(page, given) {
   await queue(page);
   const shown = await until(page, APPLY, (p) => p.metadata !== null);
   await until(page, COMPARE, (p) => p.pictures === 2);
+  await picture(page, APPLY, shot(given, "apply-folded"), 1);
+  await page.locator(".trace-metadata:visible summary").first().click();
   for (const name of ["light", "dark"]) {
     await theme(page, name);
     await picture(page, APPLY, shot(given, `apply-${name}`), 1);

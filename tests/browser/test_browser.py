@@ -94,12 +94,13 @@ def test_failed(play):
 def test_no_text_becomes_html(play):
     found = play("traps")
     assert found["trapped"] is None
-    assert any("<img src=x" in pair for pair in found["compared"]["pairs"])
-    assert "<img src=x" in found["projected"]["reportBody"]
+    assert found["bold"] == 0
+    assert found["compared"]["pairs"][1].startswith("<b>x</b>")
+    assert "<b>x</b>" in found["projected"]["reportBody"]
     rendered = found["rendered"]
     assert rendered["images"] == 0
     assert rendered["cells"][1] == "x | y"
-    assert all(rendered[key].startswith("<img") for key in ("heading", "code", "verdict"))
+    assert all(rendered[key].startswith("<img") for key in ("heading", "code", "verdict", "option"))
     assert rendered["odd"] >= 1
 
 
