@@ -86,7 +86,7 @@ class Previews {
     this.rows.forEach(({ text, img }, i) => {
       show(img.parentElement, i < shown.length);
       if (i >= shown.length) return;
-      setText(text, i === 0 && shown[0].step === 0 ? "before" : `step ${shown[i].step}`);
+      setText(text, i === 0 && shown[0].step === 0 ? "start" : `step ${shown[i].step}`);
       const address = this.view(shown[i]);
       if (img.getAttribute("src") !== address) img.src = address;
       img.alt = `Preview at step ${shown[i].step}: ${(shown[i].prompts ?? []).join("; ")}`;

@@ -191,7 +191,10 @@ async function applied(page, given) {
   const shown = await until(page, APPLY, (p) => p.metadata !== null);
   await until(page, COMPARE, (p) => p.pictures === 2);
   await picture(page, APPLY, shot(given, "apply-folded"), 1);
-  await page.locator(".trace-metadata:visible summary").first().click();
+  await page.evaluate((type) => {
+    const node = app.canvas.graph.nodes.find((n) => n.type === type);
+    node.widgets.at(-1).element.querySelector(".trace-metadata").open = true;
+  }, APPLY);
   for (const name of ["light", "dark"]) {
     await theme(page, name);
     await picture(page, APPLY, shot(given, `apply-${name}`), 1);
