@@ -61,7 +61,7 @@ def run(concept: str, samples: int, others: int) -> dict:
 # ------------------------------------------------------------------------------------------------ the plot
 
 WIDTH, HEIGHT, LEFT, TOP = 340, 220, 46, 40
-CURVES = {"acc_e": ("#c0392b", "Acc_e"), "acc_s": ("#2471a3", "Acc_s"), "drift": ("#7d6608", "drift (of the largest)")}
+CURVES = {"acc_e": ("#c0392b", "Acc_e"), "acc_g": ("#d98c2b", "Acc_g"), "acc_s": ("#2471a3", "Acc_s"), "drift": ("#7d6608", "drift (of the largest)")}
 
 
 def plot(data: dict) -> str:
@@ -71,8 +71,8 @@ def plot(data: dict) -> str:
     size = f'width="{2 * WIDTH + 140}" height="{HEIGHT + 110}"'
     style = 'font-family="sans-serif" font-size="12" fill="#444"'
     legend = "".join(
-        f'<line x1="{LEFT + i * 190}" x2="{LEFT + i * 190 + 24}" y1="{HEIGHT + 92}" y2="{HEIGHT + 92}" stroke="{colour}" '
-        f'stroke-width="3"/><text x="{LEFT + i * 190 + 30}" y="{HEIGHT + 96}">{name}</text>'
+        f'<line x1="{LEFT + i * 150}" x2="{LEFT + i * 150 + 24}" y1="{HEIGHT + 92}" y2="{HEIGHT + 92}" stroke="{colour}" '
+        f'stroke-width="3"/><text x="{LEFT + i * 150 + 30}" y="{HEIGHT + 96}">{name}</text>'
         for i, (colour, name) in enumerate(CURVES.values())
     )
     body = "".join(panels) + legend

@@ -29,6 +29,11 @@ def _harness():
     return module
 
 
+#: Pixels that the page adds below a node once it has run.
+PANELS = {"TRACE_LateStageFinetune": 450, "TRACE_ClosedFormProjection": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
+          "TRACE_CompareErasure": 60}  # fmt: skip
+
+
 class Graph:
     """A workflow in the page's own format, a column of nodes at a time."""
 
@@ -92,12 +97,12 @@ class Graph:
         node |= {"color": color, "bgcolor": "#653"} if color else {}
         self.nodes.append(node)
         self._members.append(node)
-        self._y += height + GAP
+        self._y += height + PANELS.get(kind, 0) + GAP
 
     def _close(self) -> None:
         if not self._members:
             return
-        bottom = max(n["pos"][1] + n["size"][1] for n in self._members)
+        bottom = max(n["pos"][1] + n["size"][1] + PANELS.get(n["type"], 0) for n in self._members)
         self.groups.append({"id": len(self.groups) + 1, "title": self._title, "bounding": [self._x - 20, -80, WIDTH + 40, bottom + 100],
                             "color": "#3f789e", "font_size": 24, "flags": {}})  # fmt: skip
         self._x += WIDTH + 80
