@@ -69,7 +69,7 @@ async function training(page, given) {
   await shots(page, given);
   await page.reload();
   await ready(page);
-  const again = await until(page, FINETUNE, (p) => p.state === "done" && p.points === 12);
+  const again = await until(page, FINETUNE, (p) => p.state === "done" && p.points === 12 && p.previews === 2 && p.report !== null);
   const comparedAgain = await until(page, COMPARE, (p) => p.pictures === 2);
   return { before, running, restored, done, compared, slid, again, comparedAgain };
 }
