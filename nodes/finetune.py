@@ -9,9 +9,9 @@ from ..trace_core import gating
 from ..trace_core.concepts import KINDS
 from ..trace_core.errors import LoraError
 from ..trace_core.evaluate.grid import to_image
-from ..trace_core.finetune import PRESETS, FinetuneConfig
 from ..trace_core.finetune import finetune as run
 from ..trace_core.objectives import OBJECTIVES
+from ..trace_core.options import PRESETS, FinetuneConfig
 from . import reports, wire
 from .family import demo_name, domain_of, finetune_options
 from .live import Live

@@ -15,10 +15,11 @@ from trace_core.cli import main
 from trace_core.closed_form import erase
 from trace_core.concepts import TEMPLATES, Concept
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
-from trace_core.finetune import PRESETS, Diverged, FinetuneConfig, Trainer, finetune, squared_error
+from trace_core.finetune import Diverged, FinetuneConfig, Trainer, finetune, squared_error
 from trace_core.gating import apply
 from trace_core.lora import ErasureLora
 from trace_core.objectives import OBJECTIVES
+from trace_core.options import PRESETS
 from trace_core.resume import TrainingState
 
 KINDS = ("sd1", "sdxl", "flux")
