@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from numbers import Real
 from pathlib import Path
 
@@ -193,16 +194,24 @@ class ErasureLora:
         return cls.from_state_dict(state, metadata)
 
     def info(self) -> dict:
-        """Metadata with the structured entries parsed, and the size of the edit."""
+        """Metadata with the structured entries parsed, and the size of the edit; what no browser could read stays a string."""
         out = {}
         for key, value in self.metadata.items():
             try:
-                out[key] = json.loads(value) if key.startswith("trace.") else value
-            except json.JSONDecodeError:
+                out[key] = json.loads(value, parse_constant=_finite, parse_float=_finite) if key.startswith("trace.") else value
+            except (ValueError, RecursionError):
                 out[key] = value
         out["modules"] = len(self.modules)
         out["rank"] = self.rank
         return out
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON text; Python would also read NaN and infinity, and write what is no JSON."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
 
 
 def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:

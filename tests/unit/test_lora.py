@@ -170,6 +170,13 @@ def test_metadata_that_is_no_json_is_shown_as_it_is(value):
     assert info["rank"] == 3 and "trace.concepts" in info
 
 
+@pytest.mark.parametrize("value", ["NaN", "[0.2, Infinity]", '{"eta": -Infinity}', "[1e999]", "[" * 200_000], ids=lambda v: v[:12])
+def test_numbers_that_no_browser_reads_stay_text(value):
+    info = ErasureLora(make().modules, {"trace.parameters": value, "trace.window": "[0.2, 1.0]"}).info()
+    assert info["trace.parameters"] == value and info["trace.window"] == [0.2, 1.0]
+    json.dumps(info, allow_nan=False)
+
+
 # --------------------------------------------------------------------------------------------- writing
 
 
