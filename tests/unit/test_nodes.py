@@ -188,6 +188,9 @@ def test_translations_are_complete(language):
         for part in ("inputs", "outputs"):
             assert list(said[name][part]) == list(node[part])
             assert all(v["tooltip"] and v["tooltip"] != node[part][k]["tooltip"] for k, v in said[name][part].items())
+        # an output that is called as its type is takes the page's word for the type
+        assert all(v["name"] for v in said[name]["inputs"].values())
+        assert all(v.get("name") or node["outputs"][k]["name"].isupper() for k, v in said[name]["outputs"].items())
         assert said[name]["display_name"] != node["display_name"]
 
 
