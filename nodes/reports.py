@@ -19,7 +19,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _names(concepts: Sequence[dict]) -> str:
-    shown = [c["target"] + (f" -> {c['anchor']}" if c["anchor"] else "") for c in concepts[:8]]
+    shown = [c["target"] + (f" -> {c['anchor']}" if c["anchor"] else "") + (f" @ {c['strength']:g}" if c.get("strength", 1) != 1 else "")
+             for c in concepts[:8]]  # fmt: skip
     return ", ".join(shown) + (f" and {len(concepts) - 8} more" if len(concepts) > 8 else "")
 
 

@@ -280,13 +280,18 @@ def title_of(targets: Sequence[str]) -> str:
     return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
 
 
+def entry_of(concept) -> list:
+    """A concept in the metadata: target, anchor, weight; a fourth, its strength, only where that is not 1."""
+    return [concept.target, concept.anchor, concept.weight, *([concept.strength] if concept.strength != 1 else [])]
+
+
 def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:
     """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers show."""
     architecture, version = ARCHITECTURES[backbone.kind]
     return {
         "trace.format": json.dumps(FORMAT),
         "trace.version": json.dumps(__version__),
-        "trace.concepts": json.dumps([[c.target, c.anchor, c.weight] for c in concepts], ensure_ascii=False),
+        "trace.concepts": json.dumps([entry_of(c) for c in concepts], ensure_ascii=False),
         "trace.keep": json.dumps(list(keep), ensure_ascii=False),
         "trace.method": json.dumps(method),
         "trace.parameters": json.dumps(parameters),

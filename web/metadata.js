@@ -46,8 +46,9 @@ function text(value) {
 function concepts(list) {
   if (!Array.isArray(list)) return text(list);
   const named = list.slice(0, MOST).map((entry) => {
-    const [target, anchor, weight] = Array.isArray(entry) ? entry : [entry];
-    return text(target) + (anchor ? ` → ${text(anchor)}` : "") + (Number.isFinite(weight) && weight !== 1 ? ` (× ${short(weight)})` : "");
+    const [target, anchor, weight, strength] = Array.isArray(entry) ? entry : [entry];
+    const named = (sign, value) => (Number.isFinite(value) && value !== 1 ? `${sign}${short(value)}` : "");
+    return text(target) + (anchor ? ` → ${text(anchor)}` : "") + named(" @ ", strength) + (named(" (× ", weight) && `${named(" (× ", weight)})`);
   });
   return named.join(", ") + (list.length > MOST ? ` and ${list.length - MOST} more` : "");
 }

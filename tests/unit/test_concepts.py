@@ -30,6 +30,27 @@ def test_one_line_without_line_end():
     assert parse_concepts("cat") == [Concept("cat", "", 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("line", "concept"),
+    [
+        ("cat @ 0.5", Concept("cat", strength=0.5)),
+        ("cat -> dog @ 0.5", Concept("cat", "dog", strength=0.5)),
+        ("cat@2", Concept("cat", strength=2.0)),
+        ("cat -> dog  @ .25 # half of a half", Concept("cat", "dog", strength=0.25)),
+        ("cat @ 1", Concept("cat")),
+        ("art by @user", Concept("art by @user")),
+        ("art by @user -> art @ 1e-1", Concept("art by @user", "art", strength=0.1)),
+        ('"cat @ 0.5" -> dog', Concept("cat @ 0.5", "dog")),
+        ('"C# -> x" -> y @ 0.5', Concept("C# -> x", "y", strength=0.5)),
+        ('5" ruler', Concept('5" ruler')),
+        ('the "Mona Lisa" smile', Concept('the "Mona Lisa" smile')),
+    ],
+)
+def test_strengths_and_quotes(line, concept):
+    assert parse_concepts(line) == [concept]
+    assert parse_concepts(str(concept)) == [concept]
+
+
 @pytest.mark.parametrize("concept", [Concept("cat"), Concept("cat", "dog"), Concept("Van Gogh", "a painter")])
 def test_a_concept_prints_as_the_line_it_came_from(concept):
     assert parse_concepts(str(concept)) == [concept]
@@ -56,6 +77,19 @@ def test_empty_list(text):
         ("Cat -> cAT", "anchor equals the concept"),
         ("Van  Gogh -> van gogh", "anchor equals the concept"),
         ("ＣＡＴ -> cat", "anchor equals the concept"),
+        ("cat @ 0", "strength '0'"),
+        ("cat @ -1", "strength '-1'"),
+        ("cat @ 2.01", "at most 2"),
+        ("cat @ 1e999", "at most 2"),
+        ("cat @ 0,5", "must be a number"),
+        ("cat @ nan", "must be a number"),
+        ("cat @", "must be a number"),
+        ("meet @ noon", "put quotes around"),
+        ("cat @ 0.5 -> dog", "at the end of the line"),
+        ("cat @ 0.5 @ 1", "two strengths"),
+        ("@ 0.5", "nothing stands before the @"),
+        ("-> dog @ 0.5", "nothing stands before the arrow"),
+        ("Good Thing @ 0.5", "already stands on line 2"),
         ("Good Thing", "already stands on line 2"),
         ("good  thing -> other", "already stands on line 2"),
         ("a" * 10_000, "10000 characters"),
@@ -110,6 +144,12 @@ def test_keep_list():
 def test_keep_list_refuses_an_arrow():
     with pytest.raises(ConceptError, match=r"keep list, line 3: .*no arrows"):
         parse_keep("dog\n\ncat -> dog")
+
+
+def test_keep_list_refuses_a_strength():
+    with pytest.raises(ConceptError, match=r"keep list, line 2: .*no strengths"):
+        parse_keep("dog\ncat @ 0.5")
+    assert parse_keep('art by @user\n"cat -> dog"') == ["art by @user", "cat -> dog"]
 
 
 @pytest.mark.parametrize("bad", ["x" * 10_000, "a\x07b"])

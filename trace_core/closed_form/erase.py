@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -94,10 +94,16 @@ class _Sums:
     """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
 
     Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat cost little, for
-    ``projection`` those of d = c - g, which keep their precision where c and g are close.
+    ``projection`` those of d = c - g, which keep their precision where c and g are close. Where the concepts' strengths s
+    differ there are second sums, with s as a factor; where they are all the same it is :attr:`strength`, of the whole edit.
     """
 
-    def __init__(self, width: int, solver: str):
+    def __init__(self, width: int, solver: str, strengths: Iterable[float] = (1.0,)):
+        values = set(strengths)
+        self.strength = values.pop() if len(values) == 1 else 1.0
+        self._differ = bool(values)
+        self._graded = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
+        self._grades: list[Tensor] = []  # s of every row of rows
         self.keep = Gram(width)
         self.count = 0  #: pairs that differ
         self.rows: list[Tensor] = []  #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
@@ -110,8 +116,8 @@ class _Sums:
             self._difference = Gram(width)  # sum a d d^T of those not in rows
 
     def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor, source: Tensor | None = None,
-                  partners: Sequence[int] = ()) -> None:  # fmt: skip
-        """Add rows c, g ``[n, d]`` with weights a ``[n]``; pairs that do not differ (before the concept) are left out.
+                  partners: Sequence[int] = (), strength: float = 1.0) -> None:  # fmt: skip
+        """Add rows c, g ``[n, d]`` of a concept, with weights a ``[n]``; pairs that do not differ (before it) are left out.
 
         Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
         it; it must stay as it is until the sums are read.
@@ -128,12 +134,17 @@ class _Sums:
         erase, want, weights = erase[at], want[at], weights[at]
         if self._ridge:
             self._pairs.add(source, partners, erase, weights)
+            if self._differ:
+                self._graded.add(source, partners, erase, weights * strength)
             return
         self.rows.append((erase.double() - want.double()).mul_(weights.sqrt()[:, None]))
+        self._grades.append(torch.full((len(erase),), strength, dtype=torch.float64))
         if self.count > solvers.DIRECT_LIMIT:
-            for rows in self.rows:
+            for rows, grades in zip(self.rows, self._grades):
                 self._difference.add(rows)
-            self.rows = []
+                if self._differ:
+                    self._graded.add(rows, grades)
+            self.rows, self._grades = [], []
 
     @property
     def erase(self) -> Gram:
@@ -157,8 +168,19 @@ class _Sums:
 
     @property
     def targets(self) -> Tensor:
-        """``sum a (g - c) c^T``, ``[d, d]``."""
-        return self._pairs.value() - self.erase.value()
+        """``sum a s (g - c) c^T``, ``[d, d]``, for the ridge; s is 1 where strengths do not differ."""
+        pairs = self._graded if self._differ else self._pairs
+        return pairs.value() - pairs.right.value()
+
+    @property
+    def grades(self) -> Tensor | None:
+        """s of every row of :attr:`rows`, ``[n]``, for the projection; None where strengths do not differ."""
+        return torch.cat(self._grades) if self._differ else None
+
+    @property
+    def graded(self) -> Tensor | None:
+        """``sum a s d d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ."""
+        return self._graded.value() if self._differ else None
 
     def difference(self) -> Tensor:
         """``sum a d d^T``, ``[d, d]``."""
@@ -238,7 +260,8 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     Raises:
         ConceptError: if a concept's prompts do not differ from their counterparts.
     """
-    sums = {s: _Sums(w, policy.solver) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
+    strengths = {c.strength for c in concepts}
+    sums = {s: _Sums(w, policy.solver, strengths) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
     empty = encoder.encode("")
     context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
@@ -249,10 +272,10 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
             policy, concept, _kind(concept, config), encoder, config.contexts
         ):
             _check_width(pairs.erase, backbone)
-            context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners)
+            context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength)
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
-                sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share)
+                sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share, strength=concept.strength)
                 if policy.solver == "projection":
                     sums[POOLED].add_keep(_pooled(wanted, backbone), share)
             if policy.solver == "projection":  # what the concept is steered to stays; the papers' ridge has no such term
@@ -277,12 +300,13 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
     alpha = policy.alpha if config.alpha is None else config.alpha
     absolute = policy.absolute if config.alpha is None else None
     G = solvers.regularise(part.keep.value(), alpha, absolute, part.trace)
+    strength = config.strength * part.strength
     if policy.solver == "projection":
-        options = (config.strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, part.fixed)
+        options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, part.fixed)
         if part.rows:
-            return solvers.projection(torch.cat(part.rows), G, *options)
-        return solvers.projection_from_gram(part.difference(), G, *options)
-    return solvers.ridge(part.targets, None, G + part.erase.value(), config.strength, max_rank=config.max_rank)
+            return solvers.projection(torch.cat(part.rows), G, *options, part.grades)
+        return solvers.projection_from_gram(part.difference(), G, *options, part.graded)
+    return solvers.ridge(part.targets, None, G + part.erase.value(), strength, max_rank=config.max_rank)
 
 
 def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums],

@@ -50,7 +50,7 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
-               fixed: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+               fixed: Tensor | None = None, grades: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
     """TRACE's closed form: ``dW = -s W D (D^T M D)^-1 D^T M``, the concept's directions gone, exactly.
 
     Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F`` it changes the keep set least, in the norm of G. M is G^-1 less
@@ -65,30 +65,36 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
         energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above rounding.
         max_rank: upper bound of the rank.
         fixed: rows F that must not change at all, ``[k, d]``.
+        grades: ``[n]``, one s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W d_i``. Where rows of different grades
+            are linearly dependent, the values of the least squares.
 
     Returns:
         the edit, and ``rank``, ``energy_left`` (the share that stays, as measured).
     """
     L = cholesky(G)
     D = differences.double().T
+    graded = D if grades is None else D * grades
     if energy < 1 and D.shape[1] >= D.shape[0]:  # only leading directions are wanted, which squaring does not blur
-        return _project(L, D @ D.T, strength, energy, max_rank, fixed)
+        return _project(L, D @ D.T, strength, energy, max_rank, fixed, None if grades is None else graded @ D.T)
     off = _whitened_fixed(L, fixed)
     whitened = _off(off, torch.linalg.solve_triangular(L, D, upper=False))
     Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
     rank, left = _leading(values.square(), energy, max_rank, floor=1e-24)
-    U = D @ Rt[:rank].T / values[:rank]
+    U = graded @ Rt[:rank].T / values[:rank]
     return _edit(L, _off(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
 
 
 def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
-                         fixed: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
-    """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory."""
-    return _project(cholesky(G), gram, strength, energy, max_rank, fixed)
+                         fixed: Tensor | None = None, graded: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+    """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory.
+
+    ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades.
+    """
+    return _project(cholesky(G), gram, strength, energy, max_rank, fixed, graded)
 
 
-def _project(L, gram, strength, energy, max_rank, fixed):
-    """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``."""
+def _project(L, gram, strength, energy, max_rank, fixed, graded):
+    """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``; graded, ``D diag(s) D^T`` for S."""
     off = _whitened_fixed(L, fixed)
     half = torch.linalg.solve_triangular(L, gram, upper=False)
     whitened = _off(off, _off(off, torch.linalg.solve_triangular(L, half.T, upper=False)).T)
@@ -96,7 +102,7 @@ def _project(L, gram, strength, energy, max_rank, fixed):
     energies, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     rank, left = _leading(energies, energy, max_rank, floor=1e-13)
     Q = vectors[:, :rank]
-    U = gram @ torch.linalg.solve_triangular(L.T, Q, upper=True) / energies[:rank]
+    U = (gram if graded is None else graded) @ torch.linalg.solve_triangular(L.T, Q, upper=True) / energies[:rank]
     return _edit(L, _off(off, Q), U, strength), {"rank": rank, "energy_left": left}
 
 
@@ -136,7 +142,8 @@ def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, toler
     """Ridge regression of UCE, MACE, RECE, TRCE-1 (UCE eq. 7; MACE eq. 2): ``dW = W R C^T G^-1``.
 
     Args:
-        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i (g_i - c_i)]``, or R^T ``[n, d]`` when ``rows`` holds C^T.
+        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i s_i (g_i - c_i)]`` (s_i: the concept's strength, usually 1), or R^T ``[n, d]``
+            when ``rows`` holds C^T.
         rows: C^T ``[n, d]``, or None when ``targets`` is already the product.
         G: ``sum a c c^T + sum b p p^T + lambda I``, ``[d, d]`` float64.
         strength: scales the edit.
