@@ -39,6 +39,8 @@ class ApplyErasureLora:
             "optional": {
                 "lora": (wire.LORA, {"tooltip": "An erasure from another node, instead of a file. What the stock Train LoRA node "
                          "made works too; in a window only if it has linear layers alone."}),
+                "file_name": ("STRING", {"forceInput": True, "tooltip": "The name that Save Erasure LoRA gives, instead of lora_file: "
+                              "the file is read back from the disk in the same run that wrote it."}),
             },
         }  # fmt: skip
 
@@ -59,12 +61,14 @@ class ApplyErasureLora:
         state = host.lora_path(lora_file).stat()
         return f"{state.st_mtime_ns} {state.st_size}"
 
-    def apply(self, model, lora_file, strength, start_percent, end_percent, lora=None):
-        if (lora is None) == (lora_file == NO_FILE):
-            raise LoraError(
-                "no LoRA: choose a file, or connect one" if lora is None
-                else f"two LoRAs: one is connected and '{lora_file}' is chosen; set lora_file to none, or disconnect the other"
-            )  # fmt: skip
+    def apply(self, model, lora_file, strength, start_percent, end_percent, lora=None, file_name=None):
+        chosen = [f"'{lora_file}' is chosen"] if lora_file != NO_FILE else []
+        chosen += [f"{wire} is connected" for wire, value in {"lora": lora, "file_name": file_name}.items() if value is not None]
+        if not chosen:
+            raise LoraError("no LoRA: choose a file, or connect one")
+        if len(chosen) > 1:
+            raise LoraError(f"more than one LoRA: {', '.join(chosen)}; set lora_file to none, or take a wire off")
+        lora_file = lora_file if file_name is None else file_name
         whole = (start_percent, end_percent) == (0.0, 1.0)
         try:
             erasure = ErasureLora.load(host.lora_path(lora_file)) if lora is None else wire.erasure_of(lora)

@@ -219,18 +219,20 @@ def several_concepts(g: Graph) -> None:
 def apply_and_stack(g: Graph) -> None:
     g.column("1  Two erasures")
     g.note("# Apply, stack, window\n\nTwo erasures, each saved as a file to share. Chain one *Apply Erasure LoRA* for each: every one has "
-           "its own strength and its own window of the sampling.")  # fmt: skip
+           "its own strength and its own window of the sampling. The first reads its file back from the disk, by the name that comes "
+           "from *Save*; the second takes its LoRA from the wire.")  # fmt: skip
     model, _ = g.node("TRACE_LoadDemoModel")
     cat, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")
     truck, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="truck")
     g.column("2  Save")
-    g.node("TRACE_SaveErasureLora", lora=(cat, 1), name="stack/erased-%concepts%")
+    file, _ = g.node("TRACE_SaveErasureLora", lora=(cat, 1), name="stack/erased-%concepts%")
     g.node("TRACE_SaveErasureLora", lora=(truck, 1), name="stack/erased-%concepts%")
-    g.note("To use a file that somebody shared: put it into `models/loras`, press **R**, choose it in **lora_file** of *Apply Erasure "
-           "LoRA*, and take the wire off.\n\n" + SWAP)  # fmt: skip
+    g.note("## A file of your own, or one that somebody shared\n\nAfter the first run both files are in `output/loras`; a shared one goes "
+           "into `models/loras`. Press **R**, choose it in **lora_file** of *Apply Erasure LoRA*, and take that node's **file_name** or "
+           "**lora** wire off.\n\n" + SWAP)  # fmt: skip
     g.column("3  Apply")
-    whole, _ = g.node("TRACE_ApplyErasureLora", "Whole sampling", model=(model, 0), lora=(cat, 1))
-    both, _ = g.node("TRACE_ApplyErasureLora", "First 70 %", model=(whole, 0), lora=(truck, 1), end_percent=0.7)
+    whole, _ = g.node("TRACE_ApplyErasureLora", "From the file, whole sampling", model=(model, 0), file_name=(file, 0))
+    both, _ = g.node("TRACE_ApplyErasureLora", "From the wire, first 70 %", model=(whole, 0), lora=(truck, 1), end_percent=0.7)
     g.note("Outside a window every step is the base model's to the last bit. What a picture shows is decided early, its "
            "detail late.")  # fmt: skip
     g.column("4  Before and after")

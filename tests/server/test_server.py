@@ -136,13 +136,16 @@ def test_wire_and_file_and_model_are_the_same(draw, saved):
         "erase": erased(),
         "wired": applied(("demo", 0), lora=("erase", 1)),
         "filed": applied(("demo", 0), lora_file=saved),
+        "save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="t/%concepts%"),
+        "named": applied(("demo", 0), file_name=("save", 0)),
         "stock": node("LoraModelLoader", model=("demo", 0), lora=("erase", 1), strength_model=1.0),
         **picture(("erase", 0), tag="1"),
         **picture(("wired", 0), tag="2"),
         **picture(("filed", 0), tag="3"),
         **picture(("stock", 0), tag="4"),
+        **picture(("named", 0), tag="5"),
     }
-    first, *others = draw(prompt, "image1", "image2", "image3", "image4")
+    first, *others = draw(prompt, "image1", "image2", "image3", "image4", "image5")
     assert all(np.abs(first - other).max() <= 1 for other in others)
 
 
