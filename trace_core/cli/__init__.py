@@ -1,4 +1,4 @@
-"""The command line: ``python -m trace_core demo | erase | generate | evaluate | info | bench``."""
+"""The command line: ``python -m trace_core demo | erase | generate | evaluate | fuse | info | bench``."""
 
 from .main import main
 

@@ -28,7 +28,7 @@ def run(args) -> None:
         torch.set_num_threads(args.threads)
     if args.json:
         check_writable(Path(args.json))
-    action = {"demo": demo, "erase": erase, "generate": generate, "evaluate": evaluate, "info": info, "bench": bench}
+    action = {"demo": demo, "erase": erase, "generate": generate, "evaluate": evaluate, "info": info, "bench": bench, "fuse": fuse}
     try:
         result = action[args.command](args)
     except EngineNotFound as error:
@@ -268,6 +268,12 @@ def info(args) -> dict:
     for key, value in found.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     return found
+
+
+def fuse(args) -> dict:
+    from . import fuse as fusing
+
+    return fusing.run(args, Bars())
 
 
 def bench(args) -> dict:

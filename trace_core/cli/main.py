@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     _erase(commands)
     _generate(commands)
     _evaluate(commands)
+    _fuse(commands)
     _info(commands)
     _bench(commands)
     return root
@@ -123,6 +124,30 @@ def _evaluate(commands) -> None:
     _sampler(c)
     c.add_argument("--samples", type=int, default=20, help="pictures per class and per synonym")
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
+
+
+def _fuse(commands) -> None:
+    c = _command(commands, "fuse", "fuse many erasures into one file; take parts out of it, or grade them",
+                 "Fuse erasures of one base model into one file in closed form (MACE, eq. 7): on the prompts of every concept it does what "
+                 "that concept's own file does, without what the others would add there. Every concept stays a part of its own, "
+                 "which can be graded or taken out again. One file alone is not fused: --strength and --without change its parts, "
+                 "and no model is needed.")  # fmt: skip
+    c.add_argument("files", nargs="+", metavar="FILE", help="erasures (.safetensors); a fused one may be among them")
+    c.add_argument("--model", help=MODEL_HELP + "; of it, the text encoder makes the rows")
+    c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
+                   help="what must not change; may be repeated (default: what the files kept)")  # fmt: skip
+    c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
+    c.add_argument("--keep-weight", type=float, default=1.0, help="weight of an entry of the keep list against a concept; 0: none")
+    c.add_argument("--naive", action="store_true", help="put the erasures side by side (their sum) instead")
+    c.add_argument("--integration", type=float, default=1.0, metavar="MU",
+                   help="how silent an erasure shall be on the others' prompts; 1 is MACE's fusion")  # fmt: skip
+    c.add_argument("--alpha", type=float, default=1e-3, help="regulariser, relative to the rows' sums")
+    c.add_argument("--strength", action="append", default=[], metavar="CONCEPT=X",
+                   help="strength of one concept in the result, 1 as it was made; may be repeated")  # fmt: skip
+    c.add_argument("--without", action="append", default=[], metavar="CONCEPT", help="take this concept out; may be repeated")
+    c.add_argument("--max-rank", type=int, default=None, metavar="R",
+                   help="upper bound of a layer's rank; the concepts can then no longer be told apart")  # fmt: skip
+    c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
 
 
 def _info(commands) -> None:

@@ -1,0 +1,104 @@
+"""``fuse``: many erasures into one file; parts taken out of a file, or graded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..concepts import parse_keep, same
+from ..errors import TraceError
+from ..lora import ErasureLora, grades
+
+
+def run(args, bars) -> dict:
+    """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
+    from ..fusion import FusionConfig, check_compatible
+    from .commands import check_writable, read_text
+
+    config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
+                          alpha=args.alpha, max_rank=args.max_rank)  # fmt: skip
+    strengths = dict(_strength(s) for s in args.strength)
+    keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
+    if Path(args.out).suffix != ".safetensors":
+        raise TraceError(f"--out '{args.out}' must end in .safetensors")
+    check_writable(Path(args.out))
+    names = [Path(f).name for f in args.files]
+    names = args.files if len(set(names)) < len(names) else names
+    loras = _without([ErasureLora.load(f) for f in args.files], args.without)
+    left = [(name, lora) for name, lora in zip(names, loras) if lora is not None]
+    if not left:
+        raise TraceError("--without takes out all that the files erase; there is nothing to write")
+    names, loras = zip(*left)
+    check_compatible(loras, names)
+    grades([part for lora in loras for part in lora.parts()], strengths)
+    if len(loras) == 1 and not args.max_rank:
+        lora, report = loras[0].graded(strengths) if strengths else loras[0], {"method": "parts", "warnings": []}
+    elif not args.model:
+        raise TraceError("--model is missing: the text encoder of the model that the files were made for makes the rows they are fused on")
+    else:
+        result = _fused(args, names, loras, keep, config, strengths, bars)
+        lora, report = result.lora, result.report
+    path = lora.save(args.out)
+    known = [t for part in lora.parts() for t in part.targets]
+    print(f"{_done(report, len(loras))}: {len(known)} concepts in {len(lora.parts())} parts, {len(lora.modules)} layers, rank {lora.rank}; "
+          f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
+    for name, figures in report.get("streams", {}).items():
+        fused, summed = figures["fused"], figures["sum"]
+        print(f"{name}: residual {100 * fused['residual_mean']:.1f} % on average, {100 * fused['residual_worst']:.1f} % at most "
+              f"(plain sum {100 * summed['residual_mean']:.1f} %, {100 * summed['residual_worst']:.1f} %); keep rows change by "
+              f"{100 * fused['keep_change']:.2f} % (plain sum {100 * summed['keep_change']:.2f} %)")  # fmt: skip
+    if report.get("truncation"):
+        print(f"cut to rank {config.max_rank}: {100 * report['truncation']['worst']:.2f} % of a layer's edit lost at most")
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
+    return report | {"model": args.model, "files": list(args.files), "file": str(path), "bytes": path.stat().st_size}
+
+
+def _fused(args, names, loras, keep, config, strengths, bars):
+    from dataclasses import replace
+
+    from ..fusion import fuse
+    from .commands import DEMO_MODELS, open_model
+
+    model, clip, _ = open_model(args.model)
+    if args.model in DEMO_MODELS:
+        from ..demo import domain
+
+        config = replace(config, contexts=domain.CONTEXTS)
+        keep = keep or domain.keep_list([c for lora in loras for part in lora.parts() for c in part.concepts])
+    try:
+        return fuse(model, clip, loras, keep, config, strengths, bars, names)
+    finally:
+        bars.close()
+
+
+def _done(report: dict, files: int) -> str:
+    return {"parts": "took 1 file", "sum": f"put {files} files side by side"}.get(report["method"], f"fused {files} files")
+
+
+def _strength(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        if name.strip():
+            return name.strip(), float(value)
+    except ValueError:
+        pass
+    raise TraceError(f"--strength '{text}' is not CONCEPT=NUMBER, such as \"cat=0.5\"")
+
+
+def _without(loras: list[ErasureLora], targets: list[str]) -> list[ErasureLora | None]:
+    """The files less the parts that erase ``targets``; None for a file that erases nothing else.
+
+    Raises:
+        LoraError, TraceError: naming a concept that no file erases, or that cannot be taken out alone.
+    """
+    erased = [[t for part in lora.parts() for t in part.targets] for lora in loras]
+    for target in targets:
+        if not any(same(target, t) for known in erased for t in known):
+            known = ", ".join(dict.fromkeys(t for found in erased for t in found)) or "nothing that they name"
+            raise TraceError(f"--without '{target}': the files do not erase it; they erase {known}")
+    out = []
+    for lora, known in zip(loras, erased):
+        mine = [t for t in targets if any(same(t, k) for k in known)]
+        whole = mine and all(any(same(t, k) for t in mine) for k in known)
+        out.append(None if whole else lora.without(*mine) if mine else lora)
+    return out
