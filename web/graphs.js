@@ -20,7 +20,12 @@ function byId(graph, id) {
   return graph?.getNodeById?.(Number(id)) ?? graph?.getNodeById?.(id) ?? undefined;
 }
 
-/** The execution ids under which a node of this graph runs. */
-export function idsOf(graph, wanted) {
-  return [...everyNode(graph)].filter(([, node]) => node === wanted).map(([id]) => id);
+/**
+ * Where a node went that ran under an id which no node has any more: into a subgraph or to another one, its own number and type
+ * stay the same. Undefined if it is gone, or if several may be it.
+ */
+export function movedNode(graph, id, type) {
+  const number = String(id).split(":").pop();
+  const found = new Set([...everyNode(graph)].map(([, node]) => node).filter((node) => String(node.id) === number && node.comfyClass === type));
+  return found.size === 1 ? [...found][0] : undefined;
 }

@@ -12,16 +12,24 @@ export class Runs {
     return this.#known.get(`${workflow} ${id}`);
   }
 
-  /** An event of `trace.progress`, or a state of `/trace/live`, whose points and previews are complete (`whole`). */
-  hear(workflow, event, whole = false) {
-    const before = this.get(workflow, event.node);
-    return this.#keep(workflow, event.node, { ...before, live: merged(before?.live, event, whole) });
+  /** What is known of a workflow's nodes, what was heard last at the end. */
+  of(workflow) {
+    return [...this.#known.values()].filter((run) => run.workflow === workflow);
+  }
+
+  /**
+   * An event of `trace.progress`, or a state of `/trace/live`, whose points and previews are complete (`whole`).
+   * `origin`: the prompt's `{workflow, types}`.
+   */
+  hear(origin, event, whole = false) {
+    const before = this.get(origin.workflow, event.node);
+    return this.#keep(origin, event.node, { ...before, live: merged(before?.live, event, whole) });
   }
 
   /** A node's own output, as the `executed` event and the history have it; it ends what an earlier run said. */
-  executed(workflow, id, output, prompt) {
-    const live = this.get(workflow, id)?.live;
-    return this.#keep(workflow, id, { live: live?.prompt_id === prompt ? live : undefined, output, prompt });
+  executed(origin, id, output, prompt) {
+    const live = this.get(origin.workflow, id)?.live;
+    return this.#keep(origin, id, { live: live?.prompt_id === prompt ? live : undefined, output, prompt });
   }
 
   /** What still runs. */
@@ -29,9 +37,10 @@ export class Runs {
     return [...this.#known.values()].filter((run) => run.live?.state === "running");
   }
 
-  #keep(workflow, id, run) {
+  #keep({ workflow, types }, id, run) {
     const key = `${workflow} ${id}`;
-    const kept = { ...run, workflow, id: String(id), heard: Date.now() };
+    const type = types?.[id] ?? this.get(workflow, id)?.type;
+    const kept = { ...run, workflow, id: String(id), type, heard: Date.now() };
     this.#known.delete(key);
     this.#known.set(key, kept);
     for (const old of this.#known.keys()) {

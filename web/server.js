@@ -12,7 +12,7 @@ export function lastStates() {
   return json("/trace/live");
 }
 
-/** Runs that ended, the oldest first: `{prompt_id, workflow, outputs}`. */
+/** Runs that ended, the oldest first: `{prompt_id, workflow, types, outputs}`. */
 export async function history(most = 32) {
   const found = (await json(`/history?max_items=${most}`)) ?? {};
   return Object.entries(found).map(([id, entry]) => told(id, entry));
@@ -27,16 +27,16 @@ export async function ended(promptId, tries = 10) {
 }
 
 function told(id, entry) {
-  return { prompt_id: id, workflow: workflowIn(entry.prompt), outputs: entry.outputs ?? {} };
+  return { prompt_id: id, ...originIn(entry.prompt), outputs: entry.outputs ?? {} };
 }
 
 const known = new Map();
 
-/** The id of the workflow that a run was queued from: nodes of two open workflows may have the same id. */
-export function workflowOf(promptId) {
+/** `{workflow, types}` of what was queued: the workflow's id, as nodes of two open ones may have the same, and the nodes' types. */
+export function originOf(promptId) {
   if (!known.has(promptId)) {
     known.set(promptId, lookUp(promptId).then((found) => {
-      if (found === undefined) known.delete(promptId);
+      if (found.workflow === undefined) known.delete(promptId);
       return found;
     }));
   }
@@ -47,12 +47,13 @@ async function lookUp(promptId) {
   const queue = (await json("/queue")) ?? {};
   const queued = [...(queue.queue_running ?? []), ...(queue.queue_pending ?? [])].find((entry) => entry[1] === promptId);
   const entry = queued ?? (await json(`/history/${encodeURIComponent(promptId)}`))?.[promptId]?.prompt;
-  return workflowIn(entry);
+  return originIn(entry);
 }
 
 /** Of `[number, id, prompt, extra data, ...]`. */
-function workflowIn(entry) {
-  return entry?.[3]?.extra_pnginfo?.workflow?.id;
+function originIn(entry) {
+  const types = Object.entries(entry?.[2] ?? {}).map(([id, node]) => [id, node?.class_type]);
+  return { workflow: entry?.[3]?.extra_pnginfo?.workflow?.id, types: Object.fromEntries(types) };
 }
 
 async function json(path) {

@@ -2,10 +2,10 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { everyNode, findNode } from "./graphs.js";
+import { findNode, movedNode } from "./graphs.js";
 import { Panel } from "./panel.js";
 import { Runs } from "./runs.js";
-import { ended, history, lastStates, pictureUrl, workflowOf } from "./server.js";
+import { ended, history, lastStates, originOf, pictureUrl } from "./server.js";
 
 const TRAINS = "TRACE_LateStageFinetune";
 const SHOWN = ["trace_report", "trace_losses", "trace_pairs", "trace_metadata"];
@@ -14,6 +14,7 @@ const SILENCE = 3000; //: ms without an event after which a running node is aske
 const runs = new Runs();
 const panels = new WeakMap();
 const restored = new Set();
+let soon; //: a timer, while there are new nodes to draw
 
 const isOurs = (node) => String(node?.comfyClass ?? "").startsWith("TRACE_");
 
@@ -31,7 +32,9 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (!isOurs(node)) return;
     if (node.comfyClass === TRAINS) panelOf(node);
+    soon ??= setTimeout(drawAll); // a node that moves into a subgraph is made anew there
   },
 
   afterConfigureGraph() {
@@ -41,31 +44,29 @@ app.registerExtension({
 });
 
 async function onProgress(event) {
-  const workflow = await workflowOf(event.prompt_id);
-  draw(runs.hear(workflow, event));
+  draw(runs.hear(await originOf(event.prompt_id), event));
 }
 
 async function onExecuted({ node, display_node, output, prompt_id }) {
   if (!output || !SHOWN.some((key) => key in output)) return;
-  const workflow = await workflowOf(prompt_id);
-  draw(runs.executed(workflow, display_node ?? node, output, prompt_id));
+  draw(runs.executed(await originOf(prompt_id), display_node ?? node, output, prompt_id));
 }
 
 /** Nodes that came from the cache said nothing; what they show is in the history, which is written a moment later. */
 async function onSuccess(promptId) {
-  const { workflow, outputs } = await ended(promptId);
-  for (const [id, output] of Object.entries(outputs)) {
-    const heard = runs.get(workflow, id)?.prompt === promptId;
-    if (!heard && SHOWN.some((key) => key in output)) draw(runs.executed(workflow, id, output, promptId));
+  const run = await ended(promptId);
+  for (const [id, output] of Object.entries(run.outputs)) {
+    const heard = runs.get(run.workflow, id)?.prompt === promptId;
+    if (!heard && SHOWN.some((key) => key in output)) draw(runs.executed(run, id, output, promptId));
   }
 }
 
 /** A run that ended early in a node, maybe before that node said anything itself. */
 async function onEnd({ node_id, prompt_id }, state, error) {
-  const workflow = await workflowOf(prompt_id);
-  const live = runs.get(workflow, node_id)?.live;
+  const origin = await originOf(prompt_id);
+  const live = runs.get(origin.workflow, node_id)?.live;
   const known = live?.prompt_id === prompt_id ? live : { phase: "", points: [], previews: [] };
-  draw(runs.hear(workflow, { ...known, node: node_id, prompt_id, state, error: known.error ?? error?.trim().slice(0, 500) }));
+  draw(runs.hear(origin, { ...known, node: node_id, prompt_id, state, error: known.error ?? error?.trim().slice(0, 500) }));
 }
 
 /** After a reload of the page: what the server remembers of this workflow's runs, in the order in which they ended. */
@@ -75,14 +76,14 @@ async function restore(workflow) {
   const [states, past] = await Promise.all([lastStates(), history()]);
   const statesOf = (promptId) => (states ?? []).filter((state) => state.prompt_id === promptId);
   for (const run of past.filter((entry) => entry.workflow === workflow)) {
-    for (const state of statesOf(run.prompt_id)) runs.hear(workflow, state, true);
+    for (const state of statesOf(run.prompt_id)) runs.hear(run, state, true);
     for (const [id, output] of Object.entries(run.outputs)) {
-      if (SHOWN.some((key) => key in output)) runs.executed(workflow, id, output, run.prompt_id);
+      if (SHOWN.some((key) => key in output)) runs.executed(run, id, output, run.prompt_id);
     }
   }
   const known = new Set(past.map((entry) => entry.prompt_id));
   for (const state of (states ?? []).filter((entry) => !known.has(entry.prompt_id))) {
-    runs.hear(await workflowOf(state.prompt_id), state, true);
+    runs.hear(await originOf(state.prompt_id), state, true);
   }
   drawAll();
 }
@@ -92,23 +93,24 @@ async function askForSilentOnes() {
   const silent = runs.running().filter((run) => Date.now() - run.heard > SILENCE);
   const states = silent.length ? await lastStates() : null;
   if (!states) return;
-  for (const { workflow, id, live } of silent) {
-    const state = states.find((entry) => String(entry.node) === id && entry.prompt_id === live.prompt_id);
-    const gone = { ...live, state: "failed", error: "ComfyUI was started anew while this node ran." };
-    draw(runs.hear(workflow, state ?? gone, true));
+  for (const run of silent) {
+    const state = states.find((entry) => String(entry.node) === run.id && entry.prompt_id === run.live.prompt_id);
+    const gone = { ...run.live, state: "failed", error: "ComfyUI was started anew while this node ran." };
+    draw(runs.hear(run, state ?? gone, true));
   }
 }
 
 function draw(run) {
   if (!run || run.workflow !== app.graph?.id) return;
-  const node = findNode(app.graph, run.id);
-  if (isOurs(node) && (panels.has(node) || SHOWN.some((key) => key in (run.output ?? {})))) panelOf(node).update(run);
+  const exact = findNode(app.graph, run.id);
+  const node = isOurs(exact) ? exact : movedNode(app.graph, run.id, run.type);
+  if (node && (panels.has(node) || SHOWN.some((key) => key in (run.output ?? {})))) panelOf(node).update(run);
 }
 
 function drawAll() {
-  for (const [id, node] of everyNode(app.graph)) {
-    if (isOurs(node)) draw(runs.get(app.graph.id, id));
-  }
+  clearTimeout(soon);
+  soon = undefined;
+  if (app.graph) runs.of(app.graph.id).forEach(draw);
 }
 
 /** The node's panel; it is made when there is first something to show. */

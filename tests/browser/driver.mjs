@@ -1,5 +1,5 @@
 // One headless Chromium for the whole tier. Reads a line of JSON for each scenario, {scenario, given}, and answers with one:
-// {result} or {error}. Every scenario has a browser context of its own.
+// {result} or {error}. Every scenario has a page of its own with nothing remembered of the ones before.
 //
 //   node driver.mjs PLAYWRIGHT_FOLDER CHROMIUM SERVER_URL PACK
 
@@ -13,6 +13,7 @@ const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
   "--disable-component-update", "--disable-sync"];
 
 const browser = await chromium.launch({ executablePath, args: QUIET });
+const context = await browser.newContext({ viewport: { width: 1280, height: 900 } }); // one: the compiled page is in its cache
 for await (const line of createInterface({ input: process.stdin })) {
   const { scenario, given } = JSON.parse(line);
   process.stdout.write(`${JSON.stringify(await answer(scenario, given))}\n`);
@@ -20,23 +21,27 @@ for await (const line of createInterface({ input: process.stdin })) {
 await browser.close();
 
 async function answer(name, given) {
-  const context = await browser.newContext({ viewport: { width: 1280, height: 900 } });
   const page = await context.newPage();
   const problems = listen(page);
   try {
-    return { result: { ...(await scenarios[name](page, { url, pack, ...given })), problems } };
+    return { result: { ...(await scenarios[name](page, { url, pack, problems, ...given })), problems } };
   } catch (error) {
     await page.screenshot({ path: `${given.out}/error-${name}.png` }).catch(() => {});
     return { error: `${error.stack ?? error}\n${problems.join("\n")}` };
   } finally {
-    await context.close();
+    await page.goto(`${url}/system_stats`).catch(() => {});
+    await page.evaluate(() => localStorage.clear()).catch(() => {}); // what is in the session's storage ends with the page
+    await page.close();
   }
 }
 
-/** Of our files: errors that no one caught, and what they write to the console as one. The page has some of its own. */
+/**
+ * Of our files: errors that no one caught, and what they write to the console as one; of our pictures and states: that they did not
+ * come. The page has some errors of its own.
+ */
 function listen(page) {
   const problems = [];
-  const ours = (text) => text.includes(`/extensions/${pack}/`);
+  const ours = (text) => [`/extensions/${pack}/`, "/trace/live", "subfolder=trace"].some((part) => text.includes(part));
   page.on("pageerror", (error) => ours(String(error.stack)) && problems.push(`uncaught: ${error.stack}`));
   page.on("console", (message) => {
     const from = message.location().url ?? "";

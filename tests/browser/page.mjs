@@ -29,6 +29,11 @@ export async function load(page, { pack }, name, widgets = {}) {
   }, [pack, name, widgets]);
 }
 
+/** Take the nodes of these types off the canvas: what a scenario does not look at need not run. */
+export const without = (page, ...types) => page.evaluate((types) => {
+  for (const node of app.graph.nodes.filter((n) => types.includes(n.type))) app.graph.remove(node);
+}, types);
+
 /** Queue what is on the canvas. */
 export const queue = (page) => page.evaluate(() => app.queuePrompt(0, 1));
 

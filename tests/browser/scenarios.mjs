@@ -1,6 +1,6 @@
 // What the tests do on the page. A scenario returns facts; the assertions are in test_browser.py.
 
-import { load, lookAt, open, panel, picture, queue, ready, theme, until } from "./page.mjs";
+import { load, lookAt, open, panel, picture, queue, ready, theme, until, without } from "./page.mjs";
 
 const FINETUNE = "TRACE_LateStageFinetune";
 const COMPARE = "TRACE_CompareErasure";
@@ -38,7 +38,7 @@ async function quickstart(page, given) {
   return { clicks, seconds, listed, shown };
 }
 
-/** Every template on the page: whether all its nodes are known and its panels do not stand on other nodes. */
+/** Every template on the page: whether all its nodes are known, and what comes of it when it is queued (those in `given.queued`). */
 async function templates(page, given) {
   await open(page, given);
   const facts = {};
@@ -49,6 +49,10 @@ async function templates(page, given) {
       nodes: app.graph.nodes.length,
       unknown: app.graph.nodes.filter((n) => n.has_errors || !LiteGraph.registered_node_types[n.type]).map((n) => n.type),
     }));
+    if (!given.queued.includes(name)) continue;
+    await queue(page);
+    facts[name].shown = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null);
+    await page.screenshot({ path: shot(given, `template-${name}`), type: "jpeg", quality: 60 });
   }
   return { facts };
 }
@@ -110,7 +114,7 @@ async function shots(page, given) {
 
 async function cancelled(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { steps: 5000, seed: given.seed ?? 7 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { steps: 5000, preview_every: 0, seed: given.seed ?? 7 } });
   await queue(page);
   await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 2);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
@@ -152,13 +156,26 @@ async function traps(page, given) {
   }, [given.pack, TRAP]);
   await page.waitForTimeout(500);
   const bold = await page.evaluate(() => [...document.querySelectorAll(".trace-panel b")].filter((e) => e.textContent === "x").length);
-  return { compared, projected, rendered, bold, trapped: await page.evaluate(() => window.trapped ?? null) };
+  const trapped = await page.evaluate(() => window.trapped ?? null);
+  return { compared, projected, rendered, bold, trapped, caught: await caught(page, given) };
 }
 
-/** Two finetunes at once, one of them in a subgraph; the page's own way of making one. */
+/** Errors made on purpose, one in our code and one of a picture: how many were noticed. */
+async function caught(page, { pack, problems }) {
+  const before = problems.length;
+  await page.evaluate((pack) => {
+    import(`/extensions/${pack}/runs.js`).then(({ Runs }) => new Runs().executed(null));
+    document.createElement("img").src = "/view?filename=gone.png&subfolder=trace&type=temp";
+  }, pack);
+  await page.waitForTimeout(1000);
+  return problems.splice(before).length;
+}
+
+/** Two finetunes at once, one of them in a subgraph; then the other one, which has run, is put into one too. The page's own ways. */
 async function subgraph(page, given) {
   await open(page, given);
   await load(page, given, "trace-full", { [FINETUNE]: { steps: 3, preview_every: 0, seed: 21 } });
+  await without(page, COMPARE, "LossGraphNode", "TRACE_SaveErasureLora");
   await page.evaluate((type) => {
     const inner = app.graph.nodes.find((n) => n.type === type);
     const outer = LiteGraph.createNode(type);
@@ -177,11 +194,31 @@ async function subgraph(page, given) {
   }, FINETUNE);
   await queue(page);
   const outside = await until(page, FINETUNE, (p) => p.state === "done");
-  await page.evaluate(() => app.canvas.openSubgraph(app.graph.nodes.find((n) => n.subgraph).subgraph));
+  await enter(page, 0);
   const inside = await until(page, FINETUNE, (p) => p.state === "done");
   await page.waitForTimeout(500);
   const visible = await page.evaluate(() => [...document.querySelectorAll(".trace-panel")].filter((e) => e.offsetParent).length);
-  return { outside, inside, visible };
+  await page.evaluate(() => app.canvas.setGraph(app.graph));
+  await page.evaluate(async (types) => {
+    app.canvas.selectItems(app.graph.nodes.filter((n) => types.includes(n.type)));
+    await app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph");
+    app.extensionManager.workflow.activeWorkflow.changeTracker.checkState(); // as a click does; what was noted outlasts a reload
+  }, [FINETUNE, PROJECTION]);
+  await enter(page, 1);
+  const moved = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
+  const movedProjection = await until(page, PROJECTION, (p) => p.report !== null);
+  await picture(page, FINETUNE, shot(given, "moved"), 0.8);
+  await page.reload();
+  await ready(page);
+  await enter(page, 1);
+  const again = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
+  return { outside, inside, visible, moved, movedProjection, again };
+}
+
+/** Open a subgraph, once it is there. */
+async function enter(page, number) {
+  await page.waitForFunction((number) => app.graph.nodes.filter((n) => n.subgraph).length > number, number);
+  await page.evaluate((number) => app.canvas.openSubgraph(app.graph.nodes.filter((n) => n.subgraph)[number].subgraph), number);
 }
 
 async function applied(page, given) {

@@ -19,12 +19,19 @@ def test_quickstart_in_three_clicks_and_a_minute(play):
     assert len(found["shown"]["pairs"]) == 6
 
 
-def test_each_template_loads(play):
-    facts = play("templates")["facts"]
+#: Templates that other scenarios queue: `quickstart`, `training` and `applied`.
+ELSEWHERE = ("quickstart", "trace-full", "apply-and-stack")
+
+
+def test_each_template_loads_and_draws(play):
+    facts = play("templates", queued=[name for name in NAMES if name not in ELSEWHERE])["facts"]
     assert sorted(facts) == NAMES
     for name, fact in facts.items():
         assert fact["nodes"] > 3, name
         assert fact["unknown"] == [], name
+        if name not in ELSEWHERE:
+            assert len(fact["shown"]["pairs"]) == 6, name
+            assert "0 after" in fact["shown"]["report"], name
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +102,7 @@ def test_no_text_becomes_html(play):
     found = play("traps")
     assert found["trapped"] is None
     assert found["bold"] == 0
+    assert found["caught"] == 2  # the fixture, which wants no error in any scenario, would have seen one
     assert found["compared"]["pairs"][1].startswith("<b>x</b>")
     assert "<b>x</b>" in found["projected"]["reportBody"]
     rendered = found["rendered"]
@@ -104,11 +112,23 @@ def test_no_text_becomes_html(play):
     assert rendered["odd"] >= 1
 
 
-def test_two_finetunes_one_in_a_subgraph(play):
-    found = play("subgraph")
-    assert found["outside"]["points"] == found["inside"]["points"] == 3
-    assert found["outside"]["legend"] != found["inside"]["legend"]  # of different seeds
-    assert found["visible"] == 1
+@pytest.fixture(scope="module")
+def grouped(play) -> dict:
+    return play("subgraph")
+
+
+def test_two_finetunes_one_in_a_subgraph(grouped):
+    assert grouped["outside"]["points"] == grouped["inside"]["points"] == 3
+    assert grouped["outside"]["legend"] != grouped["inside"]["legend"]  # of different seeds
+    assert grouped["visible"] == 1
+
+
+def test_state_follows_into_a_subgraph(grouped):
+    """Of nodes that had run before they were moved, also after a reload."""
+    before = grouped["outside"]
+    for shown in (grouped["moved"], grouped["again"]):
+        assert [shown[fact] for fact in ("points", "legend", "report")] == [before[fact] for fact in ("points", "legend", "report")]
+    assert grouped["movedProjection"]["report"]
 
 
 def test_metadata_on_apply(play):
