@@ -19,8 +19,8 @@ from torch import Tensor
 from trace_core import engine
 from trace_core.adapters import attached
 from trace_core.backbones import Backbone, backbone_for
-from trace_core.finetune import squared_error
 from trace_core.gradients import checkpointed, saved_apart, training_mode
+from trace_core.objectives.base import squared_error
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import peak_memory  # noqa: E402
@@ -110,7 +110,7 @@ def stepping(name: str, backbone: Backbone, mode: str, batch: int):
         def step(edge: int) -> None:
             x, sigma, condition = inputs(name, backbone, batch, edge)
             optimiser.zero_grad(set_to_none=True)
-            squared_error(backbone.predict(x, sigma, condition), torch.randn_like(x), sigma).backward()
+            squared_error(backbone.predict(x, sigma, condition), torch.randn_like(x), sigma).mean().backward()
             optimiser.step()
 
         yield step, COPIES * sum(p.nbytes for p in parameters)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from ..trace_core import gating
+from ..trace_core.backbones.base import SCOPES
 from ..trace_core.concepts import KINDS
 from ..trace_core.errors import LoraError
 from ..trace_core.evaluate.grid import to_image
@@ -46,8 +47,8 @@ class LateStageFinetune:
                 "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
                 "erase": wire.ERASE,
                 "keep": wire.KEEP,
-                "objective": (list(OBJECTIVES), {"default": "trace", "tooltip": "The loss: trace is this pack's, ant and esd are "
-                              "the published ones, for comparison."}),
+                "objective": (list(OBJECTIVES), {"default": "trace", "tooltip": "The loss: trace is this pack's; mace, ant, "
+                              "trce and esd are the published ones, for comparison."}),
                 "preset": (list(PRESETS), {"default": DEFAULTS.preset, "tooltip": "How long to train. fast is enough to see it work."}),
                 "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it, and the "
                          "objective's values for it. Set style for an artist's name and person for a person's."}),
@@ -75,11 +76,18 @@ class LateStageFinetune:
             },
             "optional": {
                 "lora": (wire.LORA, {"tooltip": "The projection's LoRA: training starts from it, and it is joined into the result."}),
+                "scope": (["auto", *SCOPES], {"default": "auto", "tooltip": "Layers that get adapters; auto: the objective's own. "
+                          + "; ".join(f"{k}: {v}" for k, v in SCOPES.items()) + "."}),
+                "saliency": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": "Above 0, whole weight matrices "
+                             "are trained, but of each only this share with the largest gradients on every prompt and seed (ANT's value: "
+                             "0.5), and cut to the rank at the end. Lower the learning rate to a tenth."}),
+                "mask": ("MASK", {"tooltip": "For objective mace: where in the picture the concept is. Without it, where the model's own "
+                         "attention says."}),
             },
         }  # fmt: skip
 
     def train(self, model, clip, erase, keep, objective, preset, kind, window, window_start, window_end, steps, rank, lr, eta, seed,
-              width, height, checkpointing, preview_every, lora=None):  # fmt: skip
+              width, height, checkpointing, preview_every, lora=None, scope="auto", saliency=0.0, mask=None):  # fmt: skip
         concepts, kept = wire.concepts_of(erase, keep)
         _, kept = domain_of(model, concepts, kept)
         start = None if lora is None else wire.erasure_of(lora)
@@ -87,12 +95,12 @@ class LateStageFinetune:
         config = FinetuneConfig(
             objective=objective, preset=preset, kind=kind, window=None if window == "auto" else (window_start, window_end),
             steps=steps or None, rank=rank, eta=None if eta < 0 else eta, seed=seed, checkpointing=checkpointing,
-            preview_every=preview_every, **finetune_options(model, width, height, lr),
+            preview_every=preview_every, scope=None if scope == "auto" else scope, saliency=saliency, **finetune_options(model, width, height, lr),
         )  # fmt: skip
         terms = {t.name: t.weight for t in OBJECTIVES[objective].terms}
         with Live(objective=objective, window=None if window == "auto" else [window_start, window_end], terms=list(terms)) as live:
             show = Previews(model, live, config) if preview_every else None
-            result = run(model, clip, concepts, kept, config, start, live.training, show)
+            result = run(model, clip, concepts, kept, config, start, live.training, show, region=mask)
             live.facts["window"] = result.report["window"]
             edited = gating.apply(model, result.lora)
         losses = wire.loss_map(result.report["losses"], {**terms, **result.report["parameters"]["weights"]})

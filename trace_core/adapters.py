@@ -28,9 +28,11 @@ class Adapters:
     starts from, usually the closed form) and ``student`` (with the trained adapter on top).
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str]):
+    def __init__(self, network: nn.Module, names: Sequence[str], dense: bool = False):
         self._layers = {name: network.get_submodule(name) for name in names}
         self._trained = [layer for layer in self._layers.values() if STUDENT in layer.lora_A]
+        self._masks: list[Tensor | None] = [None] * len(self._trained)
+        self.dense = dense
         self.use(STUDENT)
 
     def use(self, state: str) -> None:
@@ -42,14 +44,28 @@ class Adapters:
                 layer.set_adapter(active)
         for layer in self._layers.values():  # PEFT makes whatever is active trainable
             for name in layer.lora_A:
-                layer.lora_A[name].requires_grad_(name == STUDENT)
+                layer.lora_A[name].requires_grad_(name == STUDENT and not self.dense)
                 layer.lora_B[name].requires_grad_(name == STUDENT)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: all A, then all B, float32."""
-        return [layer.lora_A[STUDENT].weight for layer in self._trained] + [
-            layer.lora_B[STUDENT].weight for layer in self._trained
-        ]
+        """What is trained: all A (none, if whole matrices are), then all B, float32."""
+        down = [] if self.dense else [layer.lora_A[STUDENT].weight for layer in self._trained]
+        return down + [layer.lora_B[STUDENT].weight for layer in self._trained]
+
+    def gradients(self) -> list[Tensor]:
+        """Of every B, in the order of the layers; of whole matrices these are the gradients of the weights themselves."""
+        weights = [layer.lora_B[STUDENT].weight for layer in self._trained]
+        return [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+
+    def restrict(self, masks: Sequence[Tensor | None]) -> None:
+        """Train no number of B where its mask is False; a mask a layer, or None for all of it."""
+        self._masks = [old if new is None else new if old is None else old & new for old, new in zip(self._masks, masks, strict=True)]
+
+    def mask_gradients(self) -> None:
+        """Clear the gradient of what is not trained; Adam without weight decay then leaves it at zero."""
+        for gradient, mask in zip(self.gradients(), self._masks):
+            if mask is not None:
+                gradient.mul_(mask)
 
     def state(self) -> list[Tensor]:
         """A copy of the trained factors, in the order of :meth:`parameters`."""
@@ -68,19 +84,33 @@ class Adapters:
             for p, saved in zip(own, state):
                 p.copy_(saved)
 
-    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The trained adapter alone, ``{module: (up [out, r], down [r, in])}`` float32; up carries PEFT's scale."""
-        out = {}
+    def factors(self, rank: int | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+        """The trained adapter alone, ``{module: (up [out, r], down [r, in])}`` float32; up carries PEFT's scale.
+
+        Args:
+            rank: of whole matrices, which are cut by a singular value decomposition (Eckart and Young, 1936).
+
+        Returns:
+            the factors, and the share of the edit that was cut off, in the Frobenius norm over all layers.
+        """
+        out, lost, whole = {}, 0.0, 0.0
         for name, layer in self._layers.items():
-            if STUDENT in layer.lora_A:
-                up, down = layer.lora_B[STUDENT].weight.detach(), layer.lora_A[STUDENT].weight.detach()
-                out[PREFIX + name] = (up.float().cpu() * layer.scaling[STUDENT], down.float().cpu())
-        return out
+            if STUDENT not in layer.lora_A:
+                continue
+            up, down = layer.lora_B[STUDENT].weight.detach(), layer.lora_A[STUDENT].weight.detach()
+            up = up.float().cpu() * layer.scaling[STUDENT]
+            if self.dense:
+                left, values, right = torch.linalg.svd(up, full_matrices=False)
+                lost, whole = lost + values[rank:].square().sum().item(), whole + values.square().sum().item()
+                roots = values[:rank].sqrt()
+                up, down = left[:, :rank] * roots, roots[:, None] * right[:rank]
+            out[PREFIX + name] = (up, down.float().cpu())
+        return out, (lost / whole) ** 0.5 if whole else 0.0
 
 
 @contextmanager
 def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: ErasureLora | None = None,
-             seed: int = 0) -> Iterator[Adapters]:  # fmt: skip
+             seed: int = 0, dense: bool = False) -> Iterator[Adapters]:  # fmt: skip
     """Adapters on the layers ``targets`` of a loaded model; afterwards it is bit for bit and module for module as before.
 
     Inside, every weight is an alias that autograd accepts: ComfyUI loads models in inference mode, and inference tensors
@@ -91,6 +121,7 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
         rank: of the trained adapter, which starts at zero (A Kaiming, B zero).
         start: an erasure to start from; it is not trained.
         seed: of A.
+        dense: train whole matrices: A is the identity and stays, B is the change of the weight.
 
     Raises:
         LoraError: if ``start`` does not fit the network.
@@ -111,8 +142,13 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
             _inject_start(network, given)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _inject(network, STUDENT, dict.fromkeys(names, rank))
-        yield Adapters(network, list(dict.fromkeys([*given, *names])))
+            _inject(network, STUDENT, {name: shapes[name][1] if dense else rank for name in names})
+        if dense:
+            with torch.no_grad():
+                for name in names:
+                    down = network.get_submodule(name).lora_A[STUDENT].weight
+                    down.copy_(torch.eye(len(down)))
+        yield Adapters(network, list(dict.fromkeys([*given, *names])), dense)
     finally:
         before.restore()
 

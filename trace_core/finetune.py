@@ -10,9 +10,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import Adapters, attached
+from .attention import suppression
 from .backbones import Backbone, backbone_for
 from .closed_form.policies import POLICIES, keep_prompts
 from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, fill, guess_kind, same
@@ -22,12 +24,11 @@ from .gradients import checkpointed, saved_apart, training_mode
 from .lora import ErasureLora, base_metadata
 from .numerics import is_finite
 from .objectives import OBJECTIVES, Term
+from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
-from .trajectory import Points, Prompts, Sampling, TrajectoryBank, trajectories
+from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
 from .windows import auto_window, inside
-
-SIGMA_SQUARED = 30.0  #: bound of the weight of noisy steps; SD's sigmas reach 14.6, FLUX's 1
 
 
 @dataclass
@@ -80,17 +81,19 @@ class Trainer:
 
     def __init__(self, backbone: Backbone, clip, concepts: Sequence[Concept], keep: Sequence[str], config: FinetuneConfig,
                  report: Callable[[Progress], None], preview: Callable[[int, Tensor, list[str]], None] | None,
-                 start: ErasureLora | None):  # fmt: skip
+                 start: ErasureLora | None, region: Tensor | None = None):  # fmt: skip
+        self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()  # [1, 1, h, w]
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
         self.start, self._report, self._preview = start, report, preview
         self.shape = backbone.latent_shape(config.width, config.height)
         self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
         self.uncond = self.prompts.index("")
+        self.strengths: dict[int, float] = {}  #: of the concept in a prompt, by the prompt's number
         self.erase_pairs = self._pairs(concepts)
         self.keep_pairs = self._kept(keep)
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
-        self.step, self.losses, self.history = 0, {}, []
+        self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
         self._began = self._trained_from = None
         self._started_at = backbone.evaluations
         self.identity = identity(self)  # now, while the network's modules have their names
@@ -102,10 +105,13 @@ class Trainer:
             kind = guess_kind(concept.target) if self.config.kind == "auto" else self.config.kind
             for template in (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]):
                 texts = fill(template, concept.target), fill(template, concept.anchor)
-                out.append(tuple(self.prompts.index(text) for text in texts))
+                out.append((self.prompts.index(texts[0], concept.target), self.prompts.index(texts[1])))
+                self.strengths[out[-1][0]] = concept.strength
         return out
 
     def _kept(self, keep: Sequence[str]) -> list[tuple[int, int]]:
+        if self.objective.unconditional:
+            return [(self.uncond, self.uncond)]
         made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts)
         return [(self.prompts.index(text),) * 2 for text, _ in made]
 
@@ -120,9 +126,10 @@ class Trainer:
     def _needed(self, role: str) -> list[str]:
         """The predictions that the terms of a role need; without an overshoot the concept's own is not."""
         names = {n for t in self.terms() if t.role == role for n in t.needs}
-        if role == "erase" and self.objective.name == "trace" and not self.config.eta:
+        graded = any(s != 1 for s in self.strengths.values())
+        if role == "erase" and self.objective.name == "trace" and not self.config.eta and not graded:
             names -= {"concept"}
-        return sorted(names)
+        return sorted(names - ({REGION} if self.config.kind == "style" or self.region is not None else set()))
 
     def terms(self) -> list[Term]:
         """The objective's terms that have points in this window, with this run's weights."""
@@ -147,11 +154,33 @@ class Trainer:
                          adapters.use, "base", self._tick)  # fmt: skip
         return auto_window(self.bank.points.pop("window"))
 
+    def mask_by_saliency(self, adapters: Adapters) -> None:
+        """ANT, section 3.3: train only the weights whose gradients are large on every prompt and every seed.
+
+        One map a prompt and seed: the largest ``config.saliency`` of each layer's ``|gradient|``; what is in all maps is trained.
+        The released code keeps the smallest.
+        """
+        count, masks = self.config.saliency_maps, None
+        for number in range(count):
+            seed = self.config.seed * 6151 + number
+            self.bank.sample("erase", self._some(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
+                             self._needed("erase"), seed, adapters.use, "base", self._tick)  # fmt: skip
+            self._tick("saliency", number, count)
+            total, _ = self.loss(*self.batch(seed))
+            total.backward()
+            found = [largest(g.abs(), self.config.saliency) for g in adapters.gradients()]
+            masks = found if masks is None else [a & b for a, b in zip(masks, found)]
+            for p in adapters.parameters():
+                p.grad = None
+        del self.bank.points["erase"]
+        adapters.restrict(masks)
+        self.kept_share = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+
     # --------------------------------------------------------------------------------------- a step
 
-    def batch(self) -> tuple[list[tuple[Term, Points]], list[int]]:
-        """Points of every term for the step, drawn by the seed and the step's number."""
-        generator = torch.Generator().manual_seed(self.config.seed * 15485863 + self.step)
+    def batch(self, seed: int | None = None) -> tuple[list[tuple[Term, Points]], list[int]]:
+        """Points of every term for the step, drawn by the seed and the step's number, or by a seed of its own."""
+        generator = torch.Generator().manual_seed(self.config.seed * 15485863 + self.step if seed is None else seed)
         terms = self.terms()
         if not terms:
             raise TraceError(f"no term of {self.objective.name} has points in the window {self.config.window}; widen it")
@@ -163,25 +192,55 @@ class Trainer:
             if not len(where):
                 raise TraceError(f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it")
             count = max(1, round(self.config.batch * term.share / shares))
-            chosen = points[where[torch.randint(len(where), (count,), generator=generator)]]
+            if term.focus:
+                density = term.focus(self.backbone.time_of(points.sigma[where]))
+                drawn = torch.multinomial(density.clamp_min(1e-12), count, replacement=True, generator=generator)
+            else:
+                drawn = torch.randint(len(where), (count,), generator=generator)
+            chosen = points[where[drawn]]
             out.append((term, chosen))
             numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
         return out, numbers
 
     def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
-        """One forward pass over all terms; the weighted sum of their mean squared errors, and each of them."""
-        device = self.backbone.device
+        """One forward pass over all terms; the weighted sum of their mean errors, and each of them."""
+        device, maps = self.backbone.device, []
         x = torch.cat([points.x for _, points in drawn]).to(device).float()
         sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
-        out = self.backbone.predict(x, sigma, self.prompts.batch(numbers))
+        with self.backbone.attention_maps(maps) if any(t.attention for t, _ in drawn) else nullcontext():
+            out = self.backbone.predict(x, sigma, self.prompts.batch(numbers))
         total, errors, at = 0.0, {}, 0
         for term, points in drawn:
-            predictions = {k: v.to(device).float() for k, v in points.predictions.items()}
-            target = term.target(predictions, self.config.eta or 0.0)
-            error = squared_error(out[at : at + len(points)], target, points.sigma.to(device))
-            total, errors[term.name], at = total + term.weight * error, error.item(), at + len(points)
+            part = slice(at, at + len(points))
+            if term.attention:
+                error = self._attention([(q[part], k[part]) for q, k in maps], points)
+            else:
+                error = self._error(term, points, out[part])
+            error = error.mean()
+            total, errors[term.name], at = total + term.weight * error, error.item(), part.stop
         self.backbone.evaluations += 2 * len(x)  # the backward pass
         return total, errors
+
+    def _error(self, term: Term, points: Points, out: Tensor) -> Tensor:
+        """Of every sample, ``[n]``."""
+        predictions = {k: v.to(out.device).float() for k, v in points.predictions.items()}
+        sigma = points.sigma.to(out.device)
+        if term.error:
+            return term.error(out, predictions, sigma)
+        target = term.target(predictions, self.config.eta or 0.0)
+        strength = torch.tensor([self.strengths.get(int(n), 1.0) for n in points.prompt], device=out.device).view(-1, 1, 1, 1)
+        if term.name == "erase" and (strength != 1).any():
+            target = predictions["concept"] + strength * (target - predictions["concept"])
+        return squared_error(out, target, sigma)
+
+    def _attention(self, layers: list[tuple[Tensor, Tensor]], points: Points) -> Tensor:
+        """Of every sample, ``[n]``: the attention to the concept, its end and pad rows included, where the concept is."""
+        device = layers[0][0].device
+        if self.region is not None:
+            region = F.interpolate(self.region, points.x.shape[-2:], mode="nearest").expand(len(points), -1, -1, -1).to(device)
+        else:
+            region = points.predictions[REGION].to(device) if REGION in points.predictions else None  # of a style: everywhere
+        return suppression(layers, region, self.prompts.columns(points.prompt, True).to(device))
 
     def learning_rate(self) -> float:
         """Linear warm-up over the first steps, then a cosine to a twentieth (Loshchilov and Hutter, arXiv 1608.03983)."""
@@ -209,11 +268,14 @@ class Trainer:
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
         half = next(self.backbone.network.parameters()).dtype == torch.float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)  # small gradients vanish in float16
-        if resume:
-            self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
         if config.window == AUTO:
             config = self.config = replace(config, window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters))
-        self.fill_bank("keep", adapters, True)
+        if any(t.role == "keep" for t in self.terms()):
+            self.fill_bank("keep", adapters, True)
+        if config.saliency:
+            self.mask_by_saliency(adapters)  # while the adapter is zero, so that a resumed run finds the same
+        if resume:
+            self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
         self._trained_from = (self.step, time.monotonic())
         good = TrainingState.take(adapters, optimiser, self)
         while self.step < config.steps:
@@ -229,6 +291,7 @@ class Trainer:
             total, self.losses = self.loss(*self.batch())
             scaler.scale(total).backward()
             scaler.unscale_(optimiser)
+            adapters.mask_gradients()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
                 raise Diverged(f"the loss is {total.item()} at step {self.step}; lower the learning rate ({config.lr:g})", good)
@@ -250,20 +313,16 @@ class Trainer:
         self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
 
 
-def squared_error(prediction: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Mean over samples of ``(1 + min(sigma^2, S)) ||prediction - target||^2 / n``: the error of the prediction and that of x0.
-
-    An error of eps moves x0 by sigma times as much. Without the second part the steps that decide what a picture shows weigh
-    next to nothing; without the first, what happens late vanishes.
-    """
-    weight = 1 + sigma.square().clamp_max(SIGMA_SQUARED)
-    return (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()
+def largest(values: Tensor, share: float) -> Tensor:
+    """Bool mask of the largest ``share`` of a tensor's numbers, at least one."""
+    count = max(1, round(share * values.numel()))
+    return values >= values.flatten().kthvalue(values.numel() - count + 1).values
 
 
 def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: FinetuneConfig | None = None,
              start: ErasureLora | None = None, report: Callable[[Progress], None] | None = None,
              preview: Callable[[int, Tensor, list[str]], None] | None = None, resume: TrainingState | None = None,
-             checkpoint: Callable[[TrainingState], None] | None = None) -> FinetuneResult:  # fmt: skip
+             checkpoint: Callable[[TrainingState], None] | None = None, region: Tensor | None = None) -> FinetuneResult:  # fmt: skip
     """Train a LoRA that erases concepts. The model is bit for bit as before, whatever happens.
 
     Args:
@@ -278,6 +337,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         preview: ``preview(step, latents [2, c, h, w], prompts)``, every ``config.preview_every`` steps.
         resume: a state that ``checkpoint`` was given; the run goes on as if it had not stopped.
         checkpoint: is given a :class:`TrainingState` at every refresh.
+        region: ``[..., h, w]`` above one half where the concept is, for objectives that ask; None: the base model's attention to it.
 
     Raises:
         ConceptError, ModelError, LoraError, TraceError: before anything is changed.
@@ -293,21 +353,35 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     kinds = {guess_kind(c.target) for c in concepts} if config.kind == "auto" else {config.kind}
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts))
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    if config.checkpointing and any(t.attention for t in OBJECTIVES[config.objective].terms):
+        raise TraceError(f"objective {config.objective} reads attention maps, which checkpointing throws away; turn checkpointing off")
     with training_mode():
         backbone.load()
-        trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview, start)
+        trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview, start, region)
         if resume:
             resume.check(trainer)
         network = backbone.network
         blocks = checkpointed(network, backbone.blocks()) if config.checkpointing else nullcontext()
-        with attached(backbone, backbone.lora_targets(config.scope), config.rank, start, config.seed) as adapters:
+        targets = backbone.lora_targets(config.scope)
+        with attached(backbone, targets, config.rank, start, config.seed, bool(config.saliency)) as adapters:
+            adapters.restrict([_rows_mask(backbone, name, config) for name in targets])
             with blocks, saved_apart(network):
                 trainer.train(adapters, start, resume, checkpoint)
-            factors = adapters.factors()
-    return _result(trainer, concepts, kept, factors, start)
+            factors, truncation = adapters.factors(config.rank)
+    return _result(trainer, concepts, kept, factors, start, truncation)
 
 
-def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None) -> FinetuneResult:
+def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:
+    """Where a scope has some of a layer's outputs: a mask of the adapter's B ``[out, 1]``."""
+    rows = backbone.trained_rows(name, config.scope)
+    if rows is None:
+        return None
+    mask = torch.zeros(backbone.network.get_submodule(name).weight.shape[0], 1, dtype=torch.bool, device=backbone.device)
+    mask[rows] = True
+    return mask
+
+
+def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None, truncation: float) -> FinetuneResult:
     config, backbone = trainer.config, trainer.backbone
     adapter = ErasureLora.from_factors(factors)
     if not all(is_finite(f) for pair in adapter.modules.values() for f in pair):
@@ -334,5 +408,7 @@ def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None
         "prompt_bytes": trainer.prompts.nbytes,
         "adapted_layers": len(adapter.modules),
         "rank": lora.rank,
+        "truncation": truncation,
+        "trained_share": trainer.kept_share,
     }
     return FinetuneResult(lora, adapter, report)

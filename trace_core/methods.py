@@ -35,8 +35,10 @@ METHODS: dict[str, Method] = {m.name: m for m in (
     Method("projection", "TRACE's closed form alone: seconds", {"policy": "trace"}),
     Method("trace", "closed form, then late-stage finetune", {"policy": "trace", "eta": 0.0, "energy": 0.9}, {"objective": "trace"}),
     Method("uce", "UCE's closed form", {"policy": "uce"}),
-    Method("mace", "MACE's closed form", {"policy": "mace"}),
-    Method("trce", "TRCE's closed form, its first stage", {"policy": "trce"}),
+    Method("mace-cfr", "MACE's closed form, its first stage", {"policy": "mace"}),
+    Method("mace", "MACE: closed form, then attention suppression", {"policy": "mace"}, {"objective": "mace"}),
+    Method("trce-eot", "TRCE's closed form, its first stage", {"policy": "trce"}),
+    Method("trce", "TRCE: closed form, then early contrastive steering", {"policy": "trce"}, {"objective": "trce"}),
     Method("ant", "ANT's finetune", None, {"objective": "ant"}),
     Method("esd", "ESD-x's finetune", None, {"objective": "esd"}),
 )}  # fmt: skip

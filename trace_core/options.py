@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .backbones.base import SCOPES
 from .concepts import KINDS
 from .errors import TraceError
 from .objectives import OBJECTIVES
@@ -38,7 +39,9 @@ class FinetuneConfig:
     rank: int = field(default=8, metadata={"help": "of the trained adapter"})
     lr: float = field(default=5e-4, metadata={"help": "AdamW's learning rate at its highest (ANT's value)"})
     eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
-    scope: str | None = field(default=None, metadata={"help": "layers: text, attention, linear"})
+    scope: str | None = field(default=None, metadata={"help": "layers: " + ", ".join(SCOPES)})
+    saliency: float = field(default=0.0, metadata={"help": "share of each layer's weights in a saliency map (ANT); 0 trains a plain LoRA"})
+    saliency_maps: int = field(default=12, metadata={"help": "maps, a prompt and seed each, that a trained weight must be in"})
     weights: Mapping[str, float] = field(default_factory=dict, metadata={"help": "weights of the objective's terms by name"})
     sampling_steps: int = field(default=12, metadata={"help": "steps of a trajectory"})
     cfg: float | None = field(default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"})
@@ -62,7 +65,7 @@ class FinetuneConfig:
         for name, low, high in (("steps", 1, 100_000), ("batch", 4, 4096), ("trajectories", 1, 10_000), ("keep_trajectories", 1, 100_000),
                                 ("refresh", 1, 100_000), ("rank", 1, 1024), ("sampling_steps", 2, 1000), ("lr", 1e-8, 1.0),
                                 ("eta", 0.0, 10.0), ("cfg", 0.0, 30.0), ("guidance", 0.0, 30.0), ("width", 16, 4096),
-                                ("height", 16, 4096), ("max_grad_norm", 1e-6, 1e6), ("preview_every", 0, 100_000)):  # fmt: skip
+                                ("height", 16, 4096), ("max_grad_norm", 1e-6, 1e6), ("saliency", 0.0, 1.0), ("saliency_maps", 1, 1000), ("preview_every", 0, 100_000)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise TraceError(f"{name} is {value}; it must lie between {low} and {high}")

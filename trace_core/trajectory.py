@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+from .attention import focus_region
 from .backbones import Backbone
 from .errors import ConceptError, TraceError
+from .text import FIRST_EOT, PAD, SUBJECT, TextEncoder, escape
 
 #: ``tick(phase, done, total)``, called before every model evaluation; raise from it to cancel
 Tick = Callable[[str, int, int], None]
@@ -22,22 +24,39 @@ class Prompts:
         self._backbone, self._clip, self._shape, self._guidance = backbone, clip, shape, guidance
         self._index: dict[str, int] = {}
         self._made: list[dict[str, Tensor]] = []
+        self._subjects: dict[int, str] = {}
+        self._groups: dict[int, tuple[int, ...]] = {}
+        self._encoder: TextEncoder | None = None
         self.texts: list[str] = []
 
-    def index(self, prompt: str) -> int:
-        """The number of a prompt, which is encoded when it is new.
+    def index(self, prompt: str, subject: str = "") -> int:
+        """The number of a prompt, which is encoded when it is new; ``subject`` is the concept in it, for :meth:`columns`.
 
         Raises:
             ConceptError: if it takes more rows than the others, as a batch cannot hold both.
         """
         if prompt not in self._index:
-            made = self._backbone.condition(self._clip, prompt, self._shape, self._guidance)
+            made = self._backbone.condition(self._clip, escape(prompt), self._shape, self._guidance)
             if self._made and {k: v.shape for k, v in made.items()} != {k: v.shape for k, v in self._made[0].items()}:
                 raise ConceptError(f"'{prompt[:60]}' takes more rows of text than the other prompts; shorten it")
             self._index[prompt] = len(self._made)
             self._made.append(made)
             self.texts.append(prompt)
+        if subject:
+            self._subjects[self._index[prompt]] = subject
         return self._index[prompt]
+
+    def columns(self, numbers: Tensor | Sequence[int], ends: bool) -> Tensor:
+        """Which text rows are a concept's words, ``[n, m]`` bool; ``ends``: and the end and pad rows, which know it as well.
+
+        Raises:
+            ConceptError: if the concept's tokens cannot be found in a prompt.
+        """
+        self._encoder = self._encoder or TextEncoder(self._clip)
+        for n in {int(n) for n in numbers} - set(self._groups):
+            self._groups[n] = self._encoder.encode(self.texts[n], self._subjects[n]).groups
+        wanted = torch.tensor([SUBJECT, FIRST_EOT, PAD] if ends else [SUBJECT])
+        return torch.stack([torch.isin(torch.tensor(self._groups[int(n)]), wanted) for n in numbers])
 
     def batch(self, numbers: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """The conditions of some prompts, one after the other: name -> ``[n, ...]``."""
@@ -233,16 +252,28 @@ class TrajectoryBank:
         for name in missing:
             network, text = REFERENCES[name]
             state(network)
-            found = []
+            evaluate, found = self._region if name == REGION else self._predicted, []
             for at in range(0, len(points), size):
                 tick(f"teacher on {role}", done, total)
                 part, done = points[torch.arange(at, min(at + size, len(points)))], done + 1
                 numbers = {"prompt": part.prompt, "neutral": part.neutral}.get(text, [self.uncond] * len(part))
-                x, sigma = part.x.to(self.backbone.device).float(), part.sigma.to(self.backbone.device)
-                found.append(self.backbone.predict(x, sigma, self.prompts.batch(numbers)).to(self.sampling.dtype).cpu())
+                found.append(evaluate(part, numbers).to(self.sampling.dtype).cpu())
             out[name] = torch.cat(found)
         return replace(points, predictions={**points.predictions, **out})
 
+    def _predicted(self, points: Points, numbers) -> Tensor:
+        x, sigma = points.x.to(self.backbone.device).float(), points.sigma.to(self.backbone.device)
+        return self.backbone.predict(x, sigma, self.prompts.batch(numbers))
+
+    def _region(self, points: Points, numbers) -> Tensor:
+        """``[n, 1, h, w]``: where the network itself looks at the concept."""
+        layers: list = []
+        with self.backbone.attention_maps(layers):
+            self._predicted(points, numbers)
+        return focus_region(layers, self.prompts.columns(numbers, False).to(self.backbone.device), points.x.shape[-2:])
+
+
+REGION = "region"  #: where the concept is, by the base model's attention; not a prediction, but kept like one
 
 #: Name -> which network predicts, and for which prompt
 REFERENCES = {
@@ -250,4 +281,6 @@ REFERENCES = {
     "uncond": ("base", "uncond"),  # p0(0)
     "neutral": ("base", "neutral"),  # p0(g): the same prompt without the concept, or with the anchor
     "start": ("start", "prompt"),  # with the erasure that training starts from
+    "start uncond": ("start", "uncond"),
+    REGION: ("base", "prompt"),
 }

@@ -15,10 +15,11 @@ from trace_core.cli import main
 from trace_core.closed_form import erase
 from trace_core.concepts import TEMPLATES, Concept
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
-from trace_core.finetune import Diverged, FinetuneConfig, Trainer, finetune, squared_error
+from trace_core.finetune import Diverged, FinetuneConfig, Trainer, finetune
 from trace_core.gating import apply
 from trace_core.lora import ErasureLora
-from trace_core.objectives import OBJECTIVES
+from trace_core.objectives import OBJECTIVES, trce
+from trace_core.objectives.base import squared_error
 from trace_core.options import PRESETS
 from trace_core.resume import TrainingState
 
@@ -225,7 +226,8 @@ class Step:
 
         def measure(pairs, numbers):
             total, errors = plain(trainer, pairs, numbers)
-            found = torch.autograd.grad(total, parameters)
+            found = torch.autograd.grad(total, parameters, allow_unused=True)  # a map knows nothing of its layer's values
+            found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
             return total.item(), errors, torch.cat([g.flatten() for g in found])
 
         for term, points in drawn:
@@ -242,21 +244,46 @@ class Step:
     @torch.no_grad()
     def independent(trainer, term, points, numbers) -> float:
         """The error by the paper's formula in float64."""
+        if term.attention:
+            return Step.independent_attention(trainer, points, numbers)
         out = trainer.backbone.predict(points.x.float(), points.sigma, trainer.prompts.batch(numbers)).double()
         p = {k: v.double() for k, v in points.predictions.items()}
+        if trainer.objective.name == "trce":
+            amplified = lambda name: 16 * p[name] - 15 * p["uncond"]  # noqa: E731
+            distance = lambda to: (out - to).square().flatten(1).mean(1)  # noqa: E731
+            if term.role == "keep":
+                return distance(p["start uncond"]).mean().item()
+            return (distance(amplified("neutral")) - distance(amplified("concept")) + trce.MARGIN).clamp_min(0).mean().item()
         eta, origin = trainer.config.eta, "neutral" if trainer.objective.name == "trace" else "uncond"
         target = (1 + eta) * p[origin] - eta * p["concept"] if term.name == "erase" else p[term.needs[0]]
-        return squared_error(out, target, points.sigma.double()).item()
+        return squared_error(out, target, points.sigma.double()).mean().item()
+
+    @staticmethod
+    def independent_attention(trainer, points, numbers) -> float:
+        """MACE, eq. 3, with whole maps: the concept's words, the first end and all pads, where the region is."""
+        maps, total = [], 0.0
+        with trainer.backbone.attention_maps(maps):
+            trainer.backbone.predict(points.x.float(), points.sigma, trainer.prompts.batch(numbers))
+        columns = trainer.prompts.columns(numbers, True)
+        assert columns.any(1).all() and not columns.all(1).any()
+        for q, k in maps:
+            probabilities = (q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)[..., : columns.shape[1]]
+            edge = round((probabilities.shape[2]) ** 0.5)
+            step = points.x.shape[-1] // edge
+            rows = points.predictions["region"][:, 0, ::step, ::step].reshape(len(points), -1) > 0.5
+            total += (probabilities * rows[:, None, :, None] * columns[:, None, None, :]).square().sum()
+        return total.item() / len(points)
 
 
 WEIGHTS = {"trace": ("erase", "keep", "uncond", "early"), "ant": ("erase", "early", "uncond late", "uncond early"),
-           "esd": ("erase",)}  # fmt: skip
+           "esd": ("erase",), "mace": ("attention",), "trce": ("steer", "steer uncond", "preserve")}  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_term_is_the_papers_and_has_a_live_gradient(families, kind, objective):
+def test_every_term_is_the_papers_and_has_a_live_gradient(families, monkeypatch, kind, objective):
     """Also the unconditional terms of ANT, which are dead in its released code."""
+    monkeypatch.setattr(trce, "MARGIN", 100.0)  # untrained networks are on either side of the paper's
     family, model = families[kind], families[kind].model(**TINY[kind])
     weights = {name: 0.5 + i for i, name in enumerate(WEIGHTS[objective])}
     config = replace(SMALL, objective=objective, window=(0.3, 1.0), weights=weights, batch=20)

@@ -8,12 +8,14 @@ import torch
 
 from trace_core.concepts import KINDS
 from trace_core.errors import TraceError
-from trace_core.finetune import FinetuneConfig, squared_error
+from trace_core.finetune import FinetuneConfig, largest
 from trace_core.objectives import OBJECTIVES
 from trace_core.objectives.ant import reversed_guidance
-from trace_core.objectives.base import WINDOWS, predicted
+from trace_core.objectives.base import WINDOWS, predicted, squared_error
 from trace_core.objectives.esd import negative_guidance
+from trace_core.objectives.mace import focal_density
 from trace_core.objectives.trace import erase_target
+from trace_core.objectives.trce import amplified, contrast, plain_error
 from trace_core.trajectory import REFERENCES
 
 SHAPE = (3, 4, 5, 6)
@@ -56,7 +58,7 @@ def test_preserving_target_is_what_the_model_said(predictions, name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_targets_move_with_nothing_but_what_they_need(predictions, name):
-    for term in OBJECTIVES[name].terms:
+    for term in [t for t in OBJECTIVES[name].terms if t.target]:
         target = term.target({k: predictions[k] for k in term.needs}, 0.5)
         for need in term.needs:
             other = {**predictions, need: predictions[need] + 1}
@@ -127,13 +129,13 @@ def some(seed: int) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_error_is_a_mean_over_samples_of_squares():
+def test_error_is_a_weighted_mean_of_squares():
     out, target, sigma = some(1), some(2), torch.tensor([0.1, 1.0, 14.0], dtype=torch.float64)
     error = squared_error(out, target, sigma)
-    assert squared_error(out, out, sigma) == 0 < error
-    assert squared_error(target + 3 * (out - target), target, sigma) == pytest.approx(9 * error.item(), rel=1e-12)
-    alone = [squared_error(*(t[i : i + 1] for t in (out, target, sigma))).item() for i in range(3)]
-    assert error.item() == pytest.approx(sum(alone) / 3, rel=1e-12)
+    assert error.shape == (3,) and not squared_error(out, out, sigma).any() and (error > 0).all()
+    assert torch.allclose(squared_error(target + 3 * (out - target), target, sigma), 9 * error, rtol=1e-12)
+    wanted = [(1 + min(float(s) ** 2, 30.0)) * np.mean((o - t) ** 2) for o, t, s in zip(out.numpy(), target.numpy(), sigma)]
+    assert np.abs(error.numpy() - wanted).max() < 1e-8
 
 
 def test_error_of_what_happens_late_does_not_vanish():
@@ -143,11 +145,58 @@ def test_error_of_what_happens_late_does_not_vanish():
     assert late > 0.1 * early
 
 
+# ------------------------------------------------------------------------------------- losses of their own
+
+
+def test_margin_loss_is_trces(predictions):
+    """TRCE, stage 2: ``max(0, MSE(e, prefer) - MSE(e, reject) + 0.01)``, references at guidance 15, number by number."""
+    safe, concept, empty = (predictions[k].numpy() for k in ("neutral", "concept", "uncond"))
+    prefer, reject = safe + 15 * (safe - empty), concept + 15 * (concept - empty)
+    for out in (some(1), predictions["neutral"], predictions["concept"], torch.from_numpy(prefer), torch.from_numpy(reject)):
+        found = contrast(out, predictions, torch.ones(3)).numpy()
+        near, far = (((out.numpy() - r) ** 2).reshape(3, -1).mean(axis=1) for r in (prefer, reject))
+        wanted = np.maximum(0, near - far + 0.01)
+        assert np.abs(found - wanted).max() < 1e-8 * max(1, wanted.max())
+
+
+def test_margin_loss_ends_where_the_safe_side_is_nearer_by_the_margin(predictions):
+    out = amplified(predictions, "neutral").requires_grad_()
+    error = contrast(out, predictions, torch.ones(3))
+    assert not error.any()
+    (gradient,) = torch.autograd.grad(error.sum(), out)
+    assert not gradient.any()
+
+
+def test_preserving_error_is_not_weighted(predictions):
+    out = some(1)
+    wanted = (out - predictions["start uncond"]).square().flatten(1).mean(1)
+    assert torch.allclose(plain_error(out, predictions, torch.full((3,), 14.0)), wanted, rtol=1e-12)
+
+
+def test_focal_density_is_maces():
+    """MACE, eq. 5 with t1 = 200, t2 = 400, gamma = 0.05 on 1,000 steps: the peak at 300, 86 % between 200 and 400."""
+    t = torch.arange(1000, dtype=torch.float64)
+    wanted = 1 / (1 + np.exp(-0.05 * (t.numpy() - 200))) - 1 / (1 + np.exp(-0.05 * (t.numpy() - 400)))
+    found = focal_density(t / 1000)
+    assert np.abs(found.numpy() - wanted).max() < 1e-8
+    assert int(found.argmax()) == 300
+    assert (found[200:401].sum() / found.sum()).item() == pytest.approx(0.86, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_largest_share_is_kept(share):
+    """The released code of ANT sorts ascending and keeps the smallest."""
+    values = some(4).abs()
+    mask = largest(values, share)
+    assert int(mask.sum()) == max(1, round(share * values.numel()))
+    assert mask.all() or values[mask].min() > values[~mask].max()
+
+
 # ------------------------------------------------------------------------------------- refusals
 
 
 BAD = {
-    "objective": (dict(objective="uce"), "objective 'uce' is unknown; use one of trace, ant, esd"),
+    "objective": (dict(objective="uce"), "objective 'uce' is unknown; use one of trace, mace, ant, trce, esd"),
     "preset": (dict(preset="slow"), "preset 'slow' is unknown; use one of fast"),
     "kind": (dict(kind="animal"), "kind 'animal' is unknown; use one of auto, object"),
     "no steps": (dict(steps=0), "steps is 0; it must lie between 1 and"),

@@ -21,6 +21,9 @@ SCOPES = {
     "text": "what reads the text: cross-attention keys and values (SD), the text's way in and its qkv (FLUX), pooled vectors",
     "attention": "every attention projection",
     "linear": "every linear layer",
+    "entry": "what reads the text encoder's rows and pooled vector directly, nothing behind it (UCE's layers)",
+    "keys": "keys of the text (SD), queries and keys of the text's stream (FLUX; EraseAnything's layers)",
+    "image": "self-attention and the picture's queries: what does not read the text (TRCE, stage 2)",
 }
 
 CONTEXT = "context"  #: rows of the text encoder, one per token
@@ -113,8 +116,25 @@ class Backbone:
         if scope not in SCOPES:
             raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
         linear = [name for name, module in self.network.named_modules() if isinstance(module, torch.nn.Linear)]
-        wanted = {"linear": "", "attention": self._family.ATTENTION, "text": self._family.TEXT}[scope]
+        wanted = "" if scope == "linear" else getattr(self._family, scope.upper())
         return [name for name in linear if re.search(wanted, name)]
+
+    def trained_rows(self, name: str, scope: str) -> slice | None:
+        """Which outputs of a scope's layer are trained; None for all."""
+        return self._family.trained_rows(name, scope, self.network.get_submodule(name).weight.shape[0])
+
+    def attention_maps(self, found: list):
+        """A context in which every forward pass appends ``(queries, keys)`` of each layer where the picture reads the text.
+
+        Queries are the picture's ``[b, h, n, d]``; keys ``[b, h, m, d]``, the text's rows first.
+        """
+        return self._family.attention_maps(self.network, found)
+
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """Time 0..1 (1: pure noise) of noise levels, on the scale of the network's own time steps."""
+        sampling = self.model_sampling
+        top = sampling.timestep(torch.as_tensor(sampling.sigma_max).view(1)).float()
+        return sampling.timestep(sigma.to(top.device)).float().cpu() / top.cpu()
 
     def blocks(self) -> list[str]:
         """The modules that gradient checkpointing computes twice, named below :attr:`network`."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
 
 TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
 ATTENTION = r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"
+ENTRY = r"^txt_in$|^vector_in\.in_layer$"
+KEYS = r"^double_blocks\.\d+\.txt_attn\.qkv$"
+IMAGE = r"^double_blocks\.\d+\.img_attn\.(qkv|proj)$"
 
 
 def matches(network) -> bool:
@@ -25,3 +33,38 @@ def build(patcher) -> Backbone:
 
 def blocks(network) -> list[str]:
     return [f"{group}.{i}" for group in ("double_blocks", "single_blocks") for i in range(len(getattr(network, group)))]
+
+
+def trained_rows(name: str, scope: str, rows: int) -> slice | None:
+    """EraseAnything trains queries and keys of the text, not its values: the first two thirds of ``txt_attn.qkv``."""
+    return slice(0, rows // 3 * 2) if scope == "keys" else None
+
+
+@contextmanager
+def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """The picture's queries ``[b, h, n, d]`` and all keys ``[b, h, m, d]``, the text's first, of every double block, in order."""
+    with ExitStack() as hooks:
+        for block in network.double_blocks:
+            place: dict[str, Tensor] = {}
+
+            def enter(module, args, kwargs, place=place):
+                place["pe"] = kwargs["pe"] if "pe" in kwargs else args[3]
+
+            def image(module, args, out, place=place):
+                place["q"], place["k"] = out
+
+            def text(module, args, out, place=place):  # comes after the picture's
+                count = out[1].shape[2]
+                keys = _rotated(torch.cat((out[1], place["k"]), dim=2), place["pe"])
+                found.append((_rotated(place["q"], place["pe"][:, :, count:]), keys))
+
+            hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            hooks.callback(block.img_attn.norm.register_forward_hook(image).remove)
+            hooks.callback(block.txt_attn.norm.register_forward_hook(text).remove)
+        yield
+
+
+def _rotated(x: Tensor, pe: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al., arXiv 2104.09864) by FLUX's rotation matrices ``[b, 1, n, d/2, 2, 2]``."""
+    pairs = x.to(pe.dtype).unflatten(-1, (-1, 1, 2))
+    return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
 
@@ -11,6 +15,9 @@ SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector
 
 TEXT = r"\.attn2\.to_[kv]$|^label_emb\.0\.0$"
 ATTENTION = r"\.attn[12]\.to_(q|k|v|out\.0)$"
+ENTRY = r"\.attn2\.to_[kv]$|^label_emb\.0\.0$"
+KEYS = r"\.attn2\.to_k$"
+IMAGE = r"\.attn1\.to_(q|k|v|out\.0)$|\.attn2\.to_q$"
 
 
 def matches(network) -> bool:
@@ -36,3 +43,30 @@ def blocks(network) -> list[str]:
     sequences = [("middle_block", network.middle_block)]
     sequences += [(f"{group}.{i}", s) for group in ("input_blocks", "output_blocks") for i, s in enumerate(getattr(network, group))]
     return [f"{name}.{i}" for name, s in sequences for i, part in enumerate(s) if len(list(part.children())) > 1]
+
+
+def trained_rows(name: str, scope: str, rows: int) -> slice | None:
+    """Every output of a layer is trained."""
+    return None
+
+
+@contextmanager
+def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Queries ``[b, h, n, d]`` and keys ``[b, h, m, d]`` of every cross-attention of a forward pass, in order."""
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if name.endswith(".attn2"):
+                queries: list[Tensor] = []
+
+                def heads(x: Tensor, count=module.heads) -> Tensor:
+                    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+                def asked(layer, args, out, queries=queries, heads=heads):
+                    queries.append(heads(out))
+
+                def read(layer, args, out, queries=queries, heads=heads):
+                    found.append((queries.pop(), heads(out)))
+
+                for part, hook in ((module.to_q, asked), (module.to_k, read)):
+                    hooks.callback(part.register_forward_hook(hook).remove)
+        yield

@@ -78,7 +78,12 @@ def _erase(commands) -> None:
     t.add_argument("--window", default=None, metavar="START[,END]",
                    help="where the erasure acts, in percent of the schedule / 100, such as 0.2 or 0.1,0.9 (default: the method's; "
                    "`auto` measures it)")  # fmt: skip
-    t.add_argument("--scope", choices=["text", "attention", "linear"], default=None, help="layers that get adapters")
+    t.add_argument("--scope", choices=["text", "attention", "linear", "entry", "keys", "image"], default=None,
+                   help="layers that get adapters (default: the method's): what reads the text; every attention; every linear layer; "
+                   "UCE's; EraseAnything's; what does not read the text")  # fmt: skip
+    t.add_argument("--saliency", type=float, default=0.0, metavar="SHARE",
+                   help="train whole weight matrices, but of each only the share with the largest gradients, on every prompt and "
+                   "seed (ANT; 0.5 is its value), cut to --rank when saved (default: 0, a plain LoRA)")  # fmt: skip
     t.add_argument("--weight", action="append", default=[], metavar="TERM=X", help="weight of a term of the loss; may be repeated")
     t.add_argument("--size", type=int, default=None, help="edge of the pictures trained on (default: 64 demo, 512)")
     t.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")

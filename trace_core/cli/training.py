@@ -20,7 +20,7 @@ def options(args, method) -> dict:
 
     given = {"rank": args.rank, "lr": args.lr, "scope": args.scope, "steps": args.steps, "eta": args.eta}
     found = {k: v for k, v in given.items() if v is not None}
-    found |= {"preset": args.preset, "kind": args.kind, "checkpointing": args.checkpointing,
+    found |= {"preset": args.preset, "kind": args.kind, "checkpointing": args.checkpointing, "saliency": args.saliency,
               "weights": dict(_weight(w) for w in args.weight)}  # fmt: skip
     if args.window is not None:
         found |= {"window": _window(args.window)}

@@ -3,8 +3,10 @@
 from .ant import ANT
 from .base import Objective, Term
 from .esd import ESD
+from .mace import MACE
 from .trace import TRACE
+from .trce import TRCE
 
-OBJECTIVES: dict[str, Objective] = {o.name: o for o in (TRACE, ANT, ESD)}
+OBJECTIVES: dict[str, Objective] = {o.name: o for o in (TRACE, MACE, ANT, TRCE, ESD)}
 
 __all__ = ["OBJECTIVES", "Objective", "Term"]

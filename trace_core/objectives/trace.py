@@ -23,7 +23,6 @@ TRACE = Objective(
     name="trace",
     source="TRACE (arXiv 2505.23312), stage 2; on-policy refresh and neutral target measured here",
     student="student",
-    closed_form=True,
     terms=(
         Term("erase", "erase", "prompt", "late", ("neutral", "concept"), erase_target, share=0.35),
         Term("keep", "keep", "prompt", "all", ("concept",), predicted("concept"), share=0.45),
