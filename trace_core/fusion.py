@@ -45,7 +45,7 @@ from .closed_form.policies import POLICIES, keep_prompts, row_weights
 from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, fill, guess_kind, same
 from .errors import ConceptError, LoraError, TraceError
 from .gating import base_mismatch, check_fits
-from .lora import ErasureLora, Part, base_metadata, grades
+from .lora import MAX_STRENGTH, ErasureLora, Part, base_metadata, grades
 from .text import BOS, GROUPS, TextEncoder, TextRows
 
 MODES = ("fuse", "sum")
@@ -168,6 +168,30 @@ def fuse(model, clip, loras: Sequence[ErasureLora], keep: Sequence[str] = (), co
 
 
 # ------------------------------------------------------------------------------------------- what comes in
+
+
+def parse_strengths(text: str, source: str = "strengths") -> dict[str, float]:
+    """Parse ``concept = number`` lines; ``#`` starts a comment.
+
+    Raises:
+        LoraError: naming ``source`` and the line.
+    """
+    out = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.split("#", 1)[0].strip()
+        if not line:
+            continue
+        name, _, value = (part.strip() for part in line.rpartition("="))
+        try:
+            strength = float(value)
+        except ValueError:
+            strength = math.nan
+        if not name or not abs(strength) <= MAX_STRENGTH:
+            raise LoraError(f"{source}, line {number}: '{line[:60]}' is not CONCEPT = NUMBER from -10 to 10, such as `cat = 0.5`")
+        if any(same(name, other) for other in out):
+            raise LoraError(f"{source}, line {number}: '{name[:60]}' is given twice; remove one")
+        out[name] = strength
+    return out
 
 
 def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = None) -> list[Adapter]:

@@ -11,12 +11,12 @@ from ..lora import ErasureLora, grades
 
 def run(args, bars) -> dict:
     """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
-    from ..fusion import FusionConfig, check_compatible
+    from ..fusion import FusionConfig, check_compatible, parse_strengths
     from .commands import check_writable, read_text
 
     config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
                           alpha=args.alpha, max_rank=args.max_rank)  # fmt: skip
-    strengths = dict(_strength(s) for s in args.strength)
+    strengths = parse_strengths("\n".join(args.strength), "--strength")
     keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
@@ -73,16 +73,6 @@ def _fused(args, names, loras, keep, config, strengths, bars):
 
 def _done(report: dict, files: int) -> str:
     return {"parts": "took 1 file", "sum": f"put {files} files side by side"}.get(report["method"], f"fused {files} files")
-
-
-def _strength(text: str) -> tuple[str, float]:
-    name, _, value = text.rpartition("=")
-    try:
-        if name.strip():
-            return name.strip(), float(value)
-    except ValueError:
-        pass
-    raise TraceError(f"--strength '{text}' is not CONCEPT=NUMBER, such as \"cat=0.5\"")
 
 
 def _without(loras: list[ErasureLora], targets: list[str]) -> list[ErasureLora | None]:
