@@ -5,11 +5,13 @@ from .apply import ApplyErasureLora
 from .compare import CompareErasure
 from .demo_model import LoadDemoModel
 from .finetune import LateStageFinetune
+from .fuse import FuseErasureLoras
 from .presets import ErasurePresets
 from .projection import ClosedFormProjection
 from .save import SaveErasureLora
 
-NODES = (ClosedFormProjection, LateStageFinetune, ApplyErasureLora, SaveErasureLora, CompareErasure, ErasurePresets, LoadDemoModel)
+NODES = (ClosedFormProjection, LateStageFinetune, FuseErasureLoras, ApplyErasureLora, SaveErasureLora, CompareErasure, ErasurePresets,
+         LoadDemoModel)  # fmt: skip
 
 NODE_CLASS_MAPPINGS = {node.ID: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.ID: node.TITLE for node in NODES}

@@ -80,6 +80,51 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
     return "\n".join(lines)
 
 
+def fusion(report: dict, lora: ErasureLora) -> str:
+    """The report of :func:`trace_core.fusion.fuse`."""
+    count = len(report["adapters"])
+    lines = [f"# {'Fused' if report['method'] == 'fuse' else 'Added up'}: {_names(report['concepts'])}", ""]
+    percent = lambda x: f"{100 * x:.2f} %"  # noqa: E731
+    stream = report["streams"].get("context") or next(iter(report["streams"].values()), None)
+    if stream is None:
+        verdict = "No layer of these erasures reads the text directly: they are added up, nothing could be fused."
+    else:
+        mine, other = (stream[k] for k in ("fused", "sum"))
+        verdict = f"On its own prompts each of {count} erasures is met to {100 * (1 - mine['residual_mean']):.0f} %"
+        if report["method"] == "fuse":
+            verdict += f" (plain sum: to {100 * (1 - other['residual_mean']):.0f} %), and the kept things change by {percent(mine['keep_change'])}"
+            verdict += f" (plain sum: {percent(other['keep_change'])})"
+        verdict += "."
+    lines += [f"**{verdict}**", ""]
+    rows = []
+    for name, figures in report["streams"].items():
+        reads = {"context": "rows of tokens", "pooled": "pooled vector"}[name]
+        for key, title in (("residual_mean", "residual, mean"), ("residual_worst", "residual, worst"), ("keep_change", "change of the keep rows")):
+            rows.append((f"{reads}: {title}", percent(figures["fused"][key]), percent(figures["sum"][key])))
+    if rows:
+        lines += [table(("figure", "this file", "plain sum"), rows), "", "Residual: ‖(ΔW − ΔWᵢ) Cᵢ‖ / ‖ΔWᵢ Cᵢ‖ over the rows Cᵢ of an erasure's own "
+                  f"prompts, all layers together; keep rows: ‖ΔW P‖ / ‖W P‖ over {len(report['keep'])} kept things.", ""]  # fmt: skip
+    name = next(iter(report["streams"]), None)
+    if name:
+        ordered = sorted(report["adapters"], key=lambda a: -a["residual"][name]["fused"])[:12]
+        lines += [table(("erasure", "of", "residual", "plain sum"), [
+            (a["name"], _short(a["concepts"]), percent(a["residual"][name]["fused"]), percent(a["residual"][name]["sum"])) for a in ordered]),
+            *([f"The worst 12 of {count}."] if count > 12 else []), ""]  # fmt: skip
+    lines += [table(("layers", "number", "rank", "fused by"), [(k, v["layers"], v["rank"], v["how"]) for k, v in report["layers"].items()]), "",
+              f"{_size(lora)}, {report['parts']} parts; {report['seconds']['all']:.1f} s."]  # fmt: skip
+    if report["truncation"]:
+        lost = report["truncation"]
+        lines.append(f"Cut to rank {lost['max_rank']}: of a layer's edit {percent(lost['mean'])} is lost on average, {percent(lost['worst'])} at most.")
+    lines += ["", *(f"> **Warning:** {warning}" for warning in report["warnings"])]
+    lines += ["", "## Limits", "", "These are figures of the weights, not of pictures, and of the erasures as they came in: what one of them "
+              "misses, the fused file misses too. " + LIMITS]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def compare(parts: Sequence[dict], judged: Sequence[dict], settings: str) -> str:
     """Of Compare Erasure.
 

@@ -30,7 +30,7 @@ def _harness():
 
 
 #: Pixels that the page adds below a node once it has run.
-PANELS = {"TRACE_LateStageFinetune": 450, "TRACE_ClosedFormProjection": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
+PANELS = {"TRACE_LateStageFinetune": 450, "TRACE_ClosedFormProjection": 40, "TRACE_FuseErasureLoras": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
           "TRACE_CompareErasure": 60}  # fmt: skip
 
 
@@ -240,6 +240,25 @@ def apply_and_stack(g: Graph) -> None:
              "photo of a truck, google style\na photo of a dog, google style\na photo of a house, fluent style", "cat\nkitty\ntruck")  # fmt: skip
 
 
+def fuse(g: Graph) -> None:
+    g.column("1  Erasures")
+    g.note("# Many erasures in one file\n\nThree erasures, each made alone, fused in closed form: on the prompts of each the result does "
+           "what that one does, without what the others would add there. Several LoRA loaders in a row would add them up, and "
+           "everything else would change with every one.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    made = [g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase=c)[0] for c in ("cat", "truck", "pizza")]
+    g.column("2  Fuse")
+    fused, _ = g.node("TRACE_FuseErasureLoras", model=(model, 0), clip=(model, 1), **{f"lora_{i}": (m, 1) for i, m in enumerate(made, 1)})
+    g.note("Connect the model as the loader gives it, not one that an erasure is on already. Files go into **files**, one a line. Write "
+           "`cat = 0.5` into **strengths** for half of one concept.\n\n" + SWAP)  # fmt: skip
+    g.column("3  What came out")
+    g.node("PreviewAny", "Report", source=(fused, 2))
+    g.node("TRACE_SaveErasureLora", lora=(fused, 1), name="fused-%concepts%")
+    g.column("4  Before and after")
+    _compare(g, model, (fused, 0), "a photo of a cat, google style\na photo of a truck, fluent style\na photo of a pizza, twitter style\n"
+             "a photo of a dog, google style\na photo of a ship, fluent style\na photo of an apple, twitter style", "cat\ntruck\npizza")  # fmt: skip
+
+
 def merge_into_checkpoint(g: Graph) -> None:
     g.column("1  Model")
     g.note("# A checkpoint without the concept\n\nThe core node *Save Checkpoint* writes the patches into the weights: the file needs "
@@ -268,6 +287,7 @@ GRAPHS = {
     "style": style,
     "several-concepts": several_concepts,
     "apply-and-stack": apply_and_stack,
+    "fuse": fuse,
     "merge-into-checkpoint": merge_into_checkpoint,
 }
 
@@ -277,6 +297,7 @@ PICTURES = {
     "quickstart": "TRACE_ClosedFormProjection",
     "trace-full": "TRACE_LateStageFinetune",
     "apply-and-stack": "TRACE_ApplyErasureLora",
+    "fuse": "TRACE_FuseErasureLoras",
     "merge-into-checkpoint": "TRACE_SaveErasureLora",
     "style": "TRACE_CompareErasure",
     "several-concepts": "TRACE_ErasurePresets",

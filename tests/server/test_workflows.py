@@ -20,6 +20,7 @@ ERASED = {
     "style": [("style", "twitter style", ("twitter style",))],
     "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
     "apply-and-stack": [("object", "cat", ("cat", "kitty")), ("object", "truck", ("truck",))],
+    "fuse": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
     "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
 }
 KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")

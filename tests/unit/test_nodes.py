@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "/somewhere/trace-0_x_1_x_pack"  # ComfyUI's name for custom_nodes/trace-0.1.pack
 IDS = {
     "TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_ApplyErasureLora", "TRACE_SaveErasureLora",
-    "TRACE_CompareErasure", "TRACE_ErasurePresets", "TRACE_LoadDemoModel",
+    "TRACE_CompareErasure", "TRACE_ErasurePresets", "TRACE_LoadDemoModel", "TRACE_FuseErasureLoras",
 }  # fmt: skip
 
 

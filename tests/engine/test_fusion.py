@@ -1,0 +1,336 @@
+"""Fusion on ComfyUI's own model objects: SD, SDXL and FLUX, the command line, and the node."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from trace_core import gating
+from trace_core.backbones import backbone_for
+from trace_core.cli import main
+from trace_core.closed_form import ClosedFormConfig, erase
+from trace_core.concepts import parse_concepts
+from trace_core.errors import ConceptError, LoraError
+from trace_core.fusion import FusionConfig, fuse
+from trace_core.lora import ErasureLora
+from trace_core.text import TextEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "/somewhere/trace-fusion-0_x_1"
+KEEP = ["house", "bird", "green car", "sea"]
+FEW = {"object": ("{}", "a photo of a {}", "a {} on the table")}
+KINDS = ["sd1", "sdxl", "flux"]
+CONFIG = FusionConfig(keep_weight=0.1, alpha=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def few_templates(monkeypatch):
+    """So few that the concepts do not fill the tiny models' text space."""
+    from trace_core.concepts import TEMPLATES
+
+    monkeypatch.setitem(TEMPLATES, "object", FEW["object"])
+
+
+def erased(family, model, concept: str) -> ErasureLora:
+    return erase(model, family.clip, parse_concepts(concept), KEEP, ClosedFormConfig(max_rank=8)).lora
+
+
+def trained(family, model, concept: str, scope: str = "text", rank: int = 2) -> ErasureLora:
+    """An adapter as a finetune makes it: every layer of a scope, and a response at the start token as well."""
+    backbone, draw = backbone_for(model), torch.Generator().manual_seed(len(concept) + ord(concept[0]))
+    factors = {}
+    for name in backbone.lora_targets(scope):
+        out, into = backbone.network.get_submodule(name).weight.shape
+        factors[f"diffusion_model.{name}"] = (0.1 * torch.randn(out, rank, generator=draw), 0.1 * torch.randn(rank, into, generator=draw))
+    lora = ErasureLora.from_factors(factors)
+    base = {"kind": backbone.kind, "hash": backbone.model_hash()}
+    lora.metadata |= {"trace.concepts": json.dumps([[concept, "", 1.0]]), "trace.base": json.dumps(base)}
+    return lora
+
+
+def response(family, model, lora: ErasureLora, concept: str) -> torch.Tensor:
+    """What an erasure adds to the layers that read tokens, on three prompts of a concept, start token left out."""
+    encoder, backbone = TextEncoder(family.clip), backbone_for(model)
+    rows = [encoder.encode(t.format(concept), concept) for t in FEW["object"]]
+    rows = torch.cat([r.embeddings[1 if not encoder.bidirectional else 0 :] for r in rows])
+    layers = [layer.module for layer in backbone.context_layers() if layer.module in lora.modules]
+    return torch.cat([rows @ lora.delta(m).T for m in layers], 1)
+
+
+def off(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_erasure_is_met_on_its_own_prompts(families, kind):
+    family, model = families[kind], families[kind].model()
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    concepts = ["cat", "truck", "pizza"]
+    loras = [trained(family, model, c) for c in concepts]
+    result = fuse(model, family.clip, loras, KEEP, CONFIG)
+    assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
+    assert [p.targets for p in result.lora.parts()] == [[c] for c in concepts]
+    assert result.lora.info()["trace.concepts"] == [[c, "", 1.0] for c in concepts]
+    added = ErasureLora.join(ErasureLora.join(*loras[:2]), loras[2])
+    for concept, lora in zip(concepts, loras):
+        wanted = response(family, model, lora, concept)
+        fused, summed = (off(response(family, model, x, concept), wanted) for x in (result.lora, added))
+        assert fused < 0.5 * summed
+    figures = result.report["streams"]["context"]
+    assert figures["fused"]["residual_worst"] < 0.5 * figures["sum"]["residual_mean"]
+    assert figures["fused"]["keep_change"] < figures["sum"]["keep_change"]
+    assert ("pooled" in result.report["streams"]) == (kind != "sd1")
+    beside = {k: v for k, v in result.report["layers"].items() if v["how"] == "side by side"}
+    assert set(beside) == ({"double_blocks.N.txt_attn.qkv"} if kind == "flux" else set())
+    assert bool(beside) == any("cannot be fused" in w and "txt_attn.qkv" in w for w in result.report["warnings"])
+    assert not torch.equal(family.sample(gating.apply(model, result.lora), "a cat"), family.sample(model, "a cat"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_concept_more_leaves_the_others_as_they_were(families, kind):
+    """The hundred-and-first: the fused file enters as one; and taken out again, the old responses are back."""
+    family, model = families[kind], families[kind].model()
+    first = fuse(model, family.clip, [trained(family, model, c) for c in ("cat", "truck")], KEEP, CONFIG).lora
+    new = trained(family, model, "pizza")
+    both = fuse(model, family.clip, [first, new], KEEP, CONFIG)
+    assert [p.targets for p in both.lora.parts()] == [["cat"], ["truck"], ["pizza"]]
+    back = both.lora.without("pizza")
+    for concept in ("cat", "truck"):
+        old = response(family, model, first, concept)
+        plain = off(response(family, model, ErasureLora.join(first, new), concept), old)
+        assert off(response(family, model, both.lora, concept), old) < min(0.3, 0.6 * plain)
+        assert off(response(family, model, back, concept), old) < 0.3
+    wanted = response(family, model, new, "pizza")
+    assert off(response(family, model, both.lora, "pizza"), wanted) < 0.45
+    assert set(back.modules) == set(first.modules)
+    assert {m: d.shape for m, (_, d) in back.modules.items()} == {m: d.shape for m, (_, d) in first.modules.items()}
+
+
+def test_one_alone_without_a_keep_set_is_itself(families):
+    family, model = families["sd1"], families["sd1"].model()
+    lora = trained(family, model, "cat")
+    result = fuse(model, family.clip, [lora], config=FusionConfig(keep_weight=0, alpha=1e-9))
+    wanted = response(family, model, lora, "cat")
+    assert off(response(family, model, result.lora, "cat"), wanted) < 2e-3
+    assert result.report["streams"]["context"]["fused"]["residual_worst"] < 2e-3
+    assert result.report["keep"] == []
+
+
+def test_a_closed_form_keeps_its_start_token(families):
+    """Its row is in every prompt; neither the closed form nor the fusion of several changes what it gives."""
+    family, model = families["sd1"], families["sd1"].model()
+    loras = [erased(family, model, c) for c in ("cat", "truck")]
+    lora = fuse(model, family.clip, loras, KEEP, CONFIG).lora
+    rows = TextEncoder(family.clip).encode("a cat", "cat").embeddings
+    for module in lora.modules:
+        change = rows @ lora.delta(module).T
+        assert change[0].norm() < 5e-3 * change[1:].norm(dim=1).max()
+
+
+def test_strengths_are_set_and_remembered(families):
+    family, model = families["sd1"], families["sd1"].model()
+    loras = [trained(family, model, c) for c in ("cat", "truck")]
+    whole = fuse(model, family.clip, loras, KEEP, CONFIG).lora
+    half = fuse(model, family.clip, loras, KEEP, CONFIG, {"cat": 0.5}).lora
+    assert [p.strength for p in half.parts()] == [0.5, 1.0]
+    back = half.graded({"cat": 1.0})
+    assert all(torch.equal(x, y) for m in whole.modules for x, y in zip(whole.modules[m], back.modules[m]))
+    again = fuse(model, family.clip, [half, trained(family, model, "pizza")], KEEP, CONFIG).lora
+    assert [(p.targets, p.strength) for p in again.parts()] == [(["cat"], 0.5), (["truck"], 1.0), (["pizza"], 1.0)]
+    with pytest.raises(LoraError, match="'elk' is not erased"):
+        fuse(model, family.clip, loras, KEEP, CONFIG, {"elk": 0.5})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plain_sum(families, kind):
+    family, model = families[kind], families[kind].model()
+    loras = [trained(family, model, c) for c in ("cat", "truck")]
+    result = fuse(model, family.clip, loras, KEEP, FusionConfig(mode="sum"))
+    joined = ErasureLora.join(*loras)
+    assert all(torch.equal(x, y) for m in joined.modules for x, y in zip(joined.modules[m], result.lora.modules[m]))
+    for figures in result.report["streams"].values():
+        assert figures["fused"] == figures["sum"]
+
+
+def test_rank_can_be_bounded(families):
+    family, model = families["sdxl"], families["sdxl"].model()
+    loras = [trained(family, model, c) for c in ("cat", "truck", "pizza")]
+    whole = fuse(model, family.clip, loras, KEEP, CONFIG).lora
+    result = fuse(model, family.clip, loras, KEEP, FusionConfig(keep_weight=0.1, alpha=1e-5, max_rank=4))
+    assert result.lora.rank == 4
+    lost = [off(result.lora.delta(m), whole.delta(m)) for m in whole.modules]
+    assert max(lost) == pytest.approx(result.report["truncation"]["worst"], abs=2e-3)
+    assert [p.targets for p in result.lora.parts()] == [["cat", "truck", "pizza"]]
+
+
+def test_progress_can_cancel(families):
+    family, model = families["sd1"], families["sd1"].model()
+    loras, seen = [trained(family, model, c) for c in ("cat", "truck")], []
+    fuse(model, family.clip, loras, KEEP, CONFIG, progress=lambda *step: seen.append(step))
+    phases = list(dict.fromkeys(p for p, *_ in seen))
+    assert phases == ["encode concepts", "encode keep set", "fuse", "measure"]
+    assert all(0 <= done < total for _, done, total in seen)
+
+    class Stop(Exception):
+        pass
+
+    for phase in phases:
+        def stop(name, done, total, phase=phase):
+            if name == phase:
+                raise Stop
+
+        with pytest.raises(Stop):
+            fuse(model, family.clip, loras, KEEP, CONFIG, progress=stop)
+
+
+def test_what_cannot_be_fused(families):
+    family, model = families["sd1"], families["sd1"].model()
+    one, other = trained(family, model, "cat"), trained(families["flux"], families["flux"].model(), "cat")
+    with pytest.raises(LoraError, match="LoRA 2 is for flux models, LoRA 1 for sd1"):
+        fuse(model, family.clip, [one, other])
+    with pytest.raises(LoraError, match="wire 1: this LoRA was made for flux"):
+        fuse(model, family.clip, [other], names=["wire 1"])
+    with pytest.raises(LoraError, match="LoRA 2 does not say what it erases"):
+        fuse(model, family.clip, [one, ErasureLora(one.modules)])
+    with pytest.raises(LoraError, match="nothing to fuse"):
+        fuse(model, family.clip, [])
+    with pytest.raises(ConceptError, match="'cat' stands in the erase list and in the keep list"):
+        fuse(model, family.clip, [one], ["cat"])
+    with pytest.raises(ConceptError, match="connect the CLIP that belongs"):
+        fuse(model, families["sdxl"].clip, [one])
+
+
+def test_the_same_concept_twice_is_told(families):
+    family, model = families["sd1"], families["sd1"].model()
+    result = fuse(model, family.clip, [trained(family, model, "cat"), erased(family, model, "Cat")], KEEP, CONFIG)
+    assert any("is erased by LoRA 1 and by LoRA 2" in w for w in result.report["warnings"])
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="module")
+def files(engine, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for concept in ("cat", "truck"):
+        assert main(["erase", "--model", "demo-sd", "--erase", concept, "--keep", "house", "--out", str(folder / f"{concept}.safetensors")]) == 0
+    return folder
+
+
+def test_command(files, tmp_path, capsys):
+    both, report = tmp_path / "both.safetensors", tmp_path / "report.json"
+    given = [str(files / f"{c}.safetensors") for c in ("cat", "truck")]
+    assert main(["fuse", *given, "--model", "demo-sd", "--keep", "house", "--strength", "cat=0.5", "--out", str(both), "--json", str(report)]) == 0
+    assert "fused 2 files: 2 concepts in 2 parts" in capsys.readouterr().out
+    written = json.loads(report.read_text())
+    assert written["streams"]["context"]["fused"]["keep_change"] < written["streams"]["context"]["sum"]["keep_change"]
+    assert [p.strength for p in ErasureLora.load(both).parts()] == [0.5, 1.0]
+    one = tmp_path / "one.safetensors"
+    assert main(["fuse", str(both), "--without", "truck", "--strength", "cat=1", "--out", str(one)]) == 0  # no model is needed
+    assert [p.targets for p in ErasureLora.load(one).parts()] == [["cat"]]
+    naive = tmp_path / "naive.safetensors"
+    assert main(["fuse", *given, "--model", "demo-sd", "--keep", "house", "--naive", "--out", str(naive)]) == 0
+    joined = ErasureLora.join(*map(ErasureLora.load, given))
+    assert ErasureLora.load(naive).fingerprint == joined.fingerprint
+
+
+BAD = {
+    "no model": ([], "--model is missing"),
+    "strength": (["--strength", "cat"], "--strength, line 1: 'cat' is not CONCEPT = NUMBER"),
+    "unknown strength": (["--strength", "elk=1"], "'elk' is not erased by this file; it erases 'cat', 'truck'"),
+    "unknown without": (["--without", "elk"], "--without 'elk': the files do not erase it; they erase cat, truck"),
+    "nothing left": (["--without", "cat", "--without", "truck"], "there is nothing to write"),
+    "integration": (["--integration", "-1"], "integration is -1"),
+    "rank": (["--max-rank", "0"], "max_rank is 0"),
+    "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_and_leaves_nothing(files, name, tmp_path, capsys):
+    arguments, message = BAD[name]
+    given = [str(files / f"{c}.safetensors") for c in ("cat", "truck")]
+    assert main(["fuse", *given, "--out", str(tmp_path / "out" / "x.safetensors"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*"))
+
+
+# ------------------------------------------------------------------------------------------- the node
+
+
+@pytest.fixture(scope="module")
+def pack(engine):
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    spec.loader.exec_module(module)
+    yield module
+    for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def host(pack, tmp_path, monkeypatch):
+    """LoRA files in a folder of the test's own."""
+    host = importlib.import_module(f"{NAME}.nodes.host")
+    error = importlib.import_module(f"{NAME}.trace_core.errors").LoraError
+
+    def path(name):
+        if not (tmp_path / name).is_file():
+            raise error(f"'{name}' is in none of the LoRA folders")
+        return tmp_path / name
+
+    monkeypatch.setattr(host, "lora_path", path)
+    return host
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_node(families, pack, host, kind, tmp_path):
+    """In inference mode, as ComfyUI runs nodes; two from wires and one from a file."""
+    family, model = families[kind], families[kind].model()
+    wire = importlib.import_module(f"{NAME}.nodes.wire")
+    first, second, third = (trained(family, model, c) for c in ("cat", "truck", "pizza"))
+    third.save(tmp_path / "pizza.safetensors")
+    node = pack.NODE_CLASS_MAPPINGS["TRACE_FuseErasureLoras"]
+    with torch.inference_mode():
+        answer = node().fuse(model, family.clip, "house\nsea", "fuse", lora_1=wire.LoraState(first), lora_4=wire.LoraState(second),
+                             files="pizza.safetensors\n# none.safetensors\n", strengths="cat = 0.5")  # fmt: skip
+    edited, lora, report = answer["result"]
+    assert answer["ui"]["trace_report"] == [report]
+    assert report.startswith("# Fused: cat, truck, pizza")
+    assert "plain sum" in report and "| lora_4 | truck |" in report and "| pizza.safetensors | pizza |" in report
+    assert ("Warning" in report) == (kind == "flux")
+    back = wire.erasure_of(lora)
+    assert [(p.targets, p.strength) for p in back.parts()] == [(["cat"], 0.5), (["truck"], 1.0), (["pizza"], 1.0)]
+    assert not torch.equal(family.sample(edited, "a cat"), family.sample(model, "a cat"))
+
+
+def test_node_on_bad_input(families, pack, host, tmp_path):
+    family, model = families["sd1"], families["sd1"].model()
+    wire, errors = (importlib.import_module(f"{NAME}.{m}") for m in ("nodes.wire", "trace_core.errors"))
+    node = pack.NODE_CLASS_MAPPINGS["TRACE_FuseErasureLoras"]
+    good = wire.LoraState(trained(family, model, "cat"))
+    stock = dict(good)  # from the stock Train LoRA node: no metadata
+    for given, message in (
+        ({}, "nothing to fuse: connect"), ({"lora_1": good, "lora_2": stock}, "lora_2 does not say what it erases"),
+        ({"lora_1": good, "lora_3": {}}, "lora_3: the LORA_MODEL that is connected is empty"),
+        ({"lora_1": good, "strengths": "elk = 1"}, "'elk' is not erased"), ({"lora_1": good, "strengths": "cat"}, "strengths, line 1"),
+        ({"lora_1": good, "files": "gone.safetensors"}, "gone.safetensors"),
+    ):  # fmt: skip
+        with pytest.raises(errors.TraceError, match=message):
+            node().fuse(model, family.clip, "house", "fuse", **given)
+    edited = importlib.import_module(f"{NAME}.trace_core.gating").apply(model, wire.erasure_of(good))
+    with pytest.raises(errors.LoraError, match="loader's"):
+        node().fuse(edited, family.clip, "house", "fuse", lora_1=good)
+    assert "gone.safetensors" in node.VALIDATE_INPUTS("gone.safetensors")
+    assert node.VALIDATE_INPUTS("") is True
+    (tmp_path / "x.safetensors").write_bytes(b"1")
+    before = node.IS_CHANGED(files="x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"12")
+    assert node.IS_CHANGED(files="x.safetensors") != before
