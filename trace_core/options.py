@@ -85,7 +85,8 @@ class FinetuneConfig:
     def resolved(self, kind: str, kind_of_model: str, anchored: bool = False) -> FinetuneConfig:
         """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no overshoot."""
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
-        paper = dict(OBJECTIVES[self.objective].kinds[kind])
+        objective = OBJECTIVES[self.objective]
+        paper = {**objective.kinds[kind], **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {})}
         weights = {**paper.pop("weights", {}), **self.weights}
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
         if anchored and self.eta is None and self.objective == "trace":

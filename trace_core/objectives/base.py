@@ -55,6 +55,7 @@ class Objective:
         student: whose trajectories the erase points are on: ``student`` or ``base``.
         terms: in the order of a step's batch.
         kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper.
+        flux: the same for FLUX, over ``kinds``.
         unconditional: keep points are sampled without a prompt, not from the keep list.
     """
 
@@ -63,6 +64,7 @@ class Objective:
     student: str
     terms: tuple[Term, ...]
     kinds: Mapping[str, Mapping] = field(default_factory=dict)
+    flux: Mapping[str, Mapping] = field(default_factory=dict)
     unconditional: bool = False
 
 
