@@ -12,7 +12,7 @@ from ..trace_core.errors import LoraError
 from ..trace_core.evaluate.grid import to_image
 from ..trace_core.finetune import finetune as run
 from ..trace_core.objectives import OBJECTIVES
-from ..trace_core.options import PRESETS, FinetuneConfig
+from ..trace_core.options import LEARNING_RATE, PRESETS, FinetuneConfig
 from . import reports, wire
 from .family import demo_name, domain_of, finetune_options
 from .live import Live
@@ -61,7 +61,7 @@ class LateStageFinetune:
                 "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's."}),
                 "rank": ("INT", {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
                 "lr": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.0001, "round": False, "tooltip": "AdamW's learning rate "
-                       f"at its highest. 0: {DEFAULTS.lr:g}, on a demo model its own. Lower it if the run diverges."}),
+                       f"at its highest. 0: the objective's own, {LEARNING_RATE:g} for most, more on a demo model. Lower it if the run diverges."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 10.0, "step": 0.05, "tooltip": "How far past the neutral "
                         "prompt; 0 stops there. -1: the objective's own for the kind of concept."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": False,

@@ -12,6 +12,7 @@ from .errors import TraceError
 from .objectives import OBJECTIVES
 from .windows import check_window
 
+LEARNING_RATE = 5e-4  #: where the objective names none (ANT's value)
 AUTO = "auto"  #: a window that is measured on the base model's own trajectories
 
 PRESETS: dict[str, dict] = {
@@ -37,7 +38,8 @@ class FinetuneConfig:
     keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once"})
     refresh: int | None = field(default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"})
     rank: int = field(default=8, metadata={"help": "of the trained adapter"})
-    lr: float = field(default=5e-4, metadata={"help": "AdamW's learning rate at its highest (ANT's value)"})
+    lr: float | None = field(default=None, metadata={"help": "AdamW's learning rate at its highest"})
+    lr_scale: float = field(default=1.0, metadata={"help": "by which the objective's own learning rate is multiplied: small networks learn at higher ones"})
     eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
     scope: str | None = field(default=None, metadata={"help": "layers: " + ", ".join(SCOPES)})
     saliency: float = field(default=0.0, metadata={"help": "share of each layer's weights in a saliency map (ANT); 0 trains a plain LoRA"})
@@ -63,7 +65,7 @@ class FinetuneConfig:
             if value not in known:
                 raise TraceError(f"{name} '{value}' is unknown; use one of {', '.join(known)}")
         for name, low, high in (("steps", 1, 100_000), ("batch", 4, 4096), ("trajectories", 1, 10_000), ("keep_trajectories", 1, 100_000),
-                                ("refresh", 1, 100_000), ("rank", 1, 1024), ("sampling_steps", 2, 1000), ("lr", 1e-8, 1.0),
+                                ("refresh", 1, 100_000), ("rank", 1, 1024), ("sampling_steps", 2, 1000), ("lr", 1e-8, 1.0), ("lr_scale", 1e-3, 1e3),
                                 ("eta", 0.0, 10.0), ("cfg", 0.0, 30.0), ("guidance", 0.0, 30.0), ("width", 16, 4096),
                                 ("height", 16, 4096), ("max_grad_norm", 1e-6, 1e6), ("saliency", 0.0, 1.0), ("saliency_maps", 1, 1000), ("preview_every", 0, 100_000)):  # fmt: skip
             value = getattr(self, name)
@@ -95,6 +97,8 @@ class FinetuneConfig:
             values["eta"] /= max(1.0, self.guidance)
         if self.window is None:
             values.setdefault("window", AUTO)
+        if self.lr is None:
+            values["lr"] = values.get("lr", LEARNING_RATE) * self.lr_scale
         if self.scope is None:
             values.setdefault("scope", "text")
         if self.cfg is None:

@@ -112,7 +112,7 @@ def identity(trainer) -> str:
 
     Not the window, which may have been measured, and not the learning rate, which may be lowered after a divergence.
     """
-    free = ("window", "contexts", "preview_every", "checkpointing", "lr")
+    free = ("window", "contexts", "preview_every", "checkpointing", "lr", "lr_scale")
     options = {k: v for k, v in asdict(trainer.config).items() if k not in free}
     options["start"] = trainer.start.fingerprint if trainer.start else None
     return json.dumps({"base": trainer.backbone.model_hash(), "prompts": trainer.prompts.texts, **options}, sort_keys=True)

@@ -26,8 +26,8 @@ CONTEXTS = {
 
 #: What the finetune of a demo model needs otherwise than a real one's: small networks learn at higher rates.
 FINETUNE = {
-    "demo-sd": {"width": 64, "height": 64, "lr": 5e-3, "contexts": CONTEXTS},
-    "demo-flux": {"width": 64, "height": 64, "lr": 2e-3, "contexts": CONTEXTS},
+    "demo-sd": {"width": 64, "height": 64, "lr_scale": 10.0, "contexts": CONTEXTS},
+    "demo-flux": {"width": 64, "height": 64, "lr_scale": 4.0, "contexts": CONTEXTS},
 }
 
 
