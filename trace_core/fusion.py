@@ -205,11 +205,15 @@ def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = Non
         raise LoraError("nothing to fuse; name at least one erasure")
     names = list(names) if names else [f"LoRA {i}" for i in range(1, len(loras) + 1)]
     check_compatible(loras, names)
+    fitting: set[tuple] = set()
     for name, lora in zip(names, loras):
+        form = tuple((m, up.shape[0], down.shape[1]) for m, (up, down) in sorted(lora.modules.items()))
         try:
-            check_fits(model, lora)
+            if form not in fitting:  # most are of one form, and reading the model's shapes takes a while
+                check_fits(model, lora)
         except LoraError as error:
             raise LoraError(f"{name}: {error}") from error
+        fitting.add(form)
     adapters = []
     for name, lora in zip(names, loras):
         parts = lora.parts()
@@ -369,7 +373,7 @@ class Stream:
     def measure(self, backbone: Backbone, adapters: Sequence[Adapter], lora: ErasureLora, progress: Progress, clock: dict) -> None:
         """What the fused erasure, and the plain sum beside it, do on every adapter's rows and on the keep rows.
 
-        ``||(dW* - dW_i) C_i||^2 = <dW*^T dW*, S_i> - 2 <up_i^T dW*, down_i S_i> + <up_i^T up_i down_i, down_i S_i>``, summed over the
+        ``||(dW* - dW_i) C_i||^2 = <dW*^T dW*, S_i> - 2 <up_i^T dW*, down_i S_i> + <up_i^T up_i, down_i S_i down_i^T>``, summed over the
         layers: the first matrix is the same for all adapters.
         """
         with _timed(clock, "measure"):
@@ -379,16 +383,17 @@ class Stream:
             weights = torch.zeros(self.width, self.width)
             for number, (layer, weight) in enumerate(backbone.weights(self.layers)):
                 progress("measure", number, len(self.layers))
-                module, mine = layer.module, [(i, a) for i, a in enumerate(adapters) if layer.module in a.lora.modules]
-                changes = [_dense([lora.modules[module]], self.width), _dense([a.lora.modules[module] for _, a in mine], self.width)]
-                for kind, change in enumerate(changes):
+                module, mine = layer.module, [i for i, a in enumerate(adapters) if layer.module in a.lora.modules]
+                factors = [adapters[i].lora.modules[module] for i in mine]
+                products = [self.products[i][places[i][module]] for i in mine]
+                owners = torch.tensor([i for i, p in zip(mine, products) for _ in range(len(p))])
+                ups, stacked = torch.cat([up for up, _ in factors], 1).double(), torch.cat(products)
+                for kind, change in enumerate((_dense([lora.modules[module]], self.width), _dense(factors, self.width))):
                     add_symmetric(squares[kind], change)
-                for i, adapter in mine:
-                    up, down = (f.double() for f in adapter.lora.modules[module])
-                    product = self.products[i][places[i][module]]
-                    for kind, change in enumerate(changes):
-                        cross[kind, i] += (up.T @ change * product).sum()
-                    size[i] += ((up.T @ up) @ down[:, : self.width] * product).sum()
+                    cross[kind].index_add_(0, owners, (ups.T @ change).mul_(stacked).sum(dim=1))
+                for i, (up, down), product in zip(mine, factors, products):
+                    up = up.double()
+                    size[i] += ((up.T @ up) * (product @ down[:, : self.width].double().T)).sum()
                 add_symmetric(weights, weight[:, : self.width].float().cpu())
             squares, weights = [mirror(s) for s in squares], mirror(weights).double()
             kept, size = self.keep.value(), size.tolist()
