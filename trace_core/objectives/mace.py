@@ -21,7 +21,8 @@ def focal_density(t: Tensor) -> Tensor:
 
 
 #: Cross-attention keys and values (the released code trains both; only keys shape the maps). One LoRA a concept, fused later.
-_PAPER = {"scope": "text", "eta": 0.0, "window": (0.0, 1.0)}
+#: No term holds on to anything else: the paper's low rate does.
+_PAPER = {"scope": "text", "eta": 0.0, "window": (0.0, 1.0), "lr": 1e-4}
 
 MACE = Objective(
     name="mace",
