@@ -452,14 +452,13 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
         for concept, kind in adapter.concepts:
             progress("encode concepts", done, total)
             templates = _templates(concept.target, kind, config)
-            for template in templates:
-                with _timed(clock, "rows"):
-                    rows = encoder.encode(fill(template, concept.target), concept.target)
-                with _timed(clock, "sums"):
-                    for stream in streams:
-                        values, weights, start = _read(rows, stream, config, concept.weight / len(templates))
-                        own[stream.name].add(values, weights)
-                        starts[stream.name] += start
+            with _timed(clock, "rows"):
+                prompts = [encoder.encode(fill(template, concept.target), concept.target) for template in templates]
+            with _timed(clock, "sums"):
+                for stream in streams:
+                    found = [_read(rows, stream, config, concept.weight / len(templates)) for rows in prompts]
+                    own[stream.name].add(torch.cat([rows for rows, *_ in found]), torch.cat([w for _, w, _ in found]))
+                    starts[stream.name] += sum(start for *_, start in found)
             done, weight = done + 1, weight + concept.weight
         with _timed(clock, "sums"):
             for stream in streams:
