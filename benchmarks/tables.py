@@ -7,12 +7,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ("demo-sd", "demo-flux")
 OURS = ("projection", "trace")
-TASKS = {"object": "CIFAR objects", "style": "styles"}
+TASKS = {"object": "10 CIFAR objects, one at a time", "style": "5 styles, one at a time", "12 objects": "12 objects at once"}
 
 
 def percent(value: float | None) -> str:
@@ -24,23 +25,41 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def results(model: str) -> dict:
-    return json.loads((RESULTS / f"erasure-{model}.json").read_text())
+def results(model: str, seed: int = 0) -> dict:
+    return json.loads((RESULTS / f"erasure-{model}{f'-seed{seed}' if seed else ''}.json").read_text())
+
+
+def seeds(model: str) -> list[int]:
+    return [n for n in range(10) if (RESULTS / f"erasure-{model}{f'-seed{n}' if n else ''}.json").exists()]
+
+
+def mean_and_spread(values: list[float], show=percent) -> str:
+    """The mean over seeds, with the sample standard deviation where there are several."""
+    return show(fmean(values)) + (f" ± {show(stdev(values))}" if len(values) > 1 else "")
 
 
 def erasure() -> str:
     rows = []
     for model in MODELS:
-        for name, r in sorted(results(model)["means"].items(), key=lambda kv: (kv[0].split("/")[2], kv[0].split("/")[1])):
-            _, method, task = name.split("/")
-            figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
-            method = f"**{method}**" if method in OURS else method
-            rows.append([model, f"{r['concepts']} {TASKS[task]}", method, *figures, f"{r['latent_mse']:.4f}", f"{r['psnr']:.1f}"])
-    head = ["model", "erased, one at a time", "method", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "PSNR ↑"]
+        means: dict[tuple[str, str], list[dict]] = {}
+        for seed in seeds(model):
+            found = results(model, seed)
+            for name, r in found["means"].items():
+                _, method, task = name.split("/")
+                each = [v for k, v in found["results"].items() if k.startswith(name + "/")]
+                means.setdefault((task, method), []).append(r | {k: fmean(e.get(k, 0) for e in each) for k in ("evaluations", "bytes")})
+        for (task, method), runs in sorted(means.items(), key=lambda kv: (list(TASKS).index(kv[0][0]), kv[0][1])):
+            figures = [mean_and_spread([r[k] for r in runs]) if runs[0][k] is not None else "–" for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
+            size = max(r["bytes"] for r in runs)
+            rows.append([model, TASKS[task], f"**{method}**" if method in OURS else method, *figures,
+                         f"{fmean(r['latent_mse'] for r in runs):.4f}", f"{max(r['evaluations'] for r in runs):,.0f}" if runs[0]["evaluations"] else "–",
+                         f"{size / 1024:.0f} KB" if size else "–", str(len(runs))])  # fmt: skip
+    head = ["model", "erased", "method", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "evaluations", "file", "seeds"]
     setting = results("demo-sd")["setting"]
     note = (
-        f"{setting['samples_per_class']} pictures of an erased class and of each synonym, "
-        f"{setting['samples_per_other_class']} of every other class, seed {setting['seed']}."
+        f"{setting['samples_per_class']} pictures of an erased class and of each synonym (5 where 12 are erased at once), "
+        f"{setting['samples_per_other_class']} of every other class. Seeds are of the training and of the pictures; ± is the sample standard "
+        "deviation over them. Evaluations of the model: forward 1, backward 2, a sample each."
     )
     return markdown(head, rows) + f"\n\n{note}"
 
