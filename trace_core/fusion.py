@@ -62,7 +62,7 @@ class FusionConfig:
 
     mode: str = field(default="fuse", metadata={"help": "fuse: eq. 7; sum: put side by side, as several LoRA loaders would"})
     integration: float = field(default=1.0, metadata={"help": "mu: how silent an adapter shall be on the others' rows; 1 is MACE"})
-    keep_weight: float = field(default=1.0, metadata={"help": "beta: weight of an entry of the keep set against a concept"})
+    keep_weight: float = field(default=0.1, metadata={"help": "beta: weight of an entry of the keep set against a concept"})
     alpha: float = field(default=1e-3, metadata={"help": "lambda, relative to the trace of the Gram matrix"})
     weighting: str = field(default="group", metadata={"help": "group: token groups count alike; row: rows do, as in MACE's sums"})
     start: str = field(default="held", metadata={"help": "start token: held at the mean response, or a row like any other (MACE)"})
@@ -138,7 +138,7 @@ def fuse(model, clip, loras: Sequence[ErasureLora], keep: Sequence[str] = (), co
     grades([p for a in adapters for p in a.parts], strengths or {})
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
-    kept = (list(keep) or _own_keep(adapters, concepts)) if config.keep_weight else []
+    kept = list(keep) or _own_keep(adapters, concepts)  # of weight 0, it is still measured
     streams = [part for s in (CONTEXT, POOLED) if (part := Stream(backbone, s, adapters, config)).layers]
     if streams:
         collect(streams, TextEncoder(clip), adapters, kept, config, progress, clock)

@@ -119,7 +119,6 @@ def test_one_alone_without_a_keep_set_is_itself(families):
     wanted = response(family, model, lora, "cat")
     assert off(response(family, model, result.lora, "cat"), wanted) < 2e-3
     assert result.report["streams"]["context"]["fused"]["residual_worst"] < 2e-3
-    assert result.report["keep"] == []
 
 
 def test_a_closed_form_keeps_its_start_token(families):

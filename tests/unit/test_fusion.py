@@ -54,7 +54,7 @@ class Case:
     """Adapters through the library's own sums and solve, in float64, and everything an independent evaluation needs."""
 
     def __init__(self, fake, adapters, keep=KEEP, towers=("l",), pooled=0, **config):
-        self.config = FusionConfig(contexts=CONTEXTS, **config)
+        self.config = FusionConfig(**{"contexts": CONTEXTS, "keep_weight": 1.0, **config})
         self.adapters, self.keep = adapters, keep
         self.encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH, towers, pooled))
         self.backbone = fake.FakeBackbone(Layer, fake.random_weights(2, 10, WIDTH), fake.random_weights(1, 10, pooled) if pooled else [])

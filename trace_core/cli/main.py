@@ -71,6 +71,7 @@ def _erase(commands) -> None:
     c.add_argument("--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)")
     c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
     c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    _jobs(c)
     t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
     t.add_argument("--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train")
     t.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the preset's)")
@@ -89,6 +90,18 @@ def _erase(commands) -> None:
     t.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
     t.add_argument("--resume", metavar="FILE",
                    help="training state: read if it is there, written at every refresh, removed at the end")  # fmt: skip
+
+
+def _jobs(c: argparse.ArgumentParser) -> None:
+    j = c.add_argument_group("several concepts", "one erasure of all, or one of each, which are then fused into one file")
+    how = j.add_mutually_exclusive_group()
+    how.add_argument("--apart", action="store_true", help="one of each (default for --method mace)")
+    how.add_argument("--together", action="store_true", help="one of all (default for every other method)")
+    j.add_argument("--jobs", type=int, default=None, metavar="N",
+                   help="one of each, in N processes of --threads threads (default here: 1). What is finished is kept in OUT.parts "
+                   "until all is, and the same command goes on with it. The file does not depend on N")  # fmt: skip
+    j.add_argument("--ray", metavar="ADDRESS",
+                   help="with --jobs: on a Ray cluster, `auto` for this machine's, `local` for one of its own (pip install ray)")  # fmt: skip
 
 
 def _lora(c: argparse.ArgumentParser) -> None:
@@ -142,7 +155,7 @@ def _fuse(commands) -> None:
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: what the files kept)")  # fmt: skip
     c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
-    c.add_argument("--keep-weight", type=float, default=1.0, help="weight of an entry of the keep list against a concept; 0: none")
+    c.add_argument("--keep-weight", type=float, default=0.1, help="weight of an entry of the keep list against a concept; 0: none")
     c.add_argument("--naive", action="store_true", help="put the erasures side by side (their sum) instead")
     c.add_argument("--integration", type=float, default=1.0, metavar="MU",
                    help="how silent an erasure shall be on the others' prompts; 1 is MACE's fusion")  # fmt: skip
@@ -176,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     except TraceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("cancelled; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "cancelled; nothing was written", file=sys.stderr)
         return 130
     return 0
