@@ -56,14 +56,15 @@ def server(tools, tmp_path_factory):
 def play(tools, server, tmp_path_factory):
     """``play(scenario, **given)``: facts from the page; no error of ours may have come up in it."""
     chromium, folder = tools
-    out = Path(os.environ.get("TRACE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")).resolve()
+    asked = os.environ.get("TRACE_SCREENSHOTS")  # a folder; without it there are pictures of errors only
+    out = Path(asked or tmp_path_factory.mktemp("screenshots")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     command = ["node", str(HERE / "driver.mjs"), str(folder), chromium, server.url, server.pack]
     driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     names = sorted(p.stem for p in (ROOT / "workflows").glob("*.json"))
 
     def run(scenario: str, **given) -> dict:
-        driver.stdin.write(json.dumps({"scenario": scenario, "given": {"names": names, "out": str(out), **given}}) + "\n")
+        driver.stdin.write(json.dumps({"scenario": scenario, "given": {"names": names, "out": str(out), "pictures": bool(asked), **given}}) + "\n")
         driver.stdin.flush()
         answer = json.loads(driver.stdout.readline() or '{"error": "the browser is gone"}')
         assert "error" not in answer, answer["error"]

@@ -11,7 +11,7 @@ const SHORT_TRAP = "<b>x</b>"; // a demo model reads 24 tokens
 
 const shot = (given, name) => `${given.out}/${name}.jpg`;
 
-export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed };
+export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed, translated };
 
 /** By mouse alone: category, template, Run; and the time from the template's click to the first picture. */
 async function quickstart(page, given) {
@@ -25,8 +25,7 @@ async function quickstart(page, given) {
   await click(page.locator(".p-listbox-option", { hasText: given.pack }));
   const card = (name) => page.getByTestId(`template-workflow-${name}`);
   await Promise.all(given.names.map((name) => card(name).locator("img").first().waitFor({ state: "attached" })));
-  await page.waitForTimeout(1000);
-  await page.screenshot({ path: shot(given, "templates"), type: "jpeg", quality: 60 });
+  if (given.pictures) await page.screenshot({ path: shot(given, "templates"), type: "jpeg", quality: 60 });
   const listed = await page.locator("[data-testid^='template-workflow-']").evaluateAll((all) => all.map((e) => e.dataset.testid.slice(18)));
   const start = Date.now();
   await click(card("quickstart"));
@@ -34,7 +33,7 @@ async function quickstart(page, given) {
   await click(page.locator("[data-testid='queue-button'] button").first());
   const shown = await until(page, COMPARE, (p) => p.pictures === 2);
   const seconds = (Date.now() - start) / 1000;
-  await page.screenshot({ path: shot(given, "page"), type: "jpeg", quality: 70 });
+  if (given.pictures) await page.screenshot({ path: shot(given, "page"), type: "jpeg", quality: 70 });
   return { clicks, seconds, listed, shown };
 }
 
@@ -52,7 +51,7 @@ async function templates(page, given) {
     if (!given.queued.includes(name)) continue;
     await queue(page);
     facts[name].shown = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null);
-    await page.screenshot({ path: shot(given, `template-${name}`), type: "jpeg", quality: 60 });
+    if (given.pictures) await page.screenshot({ path: shot(given, `template-${name}`), type: "jpeg", quality: 60 });
   }
   return { facts };
 }
@@ -70,7 +69,7 @@ async function training(page, given) {
   const done = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
   const compared = await until(page, COMPARE, (p) => p.pictures === 2);
   const slid = await slide(page);
-  await shots(page, given);
+  if (given.pictures) await shots(page, given);
   await page.reload();
   await ready(page);
   const again = await until(page, FINETUNE, (p) => p.state === "done" && p.points === 12 && p.previews === 2 && p.report !== null);
@@ -119,7 +118,7 @@ async function cancelled(page, given) {
   await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 2);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
   const shown = await until(page, FINETUNE, (p) => p.state !== "running", 60_000);
-  await picture(page, FINETUNE, shot(given, "cancelled"), 0.8);
+  if (given.pictures) await picture(page, FINETUNE, shot(given, "cancelled"), 0.8);
   await page.reload();
   await ready(page);
   return { shown, again: await until(page, FINETUNE, (p) => p.state !== null) };
@@ -207,7 +206,7 @@ async function subgraph(page, given) {
   await enter(page, 1);
   const moved = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
   const movedProjection = await until(page, PROJECTION, (p) => p.report !== null);
-  await picture(page, FINETUNE, shot(given, "moved"), 0.8);
+  if (given.pictures) await picture(page, FINETUNE, shot(given, "moved"), 0.8);
   await page.reload();
   await ready(page);
   await enter(page, 1);
@@ -227,6 +226,7 @@ async function applied(page, given) {
   await queue(page);
   const shown = await until(page, APPLY, (p) => p.metadata !== null);
   await until(page, COMPARE, (p) => p.pictures === 2);
+  if (!given.pictures) return { shown };
   await picture(page, APPLY, shot(given, "apply-folded"), 1);
   await page.evaluate((type) => {
     const node = app.canvas.graph.nodes.find((n) => n.type === type);
@@ -251,4 +251,21 @@ async function removed(page, given) {
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
   await page.waitForTimeout(1000);
   return { left };
+}
+
+/** What the nodes' inputs and outputs are called in another language. */
+async function translated(page, given) {
+  const language = (name) => page.request.post(`${given.url}/api/settings`, { data: { "Comfy.Locale": name } });
+  await language("zh");
+  try {
+    await open(page, given);
+    await load(page, given, "trace-full");
+    return await page.evaluate((type) => {
+      const node = app.graph.nodes.find((n) => n.type === type);
+      return { title: node.title, widgets: node.widgets.map((w) => w.label ?? w.name), inputs: node.inputs.map((s) => s.localized_name ?? s.name),
+        outputs: node.outputs.map((s) => s.localized_name ?? s.name) };
+    }, FINETUNE);
+  } finally {
+    await language("en");
+  }
 }
