@@ -304,12 +304,14 @@ class Trainer:
         self._tick("train", self.step, config.steps)
 
     def _maybe_preview(self, adapters: Adapters) -> None:
-        """The same seed and prompts each time: a concept's and a keep prompt, from the student."""
+        """The same seed and prompts each time: a concept's and a keep prompt, from the base model at step 0, then from the student."""
         if not self._preview or not self.config.preview_every or self.step % self.config.preview_every:
             return
         numbers = [self.erase_pairs[0][0], self.keep_pairs[0][0]]
+        adapters.use("student" if self.step else "base")
         *_, last = trajectories(self.backbone, self.prompts, numbers, self.uncond, self.bank.sampling, self.config.seed,
                                 lambda: self._tick("preview", self.step, self.config.steps))  # fmt: skip
+        adapters.use("student")
         self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
 
 

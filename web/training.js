@@ -55,7 +55,7 @@ function share({ step, steps, done, total }) {
   return whole ? Math.min(1, part / whole) : 0;
 }
 
-/** The same prompts and seed before the training and at a later step. */
+/** The same prompts and seed of the base model, which is step 0, and at a later step. */
 class Previews {
   constructor(view) {
     this.view = view;
@@ -86,7 +86,7 @@ class Previews {
     this.rows.forEach(({ text, img }, i) => {
       show(img.parentElement, i < shown.length);
       if (i >= shown.length) return;
-      setText(text, i === 0 && shown[0].step === 0 ? "start" : `step ${shown[i].step}`);
+      setText(text, shown[i].step === 0 ? "base" : `step ${shown[i].step}`);
       const address = this.view(shown[i]);
       if (img.getAttribute("src") !== address) img.src = address;
       img.alt = `Preview at step ${shown[i].step}: ${(shown[i].prompts ?? []).join("; ")}`;

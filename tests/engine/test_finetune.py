@@ -390,6 +390,17 @@ def test_previews_show_the_student_on_the_same_prompts(families):
     assert not torch.equal(shown[0][1], shown[2][1])
 
 
+def test_first_preview_is_of_the_base_model(families):
+    """So that what is erased stands beside what was, also where the closed form is in the starting point."""
+    family, shown = families["sd1"], []
+    model = family.model(**TINY["sd1"])
+    for start in (None, closed_form(family, model)):
+        run(family, model, replace(SMALL, preview_every=4), start=start, preview=lambda *given: shown.append(given))
+    (_, base, _), (_, plain, _), (_, again, _), (_, joined, _) = shown
+    assert torch.equal(base, again)
+    assert not torch.equal(plain, joined)
+
+
 def test_a_preview_changes_no_result(families):
     family, model = families["sd1"], families["sd1"].model(**TINY["sd1"])
     plain = run(family, model)
