@@ -509,7 +509,7 @@ def assemble(adapters: Sequence[Adapter], streams: Sequence[Stream], config: Fus
     """The fused factors, part by part along the rank; layers that do not read the text's rows have theirs side by side.
 
     Returns:
-        the erasure without metadata, and what :func:`compress` lost, where a largest rank is asked for.
+        the erasure without metadata, and what :func:`_cut` lost, where a largest rank is asked for.
     """
     with _timed(clock, "export"):
         places = [(stream, [stream.slices(a) for a in adapters]) for stream in streams if stream.solved]
@@ -528,11 +528,24 @@ def assemble(adapters: Sequence[Adapter], streams: Sequence[Stream], config: Fus
             factors[module] = torch.cat([up for up, _ in found], 1), torch.cat([down for _, down in found])
         if config.max_rank is None:
             return ErasureLora.from_factors(factors), None
-        small = {m: truncate(*pair, config.max_rank) for m, pair in factors.items()}
-        losses = [loss for *_, loss in small.values()]
-        return ErasureLora.from_factors({m: (up, down) for m, (up, down, _) in small.items()}), {
-            "max_rank": config.max_rank, "mean": sum(losses) / len(losses), "worst": max(losses),
-        }  # fmt: skip
+        return _cut(factors, config.max_rank)
+
+
+def _cut(factors: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> tuple[ErasureLora, dict]:
+    """Every layer's nearest edit of a rank, and the relative Frobenius errors of it."""
+    small = {m: truncate(*pair, rank) for m, pair in factors.items()}
+    losses = [loss for *_, loss in small.values()]
+    lora = ErasureLora.from_factors({m: (up, down) for m, (up, down, _) in small.items()})
+    return lora, {"max_rank": rank, "mean": sum(losses) / len(losses), "worst": max(losses)}
+
+
+def compress(lora: ErasureLora, rank: int) -> tuple[ErasureLora, dict]:
+    """A file of lower rank, strengths baked in; its concepts become one part. With what was lost, as in the report."""
+    concepts = list({c.target: c for part in lora.parts() for c in part.concepts}.values())
+    out, lost = _cut(lora.modules, rank)
+    out.metadata |= lora.metadata
+    out._set_parts([_one_part(concepts, out)])
+    return out, lost
 
 
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

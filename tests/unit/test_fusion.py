@@ -21,6 +21,7 @@ from trace_core.fusion import (
     balance,
     check_compatible,
     collect,
+    compress,
     parse_strengths,
     truncate,
 )
@@ -515,3 +516,14 @@ def test_strength_lines():
     for wrong in ("cat", "= 1", "cat = x", "cat = 11", "cat = nan", "cat = 1\nCat = 2"):
         with pytest.raises(LoraError, match=r"^list, line \d"):
             parse_strengths(wrong, "list")
+
+
+def test_a_file_can_be_cut_alone():
+    """Strengths are in it, its parts are one."""
+    lora = joined(made(0, "cat"), made(1, "dog")).graded({"cat": 0.5})
+    cut, lost = compress(lora, 3)
+    assert cut.rank == 3 and [p.targets for p in cut.parts()] == [["cat", "dog"]] and "trace.parts" not in cut.metadata
+    errors = [((cut.delta(m) - lora.delta(m)).norm() / lora.delta(m).norm()).item() for m in lora.modules]
+    assert max(errors) == pytest.approx(lost["worst"], abs=2e-3)
+    same_rank, nothing = compress(lora, 9)
+    assert nothing["worst"] == 0.0 and same_rank.rank == 4

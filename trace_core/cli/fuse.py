@@ -11,7 +11,7 @@ from ..lora import ErasureLora, grades
 
 def run(args, bars) -> dict:
     """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
-    from ..fusion import FusionConfig, check_compatible, parse_strengths
+    from ..fusion import FusionConfig, check_compatible, compress, parse_strengths
     from .commands import check_writable, read_text
 
     config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
@@ -30,8 +30,10 @@ def run(args, bars) -> dict:
     names, loras = zip(*left)
     check_compatible(loras, names)
     grades([part for lora in loras for part in lora.parts()], strengths)
-    if len(loras) == 1 and not args.max_rank:
+    if len(loras) == 1:
         lora, report = loras[0].graded(strengths) if strengths else loras[0], {"method": "parts", "warnings": []}
+        if args.max_rank:
+            lora, report["truncation"] = compress(lora, args.max_rank)
     elif not args.model:
         raise TraceError("--model is missing: the text encoder of the model that the files were made for makes the rows they are fused on")
     else:
