@@ -13,6 +13,7 @@ from .objectives import OBJECTIVES
 from .windows import check_window
 
 LEARNING_RATE = 5e-4  #: where the objective names none (ANT's value)
+WHOLE = 0.1  #: of that, where whole matrices are trained: a step moves every one of their numbers by the rate
 AUTO = "auto"  #: a window that is measured on the base model's own trajectories
 
 PRESETS: dict[str, dict] = {
@@ -98,7 +99,7 @@ class FinetuneConfig:
         if self.window is None:
             values.setdefault("window", AUTO)
         if self.lr is None:
-            values["lr"] = values.get("lr", LEARNING_RATE) * self.lr_scale
+            values["lr"] = values.get("lr", LEARNING_RATE) * self.lr_scale * (WHOLE if self.saliency else 1.0)
         if self.scope is None:
             values.setdefault("scope", "text")
         if self.cfg is None:
