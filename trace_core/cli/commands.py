@@ -15,7 +15,7 @@ from ..concepts import Concept, parse_concepts, parse_keep
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
-from . import training
+from . import jobs, training, workers
 
 DEMO_MODELS = ("demo-sd", "demo-flux")
 
@@ -92,11 +92,7 @@ def open_model(name: str):
         from ..demo import loader
 
         return loader.load(name)
-    path = Path(name)
-    if not path.is_file():
-        raise TraceError(f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file")
-    if path.suffix != ".safetensors":
-        raise TraceError(f"--model '{path.name}' must be a .safetensors file; others can run code when they are opened")
+    path = checkpoint_file(name)
     load()
     import comfy.sd
 
@@ -107,6 +103,20 @@ def open_model(name: str):
     if model is None or clip is None or clip.cond_stage_model is None:
         raise TraceError(f"'{path.name}' has no {'denoiser' if model is None else 'text encoder'}; use a full checkpoint")
     return model, clip, vae
+
+
+def checkpoint_file(name: str) -> Path:
+    """The file that ``--model`` names, where it is no demo model.
+
+    Raises:
+        TraceError: if there is none, or it could run code.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise TraceError(f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file")
+    if path.suffix != ".safetensors":
+        raise TraceError(f"--model '{path.name}' must be a .safetensors file; others can run code when they are opened")
+    return path
 
 
 class Bars:
@@ -162,38 +172,58 @@ def with_loras(model, files: Sequence[str], strength: float, start: float | None
 
 def erase(args) -> dict:
     from ..methods import METHODS
-    from ..methods import erase as erase_by
 
     concepts = concepts_of(args)
     keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
     method = METHODS[args.method]
+    apart = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
     for path in filter(None, (args.out, args.resume)):
         check_writable(Path(path))
-    state = training.saved_state(args, method)
-    model, clip, _ = open_model(args.model)
     if args.model in DEMO_MODELS:
         from ..demo import domain
 
         closed, tuned = closed | {"contexts": domain.CONTEXTS}, domain.FINETUNE[args.model] | tuned
         keep = keep or domain.keep_list(concepts)
-    bars, options = Bars(), (closed, tuned)
-    try:
-        with training.hooks(args, method, state) as hooks:
-            result = erase_by(args.method, model, clip, concepts, keep, *options, args.seed, bars, **hooks)
-            path = result.lora.save(args.out)
-    finally:
-        bars.close()
-    if method.finetune is not None:
-        done = f"{result.report['evaluations']} model evaluations"
+    if args.jobs is not None:
+        result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned))
     else:
-        worst = max((v["residual"] for v in result.report["layers"].values()), default=0.0)
-        done = f"residual {100 * worst:.1f} % at most"
-    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {done}; "
+        result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
+    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
           f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
-    for warning in result.report.get("warnings", []):
+    for warning in [w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])]:
         print(f"warning: {warning}")
     return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
+
+
+def _erase_here(args, method, concepts, keep, closed, tuned, apart):
+    """In this process: the erasure, and where it was written."""
+    from ..methods import erase as erase_by
+
+    state, bars = training.saved_state(args, method), Bars()
+    model, clip, _ = open_model(args.model)
+    try:
+        with training.hooks(args, method, state) as hooks:
+            result = erase_by(args.method, model, clip, concepts, keep, closed, tuned, args.seed, bars, apart, **hooks)
+            return result, result.lora.save(args.out)
+    finally:
+        bars.close()
+
+
+def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
+    """For the processes. Their number of threads changes the last digits, so it is fixed."""
+    load()
+    size = None if args.model in DEMO_MODELS else checkpoint_file(args.model).stat().st_size
+    return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
+                         workers.forced_cpu(), size)  # fmt: skip
+
+
+def _done(report: dict) -> str:
+    """What an erasure took, or left."""
+    if report.get("evaluations"):
+        return f"{report['evaluations']} model evaluations"
+    layers = [v for part in report.get("parts", [report]) for v in part["layers"].values()]
+    return f"residual {100 * max((v['residual'] for v in layers), default=0.0):.1f} % at most"
 
 
 def _closed_form_options(args, method) -> dict:

@@ -1,0 +1,137 @@
+"""Many concepts in several processes give the same file as one process, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from trace_core.cli import main, training
+from trace_core.lora import ErasureLora
+
+NAMES = ("cat", "dog", "car", "tree", "house", "rocket", "apple", "pizza", "guitar", "umbrella", "book", "flower")
+#: as little work as a finetune can be, most of it in its own paths
+TINY = dict(steps=2, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_work(engine):
+    """The command line has no options to make a finetune this small; its processes are told by the first one."""
+    before = training.options
+    training.options = lambda args, method: before(args, method) | TINY
+    yield
+    training.options = before
+
+
+def command(out: Path, names=NAMES, *more: str, keep=("sun",)) -> list[str]:
+    listed = out.parent / "list.txt"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("\n".join(names))
+    kept = [word for k in keep for word in ("--keep", k)]
+    return ["erase", "--model", "demo-sd", "--erase-file", str(listed), *kept, "--method", "esd", "--out", str(out), *more]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_work, tmp_path_factory) -> bytes:
+    """Of twelve concepts, in this process."""
+    out = tmp_path_factory.mktemp("apart") / "all.safetensors"
+    assert main(command(out, NAMES, "--apart")) == 0
+    assert len(ErasureLora.load(out).parts()) == len(NAMES)
+    return out.read_bytes()
+
+
+def finished(out: Path) -> dict[str, int]:
+    """Names of the finished parts, and when they were written."""
+    return {f.name: f.stat().st_mtime_ns for f in Path(f"{out}.parts").glob("[0-9]*.safetensors")}
+
+
+class Killer(threading.Thread):
+    """Kills one of the processes, at random, once so many parts are there."""
+
+    def __init__(self, out: Path, parts: int, victims):
+        super().__init__(daemon=True)
+        self.out, self.parts, self.victims, self.killed = out, parts, victims, None
+        self.start()
+
+    def run(self):
+        while len(finished(self.out)) < self.parts:
+            time.sleep(0.02)
+        self.killed = random.choice(self.victims())
+        os.kill(self.killed, signal.SIGKILL)
+
+
+def workers() -> list[int]:
+    return [p.pid for p in psutil.Process().children() if "--multiprocessing-fork" in " ".join(p.cmdline())]
+
+
+def test_two_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_path, capsys):
+    out = tmp_path / "all.safetensors"
+    killer = Killer(out, random.randrange(1, 8), workers)
+    assert main(command(out, NAMES, "--jobs", "2")) == 0
+    assert killer.killed and "killed by signal 9" in capsys.readouterr().err
+    assert out.read_bytes() == expected
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["all.safetensors", "list.txt"] and not workers()
+
+
+def test_one_worker_goes_on_after_the_whole_command_was_killed(expected, tmp_path, capsys):
+    out = tmp_path / "all.safetensors"
+    arguments = command(out, NAMES, "--jobs", "1")
+    child = os.fork()  # cheaper than a new interpreter; it only starts a worker and waits
+    if not child:
+        os._exit(main(arguments))
+    while len(finished(out)) < 3:
+        time.sleep(0.02)
+    orphans = psutil.Process(child).children(recursive=True)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not psutil.wait_procs(orphans, timeout=60)[1], "workers live on without the command"
+    before = finished(out)
+    assert main([*arguments[:-1], "2", "--seed", "1"]) == 2
+    assert "another job is in" in (error := capsys.readouterr().err) and "seed was 0 and is 1" in error
+    seen: dict[str, int] = {}
+
+    def interrupt():
+        while len(finished(out)) < 6:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main(arguments) == 130
+    printed = capsys.readouterr()
+    assert f"going on: {len(before)} of 12 concepts are there" in printed.out
+    seen = finished(out)
+    assert f"stopped; {len(seen)} of 12 concepts are in" in printed.err and not workers()
+    assert before.items() <= seen.items(), "a finished concept was made again"
+    assert main(arguments) == 0
+    assert f"going on: {len(seen)} of 12" in capsys.readouterr().out
+    assert out.read_bytes() == expected and not Path(f"{out}.parts").exists()
+
+
+def test_ray_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets have no room for a long path
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    out = tmp_path / "all.safetensors"
+
+    def actors() -> list[int]:
+        return [p.pid for p in psutil.Process().children(recursive=True) if "ray::RayEraser" in " ".join(p.cmdline())]
+
+    killer = Killer(out, random.randrange(1, 8), actors)
+    assert main(command(out, NAMES, "--jobs", "2", "--ray", "local")) == 0
+    assert killer.killed and "was lost at" in capsys.readouterr().err
+    assert out.read_bytes() == expected
+
+
+def test_a_concept_that_the_model_cannot_read_is_named_at_once(tmp_path, capsys):
+    out = tmp_path / "all.safetensors"
+    long = "q z " * 30
+    assert main(command(out, ["cat", long.strip()], "--jobs", "1")) == 2
+    assert "does not fit into one prompt" in capsys.readouterr().err
+    assert not finished(out) and not out.exists()

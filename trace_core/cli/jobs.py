@@ -1,0 +1,408 @@
+"""``erase --jobs N``: one erasure a concept, in processes of their own, fused into one file.
+
+What is finished is a file in a folder beside the output, so that nothing is made twice, whatever ends the processes. The
+result does not depend on how many there are: each concept is made alone, from the same seed, on the same number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..concepts import Concept
+from ..errors import TraceError
+from ..lora import ErasureLora
+from .workers import REPORT, START, Setup, pool_for
+
+RETRIES = 3  #: of a concept whose worker is lost
+FALSE_STARTS = 3  #: workers lost in a row before any was ready
+TICK = 0.5  #: seconds between two looks at the workers, where nothing is said
+TEMPORARY = ".trace-part-"
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, and what to do about it."""
+
+
+@dataclass
+class Lost:
+    """A concept that cannot be made, and why."""
+
+    number: int
+    reason: str
+
+
+# ------------------------------------------------------------------------------------------- the folder
+
+
+class Folder:
+    """``OUT.parts``: ``job.json``, which says what the job is, and a file for each finished concept."""
+
+    def __init__(self, out: str | Path, setup: Setup):
+        self.path, self.setup = Path(f"{out}.parts"), setup
+        width = max(2, len(str(len(setup.concepts))))
+        names = ["start", *(_slug(c.target) for c in setup.concepts)]
+        self.files = [self.path / f"{number:0{width}d}-{name}.safetensors" for number, name in enumerate(names)]
+
+    def open(self) -> None:
+        """Begin the job, or go on with it.
+
+        A job that has finished nothing gives way to another: its list may have had a mistake.
+
+        Raises:
+            TraceError: if another job is in the folder, naming what differs.
+        """
+        mine, file = json.loads(json.dumps(identity(self.setup))), self.path / "job.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise TraceError(f"'{self.path}' is a file, and the finished parts go into a folder of this name; choose another --out")
+        if not file.exists():
+            strangers = [f.name for f in self.path.glob("*") if not f.name.startswith(TEMPORARY)]
+            if strangers:
+                raise TraceError(f"'{self.path}' holds '{min(strangers)}' and no job.json, so it is no folder of a job; move it away, "
+                                 "or choose another --out")  # fmt: skip
+        if not any(self.path.glob("[0-9]*.safetensors")):
+            self._write(file, (json.dumps(mine, indent=1, ensure_ascii=False) + "\n").encode())
+            return
+        try:
+            theirs = json.loads(file.read_text(encoding="utf-8"))
+            found = difference(theirs, mine)
+        except (OSError, ValueError, AttributeError) as error:
+            raise TraceError(f"cannot read '{file}': {error}; remove '{self.path}' to begin anew") from error
+        if found:
+            raise TraceError(f"another job is in '{self.path}': {found}; give the same options to go on with it, choose another --out, "
+                             "or remove the folder to begin anew")  # fmt: skip
+
+    def read(self, number: int) -> ErasureLora | None:
+        """A finished part, or None: a damaged file counts as none."""
+        try:
+            return ErasureLora.load(self.files[number]) if self.files[number].exists() else None
+        except TraceError:
+            return None
+
+    def write(self, number: int, data: bytes) -> None:
+        self._write(self.files[number], data)
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """The whole file or none, on the disk when this returns.
+
+        Raises:
+            TraceError: naming it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=TEMPORARY)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(handle)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, file)
+        except OSError as error:
+            raise TraceError(f"cannot write '{file}': {error.strerror}; finished parts stay, the same command goes on") from error
+
+    def remove(self) -> None:
+        """Take away what the job has written; what else there is stays."""
+        for file in (*self.files, *self.path.glob(f"{TEMPORARY}*"), self.path / "job.json"):  # job.json last: until then it is a job
+            file.unlink(missing_ok=True)
+        try:
+            self.path.rmdir()
+        except OSError:
+            pass
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "concept"
+
+
+def identity(setup: Setup) -> dict:
+    """What makes a job the job it is: everything that its result follows from."""
+    model = setup.model if setup.size is None else {"file": Path(setup.model).name, "bytes": setup.size}
+    return {
+        "version": __version__,
+        "model": model,
+        "method": setup.method,
+        "concepts": [asdict(c) for c in setup.concepts],
+        "keep": list(setup.keep),
+        "closed form": dict(setup.closed_form),
+        "finetune": dict(setup.finetune),
+        "seed": setup.seed,
+        "threads": setup.threads,
+    }
+
+
+def difference(theirs, mine, name: str = "") -> str:
+    """The first thing in which two JSON values differ, in words; empty if there is none."""
+    if theirs == mine:
+        return ""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        keys = dict.fromkeys((*mine, *theirs))
+        found = (difference(theirs.get(k), mine.get(k), f"{name}, {k}" if name else k) for k in keys)
+        return next(filter(None, found), "")
+    if isinstance(theirs, list) and isinstance(mine, list):
+        if len(theirs) != len(mine):
+            return f"{name} had {len(theirs)} entries and has {len(mine)}"
+        found = (difference(a, b, f"{name}, number {i}") for i, (a, b) in enumerate(zip(theirs, mine), start=1))
+        return next(filter(None, found), "")
+    return f"{name} was {_shown(theirs)} and is {_shown(mine)}"
+
+
+def _shown(value) -> str:
+    return "the default" if value is None else json.dumps(value, ensure_ascii=False)[:60]
+
+
+# ------------------------------------------------------------------------------------------- the work
+
+
+class Foreman:
+    """Gives concepts to workers, and others to those that are lost.
+
+    Attributes:
+        lost: concepts that cannot be made.
+        hired: how many workers there have been.
+    """
+
+    def __init__(self, pool, workers: int, write: Callable[[int, bytes], None], show: Display):
+        self.pool, self.workers, self.write, self.show = pool, workers, write, show
+        self.at: dict = {}  #: what each worker is at: a number, or None while it waits for one
+        self.ready: set = set()  #: those that have loaded the model
+        self.tries: dict[int, int] = {}
+        self.lost: list[Lost] = []
+        self.hired = self._false_starts = 0
+
+    def run(self, todo: Sequence[int], start: bytes | None = None, shared: bool = False) -> None:
+        """All that is to do, in order. Concepts that cannot be made are left in :attr:`lost`; the others are made all the same.
+
+        Args:
+            todo: numbers; :data:`~trace_core.cli.workers.START` comes first, if it is among them.
+            start: what the parts share, if it is there.
+            shared: the others must wait for :data:`~trace_core.cli.workers.START`, since they share what it makes.
+
+        Raises:
+            TraceError: if no worker can start, or what comes before the concepts fails.
+            RuntimeError: for an error that is not the user's, with the worker's traceback.
+        """
+        self.todo, self.start, self.shared = deque(todo), start, shared
+        while self.todo or any(n is not None for n in self.at.values()):
+            while len(self.at) < min(self.workers, len(self.todo) + sum(n is not None for n in self.at.values())):
+                self._hire()
+            for worker, event in self.pool.listen(TICK):
+                self._hear(worker, *event)
+            self.show.draw()
+
+    def _hire(self) -> None:
+        free = min(set(range(1, self.workers + 1)) - {w.number for w in self.at})
+        worker = self.pool.hire(free)
+        self.hired += 1
+        self.at[worker] = None
+        self.show.step(free, "starts")
+
+    def _hear(self, worker, kind: str, *said) -> None:
+        number = self.at[worker]
+        if kind == "step":
+            if number is not None:
+                self.show.step(worker.number, number, *said)
+            return
+        if kind == "ready":
+            self._false_starts = 0
+            self.ready.add(worker)
+        elif kind == "done":
+            self._done(worker, number, *said)
+        else:
+            self._gone(worker, number, kind, *said)
+        self._give()
+
+    def _done(self, worker, number: int, data: bytes | None) -> None:
+        if data is not None:
+            self.write(number, data)
+        if number == START:
+            self.start, self.shared = data, False
+        self.at[worker] = None
+        self.show.done(worker.number, number)
+
+    def _gone(self, worker, number: int | None, kind: str, reason: str) -> None:
+        """The worker has ended, with what it was at, or before it could begin."""
+        began = worker in self.ready
+        del self.at[worker]
+        self.ready.discard(worker)
+        self.pool.fire(worker)
+        self.show.idle(worker.number)
+        if kind == "failed":
+            raise RuntimeError(f"a worker failed{_at(self.show.name(number))}:\n{reason}")
+        if number is None:
+            self._false_starts += not began
+            if kind == "refused":
+                raise TraceError(reason)
+            if self._false_starts >= FALSE_STARTS:
+                raise TraceError(f"workers end before they can begin ({reason}); is there memory for the model {self.workers} times? "
+                                 "Use fewer --jobs")  # fmt: skip
+            return
+        if kind == "refused":
+            if number == START:
+                raise TraceError(reason)
+            self.lost.append(Lost(number, reason))
+            return
+        self.tries[number] = self.tries.get(number, 0) + 1
+        self.show.say(f"worker {worker.number} was lost{_at(self.show.name(number))} ({reason})")
+        if self.tries[number] > RETRIES:
+            self.lost.append(Lost(number, f"its worker was lost {self.tries[number]} times ({reason}); if that is for want of memory, "
+                                          "use fewer --jobs"))  # fmt: skip
+            if number == START:
+                raise TraceError(f"the work before the concepts cannot be done: {self.lost[-1].reason}")
+            return
+        self.todo.appendleft(number)
+
+    def _give(self) -> None:
+        """Something to do for every worker that waits."""
+        for worker in [w for w in self.at if w in self.ready and self.at[w] is None]:
+            if not self.todo or (self.shared and self.todo[0] != START):
+                return
+            self.at[worker] = self.todo.popleft()
+            self.show.step(worker.number, self.at[worker], "begins")
+            worker.give(self.at[worker], self.start)
+
+
+def _at(name: str) -> str:
+    return f" at {name}" if name else ""
+
+
+class Display:
+    """A bar of all concepts and a line for each worker; where nobody watches, a line for each concept."""
+
+    def __init__(self, concepts: Sequence[Concept], done: int, workers: int):
+        from tqdm import tqdm
+
+        self.concepts, self.live, self.count = concepts, sys.stderr.isatty(), done
+        bars = range(1, workers + 1) if self.live else ()
+        self._bar = tqdm(total=len(concepts), initial=done, desc="concepts", leave=False, disable=not self.live)
+        self._lines = {n: tqdm(bar_format="{desc}", position=n, leave=False) for n in bars}
+
+    def name(self, number: int | None) -> str:
+        if number is None:
+            return ""
+        return f"'{self.concepts[number - 1].target}'" if number != START else "the preparation"
+
+    def step(self, worker: int, number: int | str, what: str = "", done: int | None = None, total: int | None = None) -> None:
+        if self.live:
+            where = number if isinstance(number, str) else f"{self.name(number)}: {what}"
+            self._lines[worker].set_description_str(f"worker {worker}: {where}" + (f" {done}/{total}" if total else ""), refresh=False)
+
+    def done(self, worker: int, number: int) -> None:
+        self.idle(worker)
+        if number != START:
+            self.count += 1
+            self._bar.update(1)
+            if not self.live:
+                self.say(f"{self.count} of {len(self.concepts)}: {self.name(number)} is done")
+
+    def idle(self, worker: int) -> None:
+        self.step(worker, "waits")
+
+    def draw(self) -> None:
+        for line in self._lines.values():
+            line.refresh()
+
+    def say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        for bar in (*self._lines.values(), self._bar):
+            bar.close()
+
+
+# ------------------------------------------------------------------------------------------- the way through
+
+
+def check(args, method, concepts: Sequence[Concept]) -> bool | None:
+    """Whether the concepts are made apart (None: as the method has it), before anything is done.
+
+    Raises:
+        TraceError: for options that do not go together.
+    """
+    if args.ray and args.jobs is None:
+        raise TraceError("--ray needs --jobs N, the number of workers")
+    if args.jobs is not None and args.jobs < 1:
+        raise TraceError(f"--jobs is {args.jobs}; it must be at least 1")
+    if args.jobs is not None and args.together:
+        raise TraceError("--jobs makes each concept in a process, --together all in one; leave one out")
+    apart = True if args.jobs is not None or args.apart else False if args.together else None
+    if args.resume and (args.jobs is not None or (len(concepts) > 1 and (method.apart if apart is None else apart))):
+        raise TraceError("--resume keeps the state of one training, and here every concept has its own; use --jobs, which keeps "
+                         "what is finished")  # fmt: skip
+    return apart
+
+
+def run(args, setup: Setup):
+    """Make what is missing, then fuse all.
+
+    Returns:
+        the :class:`~trace_core.methods.Erasure` and where it was written.
+
+    Raises:
+        TraceError: naming the concepts that cannot be made; the finished ones stay.
+        Stopped: on Ctrl-C; the finished ones stay.
+    """
+    folder = Folder(args.out, setup)
+    folder.open()
+    try:
+        lost = _work(args, setup, folder)
+        if lost:
+            reasons = "; ".join(f"'{setup.concepts[found.number - 1].target}': {found.reason}" for found in lost)
+            raise TraceError(f"{len(lost)} of {len(setup.concepts)} concepts could not be made. {reasons}. The others are in '{folder.path}'")
+        erasure = _fused(setup, folder)
+        path = erasure.lora.save(args.out)
+    except KeyboardInterrupt:
+        there = sum(folder.read(n) is not None for n in range(1, len(folder.files)))
+        raise Stopped(f"stopped; {there} of {len(setup.concepts)} concepts are in '{folder.path}': the same command goes on") from None
+    folder.remove()
+    return erasure, path
+
+
+def _work(args, setup: Setup, folder: Folder) -> list[Lost]:
+    """Make the concepts that are not there. Returns those that cannot be made."""
+    from ..methods import METHODS
+
+    numbers = range(1, len(setup.concepts) + 1)
+    shared = METHODS[setup.method].apart and len(numbers) > 1
+    start = folder.files[START].read_bytes() if shared and folder.read(START) else None
+    todo = [n for n in numbers if folder.read(n) is None]
+    if len(todo) < len(numbers):
+        print(f"going on: {len(numbers) - len(todo)} of {len(numbers)} concepts are there")
+    if not todo:
+        return []
+    workers = min(args.jobs, len(todo))
+    pool, show = pool_for(setup, workers, args.ray), Display(setup.concepts, len(numbers) - len(todo), workers)
+    try:
+        foreman = Foreman(pool, workers, folder.write, show)
+        foreman.run(todo if start else [START, *todo], start, shared and start is None)
+    finally:
+        show.close()
+        pool.close()
+    return foreman.lost
+
+
+def _fused(setup: Setup, folder: Folder):
+    """The parts as one erasure, in this process; a concept alone is its own."""
+    import torch
+
+    from ..methods import Erasure, fuse_parts
+    from .commands import Bars, open_model
+
+    parts = [folder.read(n) for n in range(1, len(folder.files))]
+    parts = [Erasure(part, json.loads(part.metadata.pop(REPORT, "{}"))) for part in parts]
+    if len(parts) == 1:
+        return parts[0]
+    torch.set_num_threads(setup.threads)
+    model, clip, _ = open_model(setup.model)
+    bars = Bars()
+    try:
+        return fuse_parts(model, clip, parts, setup.keep, setup.closed_form, folder.read(START), bars)
+    finally:
+        bars.close()

@@ -1,0 +1,410 @@
+"""Processes that erase one concept after another: on this machine, or on Ray. Each loads the model once.
+
+A pool hires workers and hears what they say, as tuples::
+
+    ("ready",)                        the model is loaded
+    ("step", what, done, total)       where it is
+    ("done", bytes)                   a part file
+    ("refused", message)              the user's error: trying again would not help
+    ("failed", traceback)             anything else
+    ("lost", reason)                  the process is gone, or has no memory left: nothing is wrong with the concept itself
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from ..concepts import Concept
+from ..errors import TraceError
+
+START = 0  #: number of the task that comes before the concepts, which count from 1
+REPORT = "trace.report"  #: metadata of a part file: the report of what made it
+QUIET = 0.2  #: seconds between two reports of where a worker is
+PATIENCE = 5.0  #: seconds that a worker has to end
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.engine.load`; ``size``: bytes of the checkpoint."""
+
+    model: str
+    method: str
+    concepts: tuple[Concept, ...]
+    keep: tuple[str, ...]
+    closed_form: Mapping
+    finetune: Mapping
+    seed: int
+    threads: int
+    cpu: bool | None = None
+    size: int | None = None
+
+
+# ------------------------------------------------------------------------------------------- in the process
+
+
+class Eraser:
+    """The model of one process, and what is done with it."""
+
+    def __init__(self, setup: Setup):
+        """Raises: TraceError: if there is no such model here."""
+        import torch
+
+        from ..engine import load
+        from .commands import open_model
+
+        torch.set_num_threads(setup.threads)
+        load(setup.cpu)
+        file = Path(setup.model)
+        if setup.size is not None and file.is_file() and file.stat().st_size != setup.size:
+            raise TraceError(f"'{setup.model}' has {file.stat().st_size} bytes here and {setup.size} where the job was started; "
+                             "use the same file")  # fmt: skip
+        self.setup, (self.model, self.clip, _) = setup, open_model(setup.model)
+        self._given, self._start = None, None
+
+    def work(self, number: int, start: bytes | None, tell: Callable[[str, int, int], None]) -> bytes | None:
+        """The part file of a concept, or for :data:`START` what the parts share, if they share anything.
+
+        Args:
+            start: the file of what the parts share.
+            tell: ``tell(what, done, total)``.
+        """
+        from ..methods import METHODS, erase_part, shared_start
+
+        s = self.setup
+        if number == START:
+            self.check()
+            first = shared_start(s.method, self.model, self.clip, s.concepts, s.keep, s.closed_form, s.seed, tell)
+            return as_bytes(first) if first and len(s.concepts) > 1 else None
+        if start is not None and self._given != start:
+            self._given, self._start = start, from_bytes(start)
+        hooks = {}
+        if METHODS[s.method].finetune is not None:
+            hooks["report"] = lambda p: tell(p.phase, *((p.step, p.steps) if p.phase == "train" else (p.done, p.total)))
+        part = erase_part(s.method, self.model, self.clip, s.concepts[number - 1], s.keep, s.closed_form, s.finetune, s.seed,
+                          self._start if start is not None else None, tell, **hooks)  # fmt: skip
+        return as_bytes(part.lora, {REPORT: json.dumps(part.report)})
+
+    def check(self) -> None:
+        """Refuse a concept that the model cannot read before hours have gone by.
+
+        Raises:
+            ConceptError: naming it.
+        """
+        from ..text import TextEncoder
+
+        encoder = TextEncoder(self.clip)
+        for concept in self.setup.concepts:
+            encoder.encode(concept.target, concept.target)
+            encoder.encode(concept.anchor, concept.anchor)
+
+
+def as_bytes(lora, extra: dict[str, str] | None = None) -> bytes:
+    """What :meth:`~trace_core.lora.ErasureLora.save` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        return lora.save(Path(folder) / "part.safetensors", extra).read_bytes()
+
+
+def from_bytes(data: bytes):
+    from ..lora import ErasureLora
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "part.safetensors"
+        file.write_bytes(data)
+        return ErasureLora.load(file)
+
+
+def said(action: Callable[[], tuple]) -> tuple:
+    """What an action says, or what has become of it."""
+    try:
+        return action()
+    except TraceError as error:
+        return "refused", str(error)
+    except MemoryError:
+        return "lost", "out of memory"
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, for an accelerator
+            return "lost", "out of memory"
+        return "failed", traceback.format_exc()
+
+
+def serve(pipe, setup: Setup) -> None:
+    """The life of a local worker. It ends with the process that hired it, however that one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the one that hired us ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    found: list[Eraser] = []
+
+    def begin() -> tuple:
+        found.append(Eraser(setup))
+        return ("ready",)
+
+    event = said(begin)
+    pipe.send(event)
+    while event[0] in ("ready", "done"):
+        number, start = pipe.recv()
+        tell = rarely(lambda *where: pipe.send(("step", *where)))
+        event = said(lambda: ("done", found[0].work(number, start, tell)))
+        pipe.send(event)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def rarely(tell: Callable) -> Callable:
+    """The same, but it does not speak all the time."""
+    last = -math.inf
+
+    def out(*where):
+        nonlocal last
+        if time.monotonic() - last >= QUIET:
+            last = time.monotonic()
+            tell(*where)
+
+    return out
+
+
+# ------------------------------------------------------------------------------------------- processes of this machine
+
+
+class LocalWorker:
+    """A process and the pipe to it."""
+
+    def __init__(self, number: int, setup: Setup):
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU that its parent has used
+        self.number, (self.pipe, theirs) = number, context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, setup), daemon=True, name=f"trace-worker-{number}")
+        with _environment(number, setup), _no_interrupts():
+            self.process.start()
+        theirs.close()  # so that the pipe ends when the process does
+
+    def give(self, number: int, start: bytes | None) -> None:
+        try:
+            self.pipe.send((number, start))
+        except OSError:
+            pass  # it is gone, and the pipe's end will say so
+
+    def hear(self) -> tuple:
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(PATIENCE)
+            code = self.process.exitcode
+            return "lost", f"killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join(PATIENCE)
+        self.pipe.close()
+
+
+@contextmanager
+def _environment(number: int, setup: Setup):
+    """What a process must find when it starts: as many threads as it may have, and one of several GPUs."""
+    wanted = {"OMP_NUM_THREADS": str(setup.threads), **_gpu(number, setup)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _gpu(number: int, setup: Setup) -> dict[str, str]:
+    """Workers take turns on the GPUs that this process sees."""
+    import torch
+
+    count = 0 if setup.cpu else torch.cuda.device_count()
+    if count < 2:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = seen if len(seen) == count else [str(i) for i in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": names[(number - 1) % count]}
+
+
+@contextmanager
+def _no_interrupts():
+    """Ctrl-C waits: a process takes this over and keeps it, until it knows how to behave."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class LocalPool:
+    """Workers on this machine."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.workers = setup, []
+
+    def hire(self, number: int) -> LocalWorker:
+        self.workers.append(LocalWorker(number, self.setup))
+        return self.workers[-1]
+
+    def fire(self, worker: LocalWorker) -> None:
+        self.workers.remove(worker)
+        worker.stop()
+
+    def listen(self, timeout: float) -> list[tuple[LocalWorker, tuple]]:
+        """What the workers have said, after ``timeout`` seconds at the latest."""
+        speaking = wait([w.pipe for w in self.workers], timeout)
+        return [(w, w.hear()) for w in self.workers if w.pipe in speaking]
+
+    def close(self) -> None:
+        for worker in list(self.workers):
+            self.fire(worker)
+
+
+# ------------------------------------------------------------------------------------------- Ray
+
+
+class RayEraser:
+    """An actor: the work in one thread, and where it is in another. Errors are values, so that a lost process is told from them."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.eraser, self.where = setup, None, None
+
+    def begin(self) -> tuple:
+        def begin() -> tuple:
+            try:
+                self.eraser = Eraser(self.setup)
+            except TraceError as error:
+                raise TraceError(f"on {socket.gethostname()}: {error}; with --ray the checkpoint must lie under the same path "
+                                 "on every machine") from error  # fmt: skip
+            return ("ready",)
+
+        return said(begin)
+
+    def work(self, number: int, start: bytes | None) -> tuple:
+        self.where = None
+        return said(lambda: ("done", self.eraser.work(number, start, self._tell)))
+
+    def _tell(self, *where) -> None:
+        self.where = where
+
+    def look(self) -> tuple | None:
+        return self.where
+
+
+class RayWorker:
+    def __init__(self, ray, number: int, actor):
+        self._ray, self.number, self.actor, self._looking = ray, number, actor, None
+        self.answer = actor.begin.remote()
+
+    def give(self, number: int, start: bytes | None) -> None:
+        self._looking, self.answer = None, self.actor.work.remote(number, start)
+
+    def hear(self) -> tuple:
+        """What its work has come to, once ``answer`` is there."""
+        answer, self.answer = self.answer, None
+        try:
+            return self._ray.get(answer)
+        except self._ray.exceptions.RayTaskError as error:
+            return "failed", str(error)
+        except self._ray.exceptions.RayError as error:
+            return "lost", " ".join(str(error).split())[:200]
+
+    def look(self) -> tuple | None:
+        """Where it is, if it has said so since; never waits."""
+        self._looking = self._looking or self.actor.look.remote()
+        if not self._ray.wait([self._looking], timeout=0)[0]:
+            return None
+        found, self._looking = self._looking, None
+        try:
+            where = self._ray.get(found)
+        except self._ray.exceptions.RayError:
+            return None  # its answer says more
+        return where and ("step", *where)
+
+
+class RayPool:
+    """Workers on a Ray cluster; part files come back through Ray."""
+
+    def __init__(self, setup: Setup, address: str, count: int):
+        """Args:
+            address: of a cluster, ``auto`` for the one that this machine belongs to, ``local`` for one of its own.
+
+        Raises:
+            TraceError: if Ray is not installed, or not there.
+        """  # fmt: skip
+        try:
+            import ray
+        except ImportError:
+            raise TraceError("--ray needs Ray, which is not installed; `pip install ray`, or leave --ray out") from None
+        self._ray, self.workers = ray, []
+        self._mine = not ray.is_initialized()
+        if self._mine:
+            _join(ray, address, count)
+        gpus = 0 if setup.cpu else ray.cluster_resources().get("GPU", 0)
+        share = 1 / math.ceil(count / gpus) if gpus else 0
+        ray.method(concurrency_group="look")(RayEraser.look)  # a mark on the function
+        self._actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, concurrency_groups={"look": 1})(RayEraser)
+        self._setup = ray.put(replace(setup, model=setup.model if setup.size is None else str(Path(setup.model).resolve())))
+
+    def hire(self, number: int) -> RayWorker:
+        self.workers.append(RayWorker(self._ray, number, self._actor.remote(self._setup)))
+        return self.workers[-1]
+
+    def fire(self, worker: RayWorker) -> None:
+        self.workers.remove(worker)
+        self._ray.kill(worker.actor)
+
+    def listen(self, timeout: float) -> list[tuple[RayWorker, tuple]]:
+        """As :meth:`LocalPool.listen`."""
+        waiting = [w.answer for w in self.workers if w.answer is not None]
+        there = self._ray.wait(waiting, timeout=timeout)[0] if waiting else []
+        heard = [(w, w.hear()) for w in self.workers if w.answer in there]
+        busy = [w for w in self.workers if w.answer is not None]
+        return heard + [(w, where) for w in busy if (where := w.look())]
+
+    def close(self) -> None:
+        for worker in list(self.workers):
+            self.fire(worker)
+        if self._mine:
+            self._ray.shutdown()
+
+
+def _join(ray, address: str, count: int) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    options: dict = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"num_cpus": count, "include_dashboard": False, "object_store_memory": 100 << 20}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise TraceError(f"--ray {address}: no Ray answers there ({error}); start one with `ray start --head`, or use `--ray local`") from error
+
+
+def pool_for(setup: Setup, jobs: int, ray: str | None) -> LocalPool | RayPool:
+    return LocalPool(setup) if ray is None else RayPool(setup, ray, jobs)
+
+
+def forced_cpu() -> bool | None:
+    """True where this process must not use the GPU that there is; workers must not either."""
+    import torch
+
+    from ..engine import load
+
+    load()
+    return True if torch.cuda.is_available() and sys.modules["comfy.cli_args"].args.cpu else None
+
