@@ -7,6 +7,8 @@ from statistics import median
 
 from ..trace_core.lora import ErasureLora
 
+ERASING = ("erase", "attention", "steer")  #: the term of an objective that erases
+
 LIMITS = (
     "This is no safety guarantee: whoever has the base model can leave the LoRA out, and adversarial prompts can bring a "
     "concept back. Look at pictures before you share a result: Compare Erasure draws them side by side."
@@ -62,11 +64,16 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
     names = [n for n in (history[0] if history else {}) if n != "step"]
     mean = lambda part, n: sum(entry[n] for entry in part) / len(part)  # noqa: E731
     rows = [(n, f"{mean(history[:count], n):.5f}", f"{mean(history[-count:], n):.5f}") for n in names]
-    first, last = (mean(part, "erase") if "erase" in names else 0.0 for part in (history[:count] or [{}], history[-count:] or [{}]))
+    erasing = next((n for n in ERASING if n in names), None)
+    first, last = (mean(part, erasing) if erasing else 0.0 for part in (history[:count] or [{}], history[-count:] or [{}]))
     verdict = f"Trained {len(history)} steps in {report['seconds']:.0f} s."
-    if "erase" in names and len(history) >= 20:  # of fewer steps the means are noise
-        verdict += f" The erase term went from {first:.4f} to {last:.4f}" + ("." if last < first else ": it did not fall, train longer.")
+    if erasing and len(history) >= 20:  # of fewer steps the means are noise
+        verdict += f" The {erasing} term went from {first:.4f} to {last:.4f}" + ("." if last < first else ": it did not fall, train longer.")
     window = f"{report['window'][0]:.2f} to {report['window'][1]:.2f}"
+    salient = []
+    if options["saliency"]:
+        salient = [("trained, by saliency", f"{100 * report['trained_share']:.1f} % of the layers' weights"),
+                   ("cut off to the rank", f"{100 * report['truncation']:.1f} % of the edit's norm")]  # fmt: skip
     lines = [f"# Finetuned: {_names(report['concepts'])}", "", f"**{verdict}**", "",
              table(("term", f"first {count} steps", f"last {count} steps"), rows), "", table(("figure", "value"), [
                  ("objective", f"{report['method']}: {report['source']}"),
@@ -74,6 +81,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
                  ("model evaluations", report["evaluations"]),
                  ("cached latents and predictions", f"{report['bank_bytes'] / 2**20:.1f} MB"),
                  ("learning rate, rank, seed", f"{options['lr']:g}, {options['rank']}, {options['seed']}"),
+                 *salient,
                  ("result", _size(lora) + (", the closed form joined in" if joined else "")),
              ]), "", "## Limits", ""]  # fmt: skip
     lines.append("Losses are of the training's own samples: they say that it learned, not that the concept is gone. " + LIMITS)
