@@ -11,7 +11,8 @@ LORA, LOSSES = "LORA_MODEL", "LOSS_MAP"
 ERASE = ("STRING", {
     "multiline": True, "default": "cat",
     "tooltip": "What the model must no longer draw, one concept a line. `cat` steers to the same prompt without it, "
-    "`cat -> dog` to something else. # starts a comment.",
+    "`cat -> dog` to something else, `cat @ 0.5` takes half of it. `cat + red background` goes only together, "
+    "`glasses from scientist` only there. # starts a comment; what stands in 'double quotes' is one name.",
 })  # fmt: skip
 KEEP = ("STRING", {
     "multiline": True, "default": "",

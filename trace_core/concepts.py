@@ -5,7 +5,10 @@ Grammar, the same in a node's text box and in a list file, one concept a line::
     Van Gogh                 erase it, steer to the neutral prompt
     cat -> dog               erase it, steer to the anchor
     cat @ 0.5                half of it; above 1 past the anchor, up to 2
-    "cat @ 0.5" -> dog       what stands in quotes is taken as it is
+    cat + red background     only the two together: cats elsewhere stay, and other things on red
+    cat on a red background  the same
+    glasses from scientist   the attribute, there alone: the same as scientist + glasses
+    "still from a film"      what stands in quotes is taken as it is
     # a comment, and blank lines, are ignored
 
 A keep list has the same grammar without arrows and strengths.
@@ -16,12 +19,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .errors import ConceptError
 
-ARROW, AT, QUOTE = "->", "@", '"'
+ARROW, AT, PLUS, FROM, QUOTE = "->", "@", " + ", " from ", '"'
 MAX_STRENGTH = 2.0  #: of one concept
 MAX_CHARACTERS = 300  #: of one concept; the text encoders read 77 tokens
 
@@ -35,17 +38,68 @@ class Concept:
     Attributes:
         weight: how much it counts against the other concepts and the keep set.
         strength: how much of it goes: 1 all, 0.5 half, above 1 past the anchor. In (0, 2].
+        parts: of a combined concept, which is erased only where both are asked for: a thing, and what is with it (another
+            thing, a background, a style). Each alone stays. Its target is the two in one phrase. See :func:`settled` for its
+            anchor.
     """
 
     target: str
     anchor: str = ""
     weight: float = 1.0
     strength: float = 1.0
+    parts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The line that :func:`parse_concepts` reads it from."""
-        line = _quoted(self.target) + (f" {ARROW} {_quoted(self.anchor)}" if self.anchor else "")
+        line = PLUS.join(map(_quoted, self.parts)) or _quoted(self.target)
+        if self.anchor:
+            line += f" {ARROW} {_quoted(self.anchor)}"
         return line if self.strength == 1 else f"{line} {AT} {self.strength:g}"
+
+    @property
+    def kind(self) -> str:
+        """The guessed kind; of a combined concept its first part's."""
+        return guess_kind(self.parts[0] if self.parts else self.target)
+
+
+def combined(thing: str, other: str, anchor: str = "", **options) -> Concept:
+    """Two things that are erased only where they stand together."""
+    return Concept(phrases(thing, other)[0], anchor, parts=(thing, other), **options)
+
+
+def sort_of(part: str) -> str:
+    """``background``, ``style`` or ``thing``: what the second part of a combined concept is."""
+    return "background" if _key(part).endswith("background") else "style" if guess_kind(part) == "style" else "thing"
+
+
+def settled(concept: Concept, keep: Sequence[str]) -> Concept:
+    """A combined concept with an anchor: the one given, or what its prompts draw instead by default.
+
+    In the place of a background or style stands another (the first of the keep list, or of :data:`OTHERS`): then both prompts
+    have the same words in the same places, and the rest of the picture stays. A thing is left out.
+    """
+    if not concept.parts or concept.anchor:
+        return concept
+    thing, other = concept.parts
+    found = [o for o in others_of(other, keep) if not same(o, other)]
+    return replace(concept, anchor=thing if sort_of(other) == "thing" else found[0])
+
+
+def others_of(part: str, keep: Sequence[str]) -> list[str]:
+    """Backgrounds, styles or things that may stand in a part's place: those of the keep list, if it has any, or :data:`OTHERS`."""
+    sort = sort_of(part)
+    found = [k for k in keep if sort_of(k) == sort] if sort != "thing" else []
+    return found or list(OTHERS[sort])
+
+
+def phrases(thing: str, other: str) -> list[str]:
+    """Ways to ask for two things at once, the usual one first, by what the second is."""
+    joints = {
+        "background": ("{} on a {}", "{}, {}"),
+        "style": ("{}, {}", "{} in {}"),
+        "thing": ("{} with {}", "{} with a {}", "{} and {}", "{}, {}"),
+    }
+    return [joint.replace("{}", "%s") % (thing, other) for joint in joints[sort_of(other)]]
 
 
 def parse_concepts(text: str, source: str = "erase list") -> list[Concept]:
@@ -78,7 +132,34 @@ def _concept(line: str, where: str) -> Concept:
     parts = _split(line, ARROW)
     if len(parts) > 2:
         raise ConceptError(f"{where}: '{_short(line)}' has {len(parts) - 1} arrows; write `concept -> anchor`")
-    return Concept(_plain(parts[0]), _plain(parts[1]) if len(parts) == 2 else "", strength=strength)
+    anchor = _plain(parts[1]) if len(parts) == 2 else ""
+    both = _both(parts[0], len(parts) == 2, where)
+    if not both:
+        return Concept(_plain(parts[0]), anchor, strength=strength)
+    if same(*both):
+        raise ConceptError(f"{where}: '{_short(line)}' names the same thing twice; a combined concept has two different parts")
+    if anchor and same(anchor, both[1]):
+        raise ConceptError(f"{where}: '{_short(line)}' steers to '{_short(anchor)}', a part of it; write `{_short(PLUS.join(both[::-1]))}`")
+    return combined(*both, anchor, strength=strength)
+
+
+def _both(text: str, anchored: bool, where: str) -> tuple[str, str] | None:
+    """The parts of a combined concept, or None for any other.
+
+    ``from`` is grammar only without an arrow: `still from a film -> photo` has it in its name.
+    """
+    added = _split(text, PLUS)
+    taken = [] if anchored else _split(text, FROM)
+    if len(added) > 2 or len(taken) > 2 or (len(added) == 2 and len(taken) == 2):
+        raise ConceptError(f"{where}: '{_short(text)}' combines more than two things; write `thing + other` or `attribute from thing`, "
+                           "or put quotes around what is one name")  # fmt: skip
+    found = added if len(added) == 2 else taken[::-1] if len(taken) == 2 else None
+    if found is None:
+        setting = re.fullmatch(r"(.*\S) on an? (\S.* background)", _masked(text), re.IGNORECASE)
+        return (text[: setting.end(1)], text[setting.start(2) :]) if setting else None
+    if not all(map(_plain, found)):
+        raise ConceptError(f"{where}: a part is missing in '{_short(text)}'; write `thing + other` or `attribute from thing`")
+    return _plain(found[0]), _plain(found[1])
 
 
 def _strength(line: str, where: str) -> tuple[str, float]:
@@ -151,13 +232,14 @@ def _split(line: str, sign: str) -> list[str]:
 
 def _plain(part: str) -> str:
     """A part without the quotes around it, if they stand around all of it."""
-    whole = len(part) > 2 and part[0] == part[-1] == QUOTE and QUOTE not in part[1:-1]
+    whole = len(part) > 1 and part[0] == part[-1] == QUOTE and QUOTE not in part[1:-1]
     return " ".join(part[1:-1].split()) if whole else part
 
 
 def _quoted(text: str) -> str:
     """A text as a line would have to name it: in quotes, where it would be read as something else."""
-    sign = ARROW in text or "#" in text or AT in text
+    padded = f" {text} "
+    sign = any(mark in padded for mark in (ARROW, "#", AT, PLUS, FROM)) or _both(text, True, "")
     return f"{QUOTE}{text}{QUOTE}" if sign and QUOTE not in text else text
 
 
@@ -228,6 +310,85 @@ def guess_kind(target: str) -> str:
     words = _key(target).split()
     by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
     return "style" if {"style", "background"} & set(words) or by_artist else "object"
+
+
+def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    """What to erase and what to draw instead: ``(prompt, what is erased in it, counterpart, what stands there instead)``.
+
+    A combined concept is asked for in all its phrases, and with the template's own end between its parts ("a cat, oil
+    painting, red background"). Templates that speak of another background or style themselves are left out.
+    """
+    if not concept.parts:
+        return [(fill(t, concept.target), concept.target, fill(t, concept.anchor), concept.anchor) for t in templates]
+    (thing, other), anchor = concept.parts, concept.anchor
+    swapped = sort_of(other) != "thing" and sort_of(anchor) == sort_of(other)
+    out = {}
+    for template in templates:
+        head, _, end = template.partition("{}")
+        if sort_of(other) in re.findall(r"\w+", template):
+            continue
+        for phrase, instead in zip(phrases(thing, other), phrases(thing, anchor if swapped else other)):
+            for place in ("{}" + end, "late"):
+                if place == "late":
+                    texts = [fill("{}" + end, thing) + p[len(thing) :] for p in (phrase, instead)]
+                else:
+                    texts = [fill(place, p) for p in (phrase, instead)]
+                prompt = fill(head + "{}", texts[0])
+                if swapped:  # word for word the same, but for the second part
+                    out[prompt] = (prompt, other, fill(head + "{}", texts[1]), anchor)
+                elif same(anchor, thing):
+                    out[prompt] = (prompt, phrase[len(thing) :].strip(" ,"), fill(template, thing), "")
+                elif place != "late":
+                    out[prompt] = (prompt, phrase, fill(template, anchor), anchor)
+    return list(out.values())
+
+
+#: What else a thing can be with, where the keep list says nothing of the kind.
+OTHERS: dict[str, tuple[str, ...]] = {
+    "background": tuple(f"{c} background" for c in ("white", "black", "red", "green", "blue", "yellow", "gray", "wooden")),
+    "style": ("oil painting style", "watercolor style", "pencil sketch style", "comic style", "pixel art style", "photo style"),
+    "thing": ("hat", "book", "umbrella", "bag", "flower", "tree", "car", "dog"),
+}
+
+
+APART = 120  #: prompts of each part of a combined concept with others in the other part's place, and as many with others in both
+
+
+def apart(concept: Concept, keep: Sequence[str], contexts: Mapping[str, Sequence[str]] | None = None) -> list[tuple[str, str]]:
+    """Prompts that a combined concept's erasure must leave alone, each with the part that it holds.
+
+    The first part with others in the second's place, the second with others in the first's place, others in both places, and
+    each alone: what tells the combination from its parts.
+
+    Args:
+        keep: names the others, where it has any of the kind.
+        contexts: more templates by kind.
+    """
+    thing, other = concept.parts
+    contexts = contexts or {}
+    others = [o for o in others_of(other, keep) if not same(o, other)]
+    things = [k for k in keep if guess_kind(k) == concept.kind and not same(k, thing) and not same(k, other)] or list(EVERYDAY[:24])
+    templates = {k: (*TEMPLATES[k], *contexts.get(k, ())) for k in {concept.kind, guess_kind(thing), guess_kind(other)}}
+    out = []
+    neither = [(t, others[i % len(others)]) for i, t in enumerate(things)]
+    for part, contrasts in ((thing, [(thing, o) for o in others]), (other, [(t, other) for t in things]), ("", neither)):
+        count = -(-APART // len(contrasts))  # as many of each, so that none gives way
+        for number, parts in enumerate(contrasts):
+            prompts = [p for p, *_ in prompt_pairs(combined(*parts, anchor=parts[0]), templates[concept.kind])]
+            chosen = {(number * 7 + i * len(prompts) // count) % len(prompts) for i in range(count)}
+            out += [(prompts[i], part or parts[0]) for i in sorted(chosen)]
+    out += [(fill(t, part), part) for part in concept.parts for t in templates[guess_kind(part)]]
+    return [(prompt, entry) for prompt, entry in dict.fromkeys(out) if not asks_for(prompt, concept)]
+
+
+def asks_for(prompt: str, concept: Concept) -> bool:
+    """Whether a prompt names a concept as whole words; of a combined one both parts, in any order."""
+    text = _words(prompt)
+    return all(_words(part) in text for part in concept.parts or (concept.target,))
+
+
+def _words(text: str) -> str:
+    return " " + " ".join(re.findall(r"\w+", _key(text))) + " "
 
 
 def fill(template: str, concept: str) -> str:

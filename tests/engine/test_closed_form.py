@@ -11,7 +11,7 @@ import torch
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import CONTEXT, POOLED
 from trace_core.closed_form import POLICIES, ClosedFormConfig, erase
-from trace_core.concepts import TEMPLATES, Concept
+from trace_core.concepts import TEMPLATES, Concept, combined, prompt_pairs, settled
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
 from trace_core.gating import apply
 from trace_core.lora import ErasureLora
@@ -185,6 +185,33 @@ def test_erasure_inside_inference_mode(families):
 
 
 # ------------------------------------------------------------------------------------- the concept is gone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_combined_and_plain_concepts_in_one_list(one, kind):
+    """The layers read the combination's rows much as its counterpart's, and alone in its list it leaves its parts as they were."""
+    from trace_core.text import TextEncoder
+
+    family, model = one(kind)
+    red = settled(combined("bird", "red background"), KEEP)
+    result = erase(model, family.clip, [CAT, red], KEEP, ClosedFormConfig(energy=1.0))
+    assert [c["anchor"] for c in result.report["concepts"]] == ["dog", "white background"]
+    assert result.report["solved"]["context"]["combined"]["rank"] > 0
+    edit, encoder = result.edits[CONTEXT], TextEncoder(family.clip)
+    alone = erase(model, family.clip, [red], KEEP).edits[CONTEXT]
+
+    def moved(prompt, subject):
+        """How far its own edit moves a prompt's rows."""
+        rows = encoder.encode(prompt, subject).embeddings
+        return (alone.map(rows) - rows).norm().item()
+
+    prompt, subject, other, instead = prompt_pairs(red, TEMPLATES["object"])[0]
+    erased, wanted = encoder.encode(prompt, subject), encoder.encode(other, instead)
+    difference = (erased.embeddings - wanted.embeddings).double()
+    assert (edit.map(erased.embeddings) - edit.map(wanted.embeddings)).norm() < 0.95 * difference.norm()
+    for kept, entry in (("bird on a blue background", "bird"), ("house on a red background", "house")):
+        assert moved(kept, entry) < 0.9 * moved(prompt, subject)
+
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "flux-schnell"])

@@ -9,12 +9,17 @@ from trace_core.concepts import (
     MAX_CHARACTERS,
     TEMPLATES,
     Concept,
+    apart,
+    asks_for,
     check_disjoint,
+    combined,
     fill,
     guess_kind,
     parse_concepts,
     parse_keep,
+    prompt_pairs,
     same,
+    settled,
 )
 from trace_core.errors import ConceptError, TraceError
 
@@ -88,6 +93,12 @@ def test_empty_list(text):
         ("cat @ 0.5 -> dog", "at the end of the line"),
         ("cat @ 0.5 @ 1", "two strengths"),
         ("@ 0.5", "nothing stands before the @"),
+        ("cat + cat", "same thing twice"),
+        ("cat + dog + bird", "more than two"),
+        ("glasses from scientist + hat", "more than two"),
+        ("glasses from a man from Rome", "more than two"),
+        ("cat + red background -> Red  background", "a part of it"),
+        ('"" + cat', "part is missing"),
         ("-> dog @ 0.5", "nothing stands before the arrow"),
         ("Good Thing @ 0.5", "already stands on line 2"),
         ("Good Thing", "already stands on line 2"),
@@ -171,6 +182,108 @@ def test_an_anchor_may_be_kept():
 def test_same_looks_through_case_space_and_unicode_form():
     assert same("Café", "CAFE\u0301") and same(" a  b", "A b")
     assert not same("cat", "cats") and not same("cafe", "café")
+
+
+# --------------------------------------------------------------------------------------------- combined concepts
+
+RED = combined("cat", "red background")
+
+
+@pytest.mark.parametrize(
+    ("line", "concept"),
+    [
+        ("cat + red background", RED),
+        ("cat on a red background", RED),
+        ("red background from cat", RED),
+        ("cat on an orange background @ 0.5", combined("cat", "orange background", strength=0.5)),
+        ("cat + google style -> twitter style", combined("cat", "google style", "twitter style")),
+        ("glasses from scientist", combined("scientist", "glasses")),
+        ("scientist + glasses", combined("scientist", "glasses")),
+        ('"still from a film"', Concept("still from a film")),
+        ("still from a film -> photo", Concept("still from a film", "photo")),
+        ('"still from a film" + rain', combined("still from a film", "rain")),
+        ('"a + b"', Concept("a + b")),
+        ('"cat on a red background"', Concept("cat on a red background")),
+        ("Google+", Concept("Google+")),
+        ("C++ -> Rust", Concept("C++", "Rust")),
+        ("from dusk", Concept("from dusk")),
+        ("background", Concept("background")),
+        ("red background", Concept("red background")),
+    ],
+)
+def test_combined_lines(line, concept):
+    assert parse_concepts(line) == [concept]
+    assert parse_concepts(str(concept)) == [concept]
+
+
+@pytest.mark.parametrize(
+    ("concept", "target", "kind", "anchor"),
+    [
+        (RED, "cat on a red background", "object", "white background"),
+        (combined("cat", "white background"), "cat on a white background", "object", "black background"),
+        (combined("cat", "comic style"), "cat, comic style", "object", "oil painting style"),
+        (combined("scientist", "glasses"), "scientist with glasses", "object", "scientist"),
+        (combined("cat", "red background", "dog"), "cat on a red background", "object", "dog"),
+    ],
+)
+def test_what_a_combination_is_called_and_steered_to(concept, target, kind, anchor):
+    assert (concept.target, concept.kind, settled(concept, ["dog"]).anchor) == (target, kind, anchor)
+
+
+def test_what_takes_its_place_is_of_the_keep_list():
+    assert settled(RED, ["dog", "red background", "blue background", "white background"]).anchor == "blue background"
+    assert settled(Concept("cat"), ["blue background"]) == Concept("cat")
+
+
+def test_another_background_stands_where_the_erased_one_stood():
+    """Word for word: so every row has its partner in the same place."""
+    for prompt, subject, other, instead in prompt_pairs(settled(RED, []), [*TEMPLATES["object"], "a {}, google style"]):
+        assert prompt.replace("red background", "white background") == other
+        assert (subject, instead) == ("red background", "white background")
+        assert asks_for(prompt, RED) and not asks_for(other, RED)
+
+
+def test_prompts_of_a_combination_have_both_orders_and_no_second_background():
+    prompts = [p for p, *_ in prompt_pairs(settled(RED, []), [*TEMPLATES["object"], "a {}, google style"])]
+    assert {"a cat on a red background, google style", "a cat, google style, red background"} <= set(prompts)
+    assert all(p.count("background") == 1 for p in prompts)
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_a_thing_is_left_out():
+    found = prompt_pairs(settled(combined("scientist", "glasses"), []), ["a photo of a {}", "a {} in the garden"])
+    assert ("a photo of a scientist with glasses", "with glasses", "a photo of a scientist", "") in found
+    assert {other for _, _, other, _ in found} == {"a photo of a scientist", "a scientist in the garden"}
+
+
+def test_pairs_of_a_plain_concept_are_its_templates():
+    assert prompt_pairs(Concept("cat", "dog"), ["{}", "a {}"]) == [("cat", "cat", "dog", "dog"), ("a cat", "cat", "a dog", "dog")]
+
+
+@pytest.mark.parametrize("concept", [RED, combined("cat", "comic style"), combined("scientist", "glasses")])
+@pytest.mark.parametrize("keep", [[], ["dog", "house", "blue background", "red background", "comic style", "ink style"]])
+def test_each_part_is_kept_without_the_other(concept, keep):
+    prompts = apart(concept, keep, {"object": ("a {}, red background, comic style with glasses",)})
+    texts = [prompt for prompt, _ in prompts]
+    assert len(set(texts)) == len(texts) > 30
+    assert not any(asks_for(text, concept) for text in texts)
+    for prompt, entry in prompts:
+        assert asks_for(prompt, Concept(entry))
+    assert {entry for _, entry in prompts} > set(concept.parts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asks"),
+    [
+        ("a photo of a Cat, google style on a red background", True),
+        ("red background, a cat", True),
+        ("a caterpillar on a red background", False),
+        ("a red cat on a background", False),
+        ("a cat", False),
+    ],
+)
+def test_a_prompt_asks_for_both_as_whole_words(prompt, asks):
+    assert asks_for(prompt, RED) is asks
 
 
 # --------------------------------------------------------------------------------------------- templates

@@ -12,7 +12,7 @@ from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form import POLICIES, ClosedFormConfig, ContextEdit, Gram, projection, ridge, solvers
 from trace_core.closed_form.erase import NEUTRAL_ETA, collect, export, resolve_eta, solve
 from trace_core.closed_form.policies import erased_pairs, keep_prompts
-from trace_core.concepts import TEMPLATES, Concept, fill
+from trace_core.concepts import TEMPLATES, Concept, asks_for, combined, fill
 from trace_core.errors import ConceptError, TraceError
 from trace_core.lora import ErasureLora
 from trace_core.text import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
@@ -324,6 +324,26 @@ def test_one_strength_for_all_is_the_edit_times_it(fake, policy):
     assert graded.sums[CONTEXT]._graded is None
     torch.testing.assert_close(graded.edits[CONTEXT].map(random_rows(5, WIDTH, 0)), plain.edits[CONTEXT].map(random_rows(5, WIDTH, 0)),
                                rtol=1e-12, atol=1e-12)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- combined concepts
+
+
+def test_keep_prompts_hold_the_parts_of_a_combination_and_never_both():
+    red, contexts = combined("cat", "red background"), {"style": ("a cat, {}",), "object": ("a {}, red background",)}
+    keep = ["cat", "dog", "red background", "blue background"]
+    prompts = keep_prompts(POLICIES["trace"], keep, ["object", "object", "style", "style"], contexts, [red])
+    texts = {prompt for prompt, _ in prompts}
+    assert not any(asks_for(text, red) for text in texts)
+    assert "cat on a blue background" in texts and any("dog" in text and "red background" in text for text in texts)
+    assert keep_prompts(POLICIES["uce"], ["dog"], ["object"], {}, [red])[1:] == [("cat", "cat"), ("red background", "red background")]
+
+
+def test_an_edit_on_top_of_another():
+    """I + U V^T of both is the product of the two maps."""
+    one, two = (ContextEdit(random_rows(8, r, r), random_rows(8, r, 9 * r)) for r in (2, 3))
+    x = random_rows(4, 8, 0)
+    torch.testing.assert_close(one.then(two).map(x), one.map(two.map(x)), rtol=1e-12, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------- ridge against the papers

@@ -26,6 +26,10 @@ class ContextEdit:
     def rank(self) -> int:
         return self.U.shape[1]
 
+    def then(self, other: ContextEdit) -> ContextEdit:
+        """This edit with another made on top of it: ``(I + U1 V1^T)(I + U2 V2^T) = I + [U1, U2 + U1 V1^T U2] [V1, V2]^T``."""
+        return ContextEdit(torch.cat([self.U, other.U + self.U @ (self.V.T @ other.U)], 1), torch.cat([self.V, other.V], 1))
+
     def factors(self, weight: Tensor, columns: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, rounded to ``dtype``.
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
-from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same
+from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
 from ..text import BOS, TextEncoder
 from . import solvers
 from .edit import ContextEdit
 from .gram import Cross, Gram, add_symmetric, mirror
-from .policies import POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
+from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
 
 ALL_GROUPS = tuple(range(6))
 
@@ -78,7 +79,7 @@ def resolve_eta(config: ClosedFormConfig, concepts: Sequence[Concept]) -> float:
 
 
 def _kind(concept: Concept, config: ClosedFormConfig) -> str:
-    return guess_kind(concept.target) if config.kind == "auto" else config.kind
+    return concept.kind if config.kind == "auto" else config.kind
 
 
 @dataclass
@@ -216,19 +217,27 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
-    config = replace(config, eta=resolve_eta(config, concepts))
     backbone = backbone_for(model)
     encoder = TextEncoder(clip)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
-    sums = collect(backbone, encoder, policy, concepts, kept, config, progress or (lambda *_: None))
-    edits, solved = {}, {}
-    for stream, part in sums.items():
-        edits[stream], solved[stream] = solve(policy, part, config)
+    concepts = [settled(c, kept) for c in concepts]
+    plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
+    groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
+    config = replace(config, eta=resolve_eta(config, plain or both))
+    edits, solved, sums = {}, {}, {}
+    for policy, part in ((policy, part) for policy, part in groups if part):
+        found = collect(backbone, encoder, policy, part, kept, config, progress or (lambda *_: None))
+        for stream, rows in found.items():
+            edit, info = solve(policy, rows, config)
+            before = solved.get(stream)
+            solved[stream] = {**before, "combined": info, "rank": before["rank"] + info["rank"]} if before else info
+            edits[stream] = edits[stream].then(edit) if stream in edits else edit
+            sums.setdefault(stream, []).append(rows)
     lora, layers = export(backbone, edits, sums, eta=config.eta)
     report = {
         "method": policy.name,
-        "solver": policy.solver,
+        "solver": policy.solver if not plain else POLICIES[config.policy].solver,
         "parameters": asdict(config),
         "concepts": [asdict(c) for c in concepts],
         "keep": kept,
@@ -283,12 +292,12 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
                 context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
-    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts)
+    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts)
     for number, (prompt, entry) in enumerate(prompts):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
         rows = encoder.encode(prompt, entry)
-        share = config.keep_weight * len(keep) / len(prompts)
+        share = config.keep_weight * policy.keep * len(keep) / len(prompts)
         context.add_keep(rows.embeddings, keep_weights(policy, rows) * share, rows.groups)
         if POOLED in sums:
             sums[POOLED].add_keep(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
@@ -306,10 +315,10 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
         if part.rows:
             return solvers.projection(torch.cat(part.rows), G, *options, part.grades)
         return solvers.projection_from_gram(part.difference(), G, *options, part.graded)
-    return solvers.ridge(part.targets, None, G + part.erase.value(), strength, max_rank=config.max_rank)
+    return solvers.ridge(part.targets, None, G + part.erase.value(), strength, policy.tolerance, config.max_rank)
 
 
-def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: dict[str, _Sums],
+def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: Mapping[str, _Sums | Sequence[_Sums]],
            measure: bool = True, eta: float = 0.0) -> tuple[ErasureLora, dict]:  # fmt: skip
     """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each layer.
 
@@ -340,14 +349,15 @@ def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
     }
 
 
-def _forms(edit: ContextEdit, part: _Sums, eta: float) -> Tensor:
+def _forms(edit: ContextEdit, parts: _Sums | Sequence[_Sums], eta: float) -> Tensor:
     """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all layers.
 
     Returns:
         ``[5, d * d]`` float64, X X^T of (I + U V^T / (1 + eta)) D, D, U V^T P, P, U V^T. All are positive semidefinite, so nothing
         cancels in the inner product, and float32 does for W^T W.
     """
-    V, D, P = edit.V, part.difference(), part.keep.value()
+    parts = [parts] if isinstance(parts, _Sums) else parts
+    V, D, P = edit.V, reduce(torch.add, (p.difference() for p in parts)), reduce(torch.add, (p.keep.value() for p in parts))
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
     half = D + left(V.T @ D) / (1 + eta)
     forms = torch.empty(5, *D.shape, dtype=torch.float64)  # filled one by one: stacking them would hold them twice

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..concepts import TEMPLATES, Concept, fill
+from ..concepts import TEMPLATES, Concept, apart, asks_for, fill, prompt_pairs
 from ..text import AFTER, BEFORE, BOS, FIRST_EOT, GROUPS, PAD, SUBJECT, Pairs, TextEncoder, TextRows, align
 
 #: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so weights go to
@@ -33,6 +33,8 @@ class Policy:
         alpha: default of the relative regulariser ``lambda = alpha tr(keep)/d``.
         absolute: default absolute lambda, where the paper has one.
         weighting: ``group`` (each group the same weight) or ``row`` (each row, as MACE's sums).
+        keep: factor of the keep set's weight.
+        tolerance: of the ridge: singular values of the edit below this share of the largest are left out.
         source: paper and equation.
     """
 
@@ -44,6 +46,8 @@ class Policy:
     alpha: float = 1e-3
     absolute: float | None = None
     weighting: str = "group"
+    keep: float = 1.0
+    tolerance: float = 1e-9
     notes: dict = field(default_factory=dict)
 
 
@@ -62,6 +66,14 @@ POLICIES: dict[str, Policy] = {
     ),
     "trce": Policy("trce", "ridge", (FIRST_EOT,), 15, "TRCE (arXiv 2503.07389), stage 1: first end token"),
 }  # fmt: skip
+
+
+#: What ``trace`` does with combined concepts. A projection takes whole directions, and those of a combination are nearly those
+#: of its parts, which stay; the ridge weighs the rows of the two together against those of each apart, of which there are many.
+COMBINED = Policy(
+    "trace", "ridge", (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD), 99, "derived here: UCE's equation on TRACE's rows", alpha=1e-6,
+    keep=0.1, tolerance=1e-2,
+)  # fmt: skip
 
 
 @lru_cache(1024)
@@ -98,18 +110,17 @@ def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncod
     if policy.name == "uce":
         yield _last_tokens(concept, encoder)
         return
-    templates = [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())]
-    for template in templates:
-        erase = encoder.encode(fill(template, concept.target), concept.target)
-        want = encoder.encode(fill(template, concept.anchor), concept.anchor)
+    found = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
+    for prompt, subject, other, instead in found:
+        erase, want = encoder.encode(prompt, subject), encoder.encode(other, instead)
         pairs = align(erase, want)
-        yield pairs, row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(templates), erase, want
+        yield pairs, row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(found), erase, want
 
 
 def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor, TextRows, TextRows]:
     """UCE's only pair: last token of the concept, last token of its guide; for no guide, of the empty prompt."""
-    erase = encoder.encode(concept.target, concept.target)
-    want = encoder.encode(concept.anchor, concept.anchor)
+    prompt, _, other, instead = prompt_pairs(concept, ["{}"])[0]
+    erase, want = encoder.encode(prompt, concept.target), encoder.encode(other, instead or concept.anchor)
     last = erase.rows(SUBJECT)[-1]
     guide = (want.rows(SUBJECT) or want.rows(BOS) or want.rows(FIRST_EOT))[-1]
     pairs = Pairs(erase.embeddings[last : last + 1], want.embeddings[guide : guide + 1], (SUBJECT,), (guide,))
@@ -117,13 +128,21 @@ def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor,
 
 
 def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
-                 contexts: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:  # fmt: skip
-    """Prompts of the keep set, each with the entry it introduces (to be marked as subject)."""
+                 contexts: Mapping[str, Sequence[str]], concepts: Sequence[Concept] = ()) -> list[tuple[str, str]]:  # fmt: skip
+    """Prompts of the keep set, each with the entry it introduces (to be marked as subject).
+
+    Args:
+        concepts: what is erased. A combined concept's parts are kept apart from each other, see
+            :func:`~trace_core.concepts.apart`, and no prompt asks for both of them.
+    """
+    both = [c for c in concepts if c.parts]
     if policy.name == "uce":
-        return [(entry, entry) for entry in keep]
+        parts = [part for c in both for part in c.parts]
+        return [(entry, entry) for entry in dict.fromkeys([*keep, *parts])]
     out = []
     for number, (entry, kind) in enumerate(zip(keep, kinds)):
         templates = [*TEMPLATES[kind], *contexts.get(kind, ())]
         chosen = {(number + i * len(templates) // KEEP_TEMPLATES) % len(templates) for i in range(KEEP_TEMPLATES)}
         out += [(fill(templates[i], entry), entry) for i in sorted(chosen)]
-    return out
+    out += [pair for c in both for pair in apart(c, keep, contexts)]
+    return [(prompt, entry) for prompt, entry in out if not any(asks_for(prompt, c) for c in both)]

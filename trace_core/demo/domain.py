@@ -37,7 +37,11 @@ def domain() -> Domain:
 
 
 def keep_list(concepts: Sequence[Concept]) -> list[str]:
-    """Everything the demo models can draw, less what is to be erased (and what an erased synonym stands for)."""
+    """Everything the demo models can draw, less what is to be erased (and what an erased synonym stands for).
+
+    Both parts of a combined concept stay in it: they are kept, each without the other (see
+    :func:`trace_core.closed_form.policies.keep_prompts`).
+    """
     erased = [c.target for c in concepts]
 
     def gone(name: str) -> bool:
