@@ -279,6 +279,8 @@ def evaluate(args) -> dict:
 
     bars = Bars()
     config = sampler_of(args, model, True)
+    if args.recover:
+        return recover(args, (model, clip, vae), domain(), concepts, config, bars)
     evaluator = Evaluator(model, clip, vae, domain(), args.samples, args.seed, config, bars)
     if not concepts:
         result = evaluator.unerased()
@@ -291,6 +293,25 @@ def evaluate(args) -> dict:
     print(table([("", result)]))
     window = {"start": args.start, "end": args.end}
     return result | window | {"model": args.model, "loras": args.lora, "strength": args.strength}
+
+
+def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, bars: Bars) -> dict:
+    """Both attacks on one file, for every concept."""
+    from ..evaluate.recover import recoverability
+
+    if len(args.lora) != 1 or not concepts:
+        raise TraceError("--recover attacks one erasure; name its file with --lora and its concepts with --erase")
+    (model, clip, vae), lora, found = opened, ErasureLora.load(args.lora[0]), {}
+    try:
+        for concept in concepts:
+            r = recoverability(model, lora, clip, vae, domain, concept.target, args.samples, args.seed, progress=bars, config=config)
+            found[concept.target] = r
+            at, share = r["inversion"]["recovered_at"], max(share for _, share in r["inversion"]["curve"])
+            print(f"{concept.target}: recognised on {100 * r['plain']:.1f} %, with adversarial rows on {100 * r['adversarial_rows']:.1f} %, "
+                  f"by inversion {f'after {at} steps' if at is not None else 'never'} (at most {100 * share:.1f} %)")  # fmt: skip
+    finally:
+        bars.close()
+    return {"model": args.model, "loras": args.lora, "recoverability": found}
 
 
 def info(args) -> dict:

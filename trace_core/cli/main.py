@@ -45,7 +45,8 @@ def _demo(commands) -> None:
 
 def _concepts(c: argparse.ArgumentParser, required: bool) -> None:
     c.add_argument("--erase", action="append", default=[], metavar="CONCEPT",
-                   help="what to erase: `cat`, `Van Gogh`, or `cat -> dog` with an anchor; may be repeated")  # fmt: skip
+                   help="what to erase: `cat`, `cat -> dog` with an anchor, `cat @ 0.5` half of it, `cat + red background` only together, "
+                   "`glasses from scientist`; may be repeated")  # fmt: skip
     c.add_argument("--erase-file", metavar="FILE", help="a text file with one concept a line (# starts a comment)")
     c.set_defaults(erase_required=required)
 
@@ -142,6 +143,8 @@ def _evaluate(commands) -> None:
     _sampler(c)
     c.add_argument("--samples", type=int, default=20, help="pictures per class and per synonym")
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
+    c.add_argument("--recover", action="store_true",
+                   help="instead: attack the erasure by adversarial rows and by inversion, and see what comes back (one --lora)")  # fmt: skip
 
 
 def _fuse(commands) -> None:
