@@ -17,7 +17,7 @@ from .adapters import Adapters, attached
 from .attention import suppression
 from .backbones import Backbone, backbone_for
 from .closed_form.policies import POLICIES, keep_prompts
-from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, fill, guess_kind, same
+from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
 from .errors import ConceptError, ModelError, TraceError
 from .gating import erasures_on
 from .gradients import checkpointed, saved_apart, training_mode
@@ -90,7 +90,7 @@ class Trainer:
         self.uncond = self.prompts.index("")
         self.strengths: dict[int, float] = {}  #: of the concept in a prompt, by the prompt's number
         self.erase_pairs = self._pairs(concepts)
-        self.keep_pairs = self._kept(keep)
+        self.keep_pairs = self._kept(keep, concepts)
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
@@ -102,17 +102,16 @@ class Trainer:
         """Prompts of the concepts and their neutral counterparts, template by template."""
         out = []
         for concept in concepts:
-            kind = guess_kind(concept.target) if self.config.kind == "auto" else self.config.kind
-            for template in (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]):
-                texts = fill(template, concept.target), fill(template, concept.anchor)
-                out.append((self.prompts.index(texts[0], concept.target), self.prompts.index(texts[1])))
+            kind = concept.kind if self.config.kind == "auto" else self.config.kind
+            for prompt, subject, other, _ in prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind])):
+                out.append((self.prompts.index(prompt, subject), self.prompts.index(other)))
                 self.strengths[out[-1][0]] = concept.strength
         return out
 
-    def _kept(self, keep: Sequence[str]) -> list[tuple[int, int]]:
+    def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
-        made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts)
+        made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts)
         return [(self.prompts.index(text),) * 2 for text, _ in made]
 
     # --------------------------------------------------------------------------------------- the bank
@@ -352,9 +351,10 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
-    kinds = {guess_kind(c.target) for c in concepts} if config.kind == "auto" else {config.kind}
-    config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts))
+    kinds = {c.kind for c in concepts} if config.kind == "auto" else {config.kind}
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    concepts = [settled(c, kept) for c in concepts]  # a combination gets its anchor
+    config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts))
     if config.checkpointing and any(t.attention for t in OBJECTIVES[config.objective].terms):
         raise TraceError(f"objective {config.objective} reads attention maps, which checkpointing throws away; turn checkpointing off")
     with training_mode():

@@ -13,7 +13,7 @@ import torch
 from trace_core.backbones import Backbone, backbone_for
 from trace_core.cli import main
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept
+from trace_core.concepts import TEMPLATES, Concept, parse_concepts
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
 from trace_core.finetune import Diverged, FinetuneConfig, Trainer, finetune
 from trace_core.gating import apply
@@ -311,6 +311,35 @@ def test_points_of_a_term_are_where_and_whose_it_says(families, objective):
         late = (points.percent >= 0.3) & (points.percent <= 0.8)
         assert {"late": late, "early": points.percent < 0.3, "all": late | True}[term.when].all()
         assert (points.prompt == points.neutral).all() == (term.role == "keep")
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5])
+def test_a_graded_concept_is_steered_a_part_of_the_way(families, strength):
+    """Before the first step the network is at p0(c), so the error is the strength squared times that of the whole way."""
+    first = {}
+    for s in (1.0, strength):
+        model = families["sd1"].model(**TINY["sd1"])
+        result = finetune(model, families["sd1"].clip, [Concept("cat", "dog", strength=s)], KEEP, replace(SMALL, steps=1))
+        first[s] = result.report["losses"][0]["erase"]
+    assert first[strength] == pytest.approx(strength**2 * first[1.0], rel=0.02)
+
+
+def test_a_combination_is_trained_where_both_are_asked_for_and_kept_apart(families):
+    seen = {}
+
+    def look(self, *args, plain=Trainer.fill_bank):
+        seen.update(trainer=self)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Trainer, "fill_bank", look)
+        finetune(families["sd1"].model(**TINY["sd1"]), families["sd1"].clip, parse_concepts("cat + red background"), ["dog"], SMALL)
+    trainer = seen["trainer"]
+    erased = [trainer.prompts.texts[n] for n, _ in trainer.erase_pairs]
+    neutral = [trainer.prompts.texts[n] for _, n in trainer.erase_pairs]
+    kept = [trainer.prompts.texts[n] for n, _ in trainer.keep_pairs]
+    assert erased and all("cat" in t and "red" in t for t in erased) and not any("cat" in t and "red" in t for t in neutral + kept)
+    assert any("cat" in t for t in kept) and any("red background" in t for t in kept)
 
 
 def test_terms_of_weight_zero_are_left_out(families):
