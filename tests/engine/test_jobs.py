@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import tempfile
 import threading
@@ -13,7 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trace_core.cli import main, training
+from trace_core import methods
+from trace_core.cli import jobs, main, training
+from trace_core.cli.workers import START, Eraser, said
+from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
 
 NAMES = ("cat", "dog", "car", "tree", "house", "rocket", "apple", "pizza", "guitar", "umbrella", "book", "flower")
@@ -118,6 +122,7 @@ def test_ray_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
     pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets have no room for a long path
     monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default, 15: beside anything else the test would wait for ever
     out = tmp_path / "all.safetensors"
 
     def actors() -> list[int]:
@@ -127,11 +132,80 @@ def test_ray_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
     assert main(command(out, NAMES, "--jobs", "2", "--ray", "local")) == 0
     assert killer.killed and "was lost at" in capsys.readouterr().err
     assert out.read_bytes() == expected
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_concept_that_the_model_cannot_read_is_named_at_once(tmp_path, capsys):
+class Inline:
+    """A worker that is no process: its events come when somebody listens."""
+
+    number = 1
+
+    def __init__(self, setup):
+        self.setup, self.says, self.asked = setup, [], []
+
+    def hire(self, number):
+        self.eraser = Eraser(self.setup)
+        self.says.append(("ready",))
+        return self
+
+    def give(self, number, start):
+        self.asked.append(number)
+        self.says.append(said(lambda: ("done", self.eraser.work(number, start, lambda *_: None))))
+
+    def listen(self, timeout):
+        says, self.says = self.says, []
+        return [(self, event) for event in says]
+
+    def fire(self, worker):
+        pass
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    pools = []
+    monkeypatch.setattr(jobs, "pool_for", lambda setup, *_: pools.append(Inline(setup)) or pools[-1])
+    return pools
+
+
+@pytest.mark.parametrize("method", ["mace", "trace", "projection"])
+def test_every_method_gives_the_same_file(method, inline, tmp_path, monkeypatch):
+    if method == "projection":
+        monkeypatch.setattr(training, "options", lambda args, method: {})
+    paths = [tmp_path / name / "all.safetensors" for name in ("jobs", "apart")]
+    for path, options in zip(paths, (["--jobs", "1"], ["--apart"])):
+        assert main([*command(path, ["cat -> dog", "tree"]), "--method", method, *options]) == 0
+    assert inline[0].asked == [START, 1, 2]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_concept_alone_is_its_own_file(inline, tmp_path):
+    paths = [tmp_path / name / "all.safetensors" for name in ("jobs", "plain")]
+    for path, options in zip(paths, (["--jobs", "3"], [])):
+        assert main([*command(path, ["cat"]), *options]) == 0
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_concept_that_the_model_cannot_read_is_named_at_once_and_can_be_corrected(inline, tmp_path, capsys):
     out = tmp_path / "all.safetensors"
-    long = "q z " * 30
-    assert main(command(out, ["cat", long.strip()], "--jobs", "1")) == 2
+    assert main(command(out, ["cat", "q z " * 30], "--jobs", "1")) == 2
     assert "does not fit into one prompt" in capsys.readouterr().err
-    assert not finished(out) and not out.exists()
+    assert not finished(out) and not out.exists() and inline[0].asked == [START]
+    assert main(command(out, ["cat", "tree"], "--jobs", "1")) == 0
+
+
+def test_a_concept_that_cannot_be_trained_is_named_and_the_others_stay(inline, tmp_path, capsys, monkeypatch):
+    whole = methods.erase_part
+
+    def part(name, model, clip, concept, *rest, **hooks):
+        if concept.target == "dog":
+            raise TraceError("the loss is nan at step 1; lower the learning rate")
+        return whole(name, model, clip, concept, *rest, **hooks)
+
+    monkeypatch.setattr(methods, "erase_part", part)
+    out = tmp_path / "all.safetensors"
+    assert main(command(out, ["cat", "dog", "tree"], "--jobs", "1")) == 2
+    assert "1 of 3 concepts could not be made. 'dog': the loss is nan" in capsys.readouterr().err
+    assert sorted(finished(out)) == ["01-cat.safetensors", "03-tree.safetensors"] and not out.exists()

@@ -178,6 +178,8 @@ def erase(args) -> dict:
     method = METHODS[args.method]
     apart = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
+    if Path(args.out).suffix != ".safetensors":
+        raise TraceError(f"--out '{args.out}' must end in .safetensors")
     for path in filter(None, (args.out, args.resume)):
         check_writable(Path(path))
     if args.model in DEMO_MODELS:

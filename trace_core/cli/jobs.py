@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections import deque
@@ -281,7 +282,7 @@ class Display:
 
         self.concepts, self.live, self.count = concepts, sys.stderr.isatty(), done
         bars = range(1, workers + 1) if self.live else ()
-        self._bar = tqdm(total=len(concepts), initial=done, desc="concepts", leave=False, disable=not self.live)
+        self._bar = tqdm(total=len(concepts), initial=done, desc="concepts", leave=False, dynamic_ncols=True, disable=not self.live)
         self._lines = {n: tqdm(bar_format="{desc}", position=n, leave=False) for n in bars}
 
     def name(self, number: int | None) -> str:
@@ -292,7 +293,8 @@ class Display:
     def step(self, worker: int, number: int | str, what: str = "", done: int | None = None, total: int | None = None) -> None:
         if self.live:
             where = number if isinstance(number, str) else f"{self.name(number)}: {what}"
-            self._lines[worker].set_description_str(f"worker {worker}: {where}" + (f" {done}/{total}" if total else ""), refresh=False)
+            line = f"worker {worker}: {where}" + (f" {done}/{total}" if total else "")
+            self._lines[worker].set_description_str(line[: shutil.get_terminal_size().columns - 1], refresh=False)
 
     def done(self, worker: int, number: int) -> None:
         self.idle(worker)
