@@ -32,7 +32,7 @@ MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 TWELVE = tuple(OBJECTS)[::2]
 TASKS = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
 ANCHORED = ("trce-eot", "trce")  #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
-VARIANTS = {"ant-saliency": ("ant", {"saliency": 0.5})}
+VARIANTS = {"ant-saliency": ("ant", {"saliency": 0.5, "rank": 64})}
 
 
 def jobs(model: str, methods: list[str], tasks: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -80,7 +80,7 @@ class LateStageFinetune:
                           + "; ".join(f"{k}: {v}" for k, v in SCOPES.items()) + "."}),
                 "saliency": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": "Above 0, whole weight matrices "
                              "are trained, but of each only this share with the largest gradients on every prompt and seed (ANT's value: "
-                             "0.5), at a tenth of the learning rate unless lr is given, and cut to the rank at the end."}),
+                             "0.5), at 0.3 times the learning rate unless lr is given, and cut to the rank at the end: set that to 64."}),
                 "mask": ("MASK", {"tooltip": "For objective mace: where in the picture the concept is. Without it, where the model's own "
                          "attention says."}),
             },

@@ -13,7 +13,7 @@ from .objectives import OBJECTIVES
 from .windows import check_window
 
 LEARNING_RATE = 5e-4  #: where the objective names none (ANT's value)
-WHOLE = 0.1  #: of that, where whole matrices are trained: a step moves every one of their numbers by the rate
+WHOLE = 0.3  #: of that, where whole matrices are trained: a step moves every one of their numbers by the rate
 AUTO = "auto"  #: a window that is measured on the base model's own trajectories
 
 PRESETS: dict[str, dict] = {
@@ -44,7 +44,7 @@ class FinetuneConfig:
     eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
     scope: str | None = field(default=None, metadata={"help": "layers: " + ", ".join(SCOPES)})
     saliency: float = field(default=0.0, metadata={"help": "share of each layer's weights in a saliency map (ANT); 0 trains a plain LoRA"})
-    saliency_maps: int = field(default=12, metadata={"help": "maps, a prompt and seed each, that a trained weight must be in"})
+    saliency_maps: int = field(default=4, metadata={"help": "maps, a prompt and seed each, that a trained weight must be in"})
     weights: Mapping[str, float] = field(default_factory=dict, metadata={"help": "weights of the objective's terms by name"})
     sampling_steps: int = field(default=12, metadata={"help": "steps of a trajectory"})
     cfg: float | None = field(default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"})
