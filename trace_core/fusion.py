@@ -42,7 +42,7 @@ from .backbones.base import CONTEXT, POOLED
 from .closed_form import solvers
 from .closed_form.gram import Gram, add_symmetric, mirror
 from .closed_form.policies import POLICIES, keep_prompts, row_weights
-from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, fill, guess_kind, same
+from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
 from .errors import ConceptError, LoraError, TraceError
 from .gating import base_mismatch, check_fits
 from .lora import MAX_STRENGTH, ErasureLora, Part, base_metadata, grades
@@ -451,19 +451,19 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
         own, starts, weight = {s.name: Gram(s.width) for s in streams}, dict.fromkeys((CONTEXT, POOLED), 0.0), 0.0
         for concept, kind in adapter.concepts:
             progress("encode concepts", done, total)
-            templates = _templates(concept.target, kind, config)
+            pairs = prompt_pairs(settled(concept, keep), _templates(concept, kind, config))
             with _timed(clock, "rows"):
-                prompts = [encoder.encode(fill(template, concept.target), concept.target) for template in templates]
+                prompts = [encoder.encode(prompt, subject) for prompt, subject, *_ in pairs]
             with _timed(clock, "sums"):
                 for stream in streams:
-                    found = [_read(rows, stream, config, concept.weight / len(templates)) for rows in prompts]
+                    found = [_read(rows, stream, config, concept.weight / len(prompts)) for rows in prompts]
                     own[stream.name].add(torch.cat([rows for rows, *_ in found]), torch.cat([w for _, w, _ in found]))
                     starts[stream.name] += sum(start for *_, start in found)
             done, weight = done + 1, weight + concept.weight
         with _timed(clock, "sums"):
             for stream in streams:
                 stream.add_adapter(adapter, own[stream.name].value(), weight, starts[stream.name])
-    prompts = _keep_prompts(keep, config)
+    prompts = _keep_prompts(keep, config, [c for a in adapters for c, _ in a.concepts])
     for number, (prompt, entry) in enumerate(prompts):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
@@ -475,14 +475,16 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
                 stream.add_keep(*_read(rows, stream, config, share), share)
 
 
-def _templates(target: str, kind: str, config: FusionConfig) -> list[str]:
-    kind = guess_kind(target) if kind == "auto" else kind
+def _templates(concept: Concept, kind: str, config: FusionConfig) -> list[str]:
+    kind = concept.kind if kind == "auto" else kind
     return [*TEMPLATES[kind], *config.contexts.get(kind, ())]
 
 
-def _keep_prompts(keep: Sequence[str], config: FusionConfig) -> list[tuple[str, str]]:
-    """Some templates for every entry, others for the next, as the closed form does."""
-    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts)
+def _keep_prompts(keep: Sequence[str], config: FusionConfig, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
+    """Some templates for every entry, others for the next, and the parts of combinations apart, as the closed form does."""
+    if not keep:
+        return []
+    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts)
 
 
 def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) -> tuple[Tensor, Tensor, float]:

@@ -421,7 +421,9 @@ def _concepts(entries) -> list[Concept]:
     for entry in entries if isinstance(entries, list) else []:
         form = isinstance(entry, list) and len(entry) >= 3 and all(isinstance(t, str) for t in entry[:2])
         if form and entry[0].strip() and _is_number(entry[2]) and entry[2] > 0:
-            out.append(Concept(*entry[:3]))
+            both = entry[4] if len(entry) > 4 else []
+            combined = isinstance(both, list) and len(both) == 2 and all(isinstance(t, str) and t.strip() for t in both)
+            out.append(Concept(*entry[:3], parts=tuple(both) if combined else ()))
     return out
 
 
@@ -432,7 +434,7 @@ def _is_number(value) -> bool:
 def parts_entry(part: Part, modules: Sequence[str]) -> dict:
     """A part as it stands in ``trace.parts``; ``ranks`` is how many it has of every module in alphabetical order, or of all alike."""
     ranks = [s.stop - s.start if (s := part.slices.get(m)) else 0 for m in modules]
-    out = {"concepts": [[c.target, c.anchor, c.weight] for c in part.concepts], "strength": part.strength,
+    out = {"concepts": [entry_of(c) for c in part.concepts], "strength": part.strength,
            "ranks": ranks[0] if len(set(ranks)) == 1 else ranks}  # fmt: skip
     return out | {k: v for k, v in (("kind", part.kind), ("dtype", part.dtype)) if v not in ("", "auto")}
 
@@ -534,8 +536,9 @@ def title_of(targets: Sequence[str]) -> str:
 
 
 def entry_of(concept) -> list:
-    """A concept in the metadata: target, anchor, weight; a fourth, its strength, only where that is not 1."""
-    return [concept.target, concept.anchor, concept.weight, *([concept.strength] if concept.strength != 1 else [])]
+    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a combination."""
+    more = [concept.strength, list(concept.parts)] if concept.parts else [concept.strength] if concept.strength != 1 else []
+    return [concept.target, concept.anchor, concept.weight, *more]
 
 
 def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:

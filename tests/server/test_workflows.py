@@ -21,6 +21,9 @@ ERASED = {
     "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
     "apply-and-stack": [("object", "cat", ("cat", "kitty")), ("object", "truck", ("truck",))],
     "fuse": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
+    "mace": [("object", n, (n,)) for n in ("cat", "truck")],
+    "ant": [("object", "cat", ("cat",))],
+    "trce": [("object", "cat", ("cat", "kitty"))],
     "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
 }
 KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")

@@ -10,7 +10,7 @@ import torch
 from trace_core import fusion
 from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form.policies import keep_prompts
-from trace_core.concepts import TEMPLATES, fill
+from trace_core.concepts import TEMPLATES, combined, fill
 from trace_core.errors import LoraError, TraceError
 from trace_core.fusion import (
     Adapter,
@@ -25,7 +25,7 @@ from trace_core.fusion import (
     parse_strengths,
     truncate,
 )
-from trace_core.lora import ErasureLora
+from trace_core.lora import ErasureLora, entry_of
 from trace_core.text import BOS, GROUPS, TextEncoder
 
 WIDTH, LENGTH, POOL = 32, 16, 12
@@ -527,3 +527,20 @@ def test_a_file_can_be_cut_alone():
     assert max(errors) == pytest.approx(lost["worst"], abs=2e-3)
     same_rank, nothing = compress(lora, 9)
     assert nothing["worst"] == 0.0 and same_rank.rank == 4
+
+
+def test_a_combination_is_fused_on_prompts_of_both_parts_and_kept_apart(fake, monkeypatch):
+    """The parts of a combined concept come back from the file's metadata."""
+    asked = []
+    plain = TextEncoder.encode
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, prompt, subject="": asked.append(prompt) or plain(self, prompt, subject))
+    one, other = adapter(1, "dog"), adapter(2, "cat")
+    both = combined("cat", "red background")
+    other.lora.metadata["trace.concepts"] = json.dumps([entry_of(both)])
+    other.parts = other.lora.parts()
+    assert other.parts[0].concepts == (both,)
+    Case(fake, [one, other], keep=["house"])
+    erased = [p for p in asked if "cat" in p and "red" in p]
+    assert erased and any(p != both.target for p in erased)
+    assert any("cat" in p and "red" not in p for p in asked), "the cat elsewhere is kept"
+    assert any("red" in p and "cat" not in p for p in asked), "and other things on red"

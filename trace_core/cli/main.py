@@ -85,7 +85,7 @@ def _erase(commands) -> None:
                    "UCE's; EraseAnything's; what does not read the text")  # fmt: skip
     t.add_argument("--saliency", type=float, default=0.0, metavar="SHARE",
                    help="train whole weight matrices, but of each only the share with the largest gradients, on every prompt and "
-                   "seed (ANT; 0.5 is its value), cut to --rank when saved (default: 0, a plain LoRA)")  # fmt: skip
+                   "seed (ANT; 0.5 is its value), cut to --rank when saved, for which 64 is enough (default: 0, a plain LoRA)")  # fmt: skip
     t.add_argument("--weight", action="append", default=[], metavar="TERM=X", help="weight of a term of the loss; may be repeated")
     t.add_argument("--size", type=int, default=None, help="edge of the pictures trained on (default: 64 demo, 512)")
     t.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
