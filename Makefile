@@ -16,7 +16,9 @@ ENGINE := .engine
 BROWSER := .cache/browser
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-PYTEST := $(VENV)/bin/pytest -rs
+# Files are shared out to WORKERS processes, each with a ComfyUI of its own.
+WORKERS ?= 2
+PYTEST := $(VENV)/bin/pytest -rs -n $(WORKERS) --dist loadfile
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 # Waiting threads spin for some microseconds, then sleep. Spinning on, they would take the core from another busy process, and
