@@ -77,7 +77,7 @@ test: setup lint
 	exit $$status
 
 test-packaged-engine: setup
-	COMFYUI_PATH=$(ENGINE) $(PYTEST) -m "engine and not full_engine"
+	COMFYUI_PATH=$(ENGINE) $(PYTEST) -m "engine and not full_engine and not processes"
 
 demo: setup
 	$(PY) -m trace_core demo --out out/demo

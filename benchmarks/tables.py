@@ -118,6 +118,35 @@ def gating() -> str:
 TABLES["gating"] = gating
 
 
+def conditional() -> str:
+    data = json.loads((RESULTS / "conditional.json").read_text())
+    rows = []
+    for key, r in data["results"].items():
+        model, method, combination = key.split("/")
+        what = "style" if combination.endswith("style") else "colour"
+        seen = lambda group, r=r, what=what: f"{percent(r[group]['object'])} / {percent(r[group][what])}"  # noqa: E731
+        rows.append([model, combination, "base" if method == "none" else method, percent(r["both"]["both"]), seen("first"), seen("second"),
+                     f"{r['drift']['latent_mse']:.4f}"])  # fmt: skip
+    head = ["model", "erased together", "method", "both seen ↓", "the first elsewhere ↑", "others with the second ↑", "drift ↓"]
+    note = f"{data['setting']['pictures_of_a_group']} pictures a group, seed {data['setting']['seed']}; the object and, behind the stroke, the background's colour or the style are right."
+    return markdown(head, rows) + f"\n\n{note}"
+
+
+def recoverability() -> str:
+    data = json.loads((RESULTS / "recoverability.json").read_text())
+    rows = []
+    for key, r in data["results"].items():
+        model, method, concept = key.split("/")
+        at = r["inversion"]["recovered_at"]
+        rows.append([model, method, concept, percent(r["plain"]), percent(r["adversarial_rows"]), "–" if at is None else str(at)])
+    head = ["model", "method", "erased", "Acc_e, its prompts", "Acc_e, adversarial rows", "steps until an inversion finds it"]
+    return markdown(head, rows)
+
+
+TABLES |= {"conditional": conditional, "recoverability": recoverability}
+
+
+
 def finetune() -> str:
     data = json.loads((RESULTS / "finetune.json").read_text())
     parts = {"cost": finetune_cost, "memory": finetune_memory, "sizes": finetune_sizes}

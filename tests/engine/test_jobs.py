@@ -20,6 +20,8 @@ from trace_core.cli.workers import START, Eraser, said
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
 
+pytestmark = pytest.mark.processes
+
 NAMES = ("cat", "dog", "car", "tree", "house", "rocket", "apple", "pizza", "guitar", "umbrella", "book", "flower")
 #: as little work as a finetune can be, most of it in its own paths
 TINY = dict(steps=2, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32)

@@ -297,7 +297,7 @@ def ant(g: Graph) -> None:
     g.node("PreviewAny", "Report", source=(tuned, 3))
     g.node("TRACE_SaveErasureLora", lora=(tuned, 1), name="ant-%concepts%")
     g.column("3  Before and after")
-    _compare(g, model, (tuned, 0), CATS, "cat\nkitty")
+    _compare(g, model, (tuned, 0), CATS.replace("pizza, twitter", "truck, fluent"), "cat\nkitty")
 
 
 def trce(g: Graph) -> None:

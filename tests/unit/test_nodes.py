@@ -27,7 +27,8 @@ def pack():
     before = set(sys.modules)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)
-    assert "nodes" not in set(sys.modules) - before, "it would hide ComfyUI's nodes.py"
+    new = getattr(sys.modules["nodes"], "__file__", None) or "" if "nodes" in set(sys.modules) - before else ""
+    assert not new.startswith(str(ROOT / "nodes")), "it would hide ComfyUI's nodes.py"
     yield module
     for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
         del sys.modules[name]
