@@ -128,7 +128,7 @@ def conditional() -> str:
         rows.append([model, combination, "base" if method == "none" else method, percent(r["both"]["both"]), seen("first"), seen("second"),
                      f"{r['drift']['latent_mse']:.4f}"])  # fmt: skip
     head = ["model", "erased together", "method", "both seen ↓", "the first elsewhere ↑", "others with the second ↑", "drift ↓"]
-    note = f"{data['setting']['pictures_of_a_group']} pictures a group, seed {data['setting']['seed']}; the object and, behind the stroke, the background's colour or the style are right."
+    note = f"{data['setting']['pictures_of_a_group']} pictures a group, seed {data['setting']['seed']}; before the stroke the object is right, behind it the background's colour or the style."
     return markdown(head, rows) + f"\n\n{note}"
 
 
