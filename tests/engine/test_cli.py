@@ -43,7 +43,7 @@ def test_the_same_command_writes_the_same_bytes(erased, tmp_path):
 
 def test_evaluate_measures_the_erasure(erased, tmp_path):
     out = tmp_path / "eval.json"
-    arguments = ["--model", "demo-sd", "--lora", str(erased / "cat.safetensors"), "--erase", "cat", "--samples", "2"]
+    arguments = ["--model", "demo-sd", "--lora", str(erased / "cat.safetensors"), "--erase", "cat", "--samples", "2", "--steps", "6"]
     assert main(["evaluate", *arguments, "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"acc_e", "acc_s", "acc_g", "h_o", "drift", "per_class"} <= set(result)
