@@ -355,8 +355,6 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]  # a combination gets its anchor
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts))
-    if config.checkpointing and any(t.attention for t in OBJECTIVES[config.objective].terms):
-        raise TraceError(f"objective {config.objective} reads attention maps, which checkpointing throws away; turn checkpointing off")
     with training_mode():
         backbone.load()
         trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview, start, region)

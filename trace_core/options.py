@@ -82,6 +82,8 @@ class FinetuneConfig:
             raise TraceError(f"the weight of '{wrong[0]}' is {weights[wrong[0]]}; it must be a number from 0 up")
         if not any(weights.values()):
             raise TraceError(f"every term of objective {self.objective} has weight 0; there is nothing to learn")
+        if self.checkpointing and any(t.attention for t in OBJECTIVES[self.objective].terms):
+            raise TraceError(f"objective {self.objective} reads attention maps, which checkpointing throws away; turn checkpointing off")
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
 

@@ -8,7 +8,6 @@ import torch
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import SCOPES
 from trace_core.concepts import TEMPLATES, Concept
-from trace_core.errors import TraceError
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.gradients import saved_apart, training_mode
 
@@ -118,12 +117,6 @@ def test_a_region_of_the_user_takes_the_place_of_the_models(families):
     region[:, :32] = 1
     some = finetune(family.model(), family.clip, [Concept("cat")], ["house"], config, region=region)
     assert all(entry["attention"] > 0 for entry in some.report["losses"])
-
-
-def test_maps_and_checkpointing_exclude_each_other(families):
-    family = families["sd1"]
-    with pytest.raises(TraceError, match="turn checkpointing off"):
-        finetune(family.model(), family.clip, [Concept("cat")], (), FinetuneConfig(objective="mace", checkpointing=True))
 
 
 @pytest.mark.parametrize("kind", ["sd1", "flux"])

@@ -217,6 +217,7 @@ BAD = {
     "window": (dict(window=(0.5, 0.5)), "the window is 0.5 to 0.5"),
     "negative weight": (dict(weights={"erase": -1.0}), "the weight of 'erase' is -1.0"),
     "weight is no number": (dict(weights={"keep": float("nan")}), "the weight of 'keep' is nan"),
+    "maps that are thrown away": (dict(objective="mace", checkpointing=True), "turn checkpointing off"),
     "nothing to learn": (dict(objective="esd", weights={"erase": 0.0}), "every term of objective esd has weight 0"),
 }
 

@@ -14,6 +14,14 @@ TRAINED = [name for name, method in METHODS.items() if method.finetune is not No
 MODEL_HELP = "demo-sd, demo-flux, or the path of a checkpoint (.safetensors with UNet, CLIP and VAE)"
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults where there is one, and the help does not speak of it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default in (None, False, []) or "default" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("trace_core", description="Erase concepts from text-to-image models.")
     root.add_argument("--version", action="version", version=__version__)
@@ -30,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _command(commands, name: str, help: str, description: str = "") -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help, description=description or help,
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+                                  formatter_class=Help)  # fmt: skip
     command.add_argument("--json", metavar="FILE", help="write the result as JSON")
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads for torch")
     return command
