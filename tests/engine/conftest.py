@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,3 +68,25 @@ def families(tiny, fake) -> dict[str, Family]:
         "flux": Family(tiny, "flux", flux, wide),
         "flux-schnell": Family(tiny, "flux-schnell", flux, {**wide, "guidance": False}),
     }
+
+
+@pytest.fixture(scope="module")
+def pack(engine):
+    """The pack under a name of its own, as ComfyUI imports it."""
+    root, name = Path(__file__).resolve().parents[2], "/somewhere/trace-engine-0_x_1"
+    spec = importlib.util.spec_from_file_location(name, root / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    yield module
+    for found in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
+        del sys.modules[found]
+
+
+@pytest.fixture
+def nothing_stays_loaded():
+    """ComfyUI holds on to models that were sampled."""
+    yield
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()

@@ -19,12 +19,7 @@ def few_templates(monkeypatch):
     monkeypatch.setitem(TEMPLATES, "object", ("a {}", "the {}"))
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_loaded():
-    yield
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
+pytestmark = pytest.mark.usefixtures("nothing_stays_loaded")
 
 
 def unet_parts(network):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +19,6 @@ from trace_core.fusion import FusionConfig, fuse
 from trace_core.lora import ErasureLora
 from trace_core.text import TextEncoder
 
-ROOT = Path(__file__).resolve().parents[2]
-NAME = "/somewhere/trace-fusion-0_x_1"
 KEEP = ["house", "bird", "green car", "sea"]
 FEW = {"object": ("{}", "a photo of a {}", "a {} on the table")}
 KINDS = ["sd1", "sdxl", "flux"]
@@ -263,22 +259,11 @@ def test_bad_input_is_named_and_leaves_nothing(files, name, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------- the node
 
 
-@pytest.fixture(scope="module")
-def pack(engine):
-    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
-    spec.loader.exec_module(module)
-    yield module
-    for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
-        del sys.modules[name]
-
-
 @pytest.fixture
 def host(pack, tmp_path, monkeypatch):
     """LoRA files in a folder of the test's own."""
-    host = importlib.import_module(f"{NAME}.nodes.host")
-    error = importlib.import_module(f"{NAME}.trace_core.errors").LoraError
+    host = importlib.import_module(f"{pack.__name__}.nodes.host")
+    error = importlib.import_module(f"{pack.__name__}.trace_core.errors").LoraError
 
     def path(name):
         if not (tmp_path / name).is_file():
@@ -293,7 +278,7 @@ def host(pack, tmp_path, monkeypatch):
 def test_node(families, pack, host, kind, tmp_path):
     """In inference mode, as ComfyUI runs nodes; two from wires and one from a file."""
     family, model = families[kind], families[kind].model()
-    wire = importlib.import_module(f"{NAME}.nodes.wire")
+    wire = importlib.import_module(f"{pack.__name__}.nodes.wire")
     first, second, third = (trained(family, model, c) for c in ("cat", "truck", "pizza"))
     third.save(tmp_path / "pizza.safetensors")
     node = pack.NODE_CLASS_MAPPINGS["TRACE_FuseErasureLoras"]
@@ -312,7 +297,7 @@ def test_node(families, pack, host, kind, tmp_path):
 
 def test_node_on_bad_input(families, pack, host, tmp_path):
     family, model = families["sd1"], families["sd1"].model()
-    wire, errors = (importlib.import_module(f"{NAME}.{m}") for m in ("nodes.wire", "trace_core.errors"))
+    wire, errors = (importlib.import_module(f"{pack.__name__}.{m}") for m in ("nodes.wire", "trace_core.errors"))
     node = pack.NODE_CLASS_MAPPINGS["TRACE_FuseErasureLoras"]
     good = wire.LoraState(trained(family, model, "cat"))
     stock = dict(good)  # from the stock Train LoRA node: no metadata
@@ -324,7 +309,7 @@ def test_node_on_bad_input(families, pack, host, tmp_path):
     ):  # fmt: skip
         with pytest.raises(errors.TraceError, match=message):
             node().fuse(model, family.clip, "house", "fuse", **given)
-    edited = importlib.import_module(f"{NAME}.trace_core.gating").apply(model, wire.erasure_of(good))
+    edited = importlib.import_module(f"{pack.__name__}.trace_core.gating").apply(model, wire.erasure_of(good))
     with pytest.raises(errors.LoraError, match="loader's"):
         node().fuse(edited, family.clip, "house", "fuse", lora_1=good)
     assert "gone.safetensors" in node.VALIDATE_INPUTS("gone.safetensors")

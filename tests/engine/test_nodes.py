@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-NAME = "/somewhere/trace-engine-0_x_1"
-
-
-@pytest.fixture(scope="module")
-def pack(engine):
-    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[NAME] = module
-    spec.loader.exec_module(module)
-    yield module
-    for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
-        del sys.modules[name]
-
 
 @pytest.fixture
 def part(pack, tmp_path, monkeypatch):
-    host = importlib.import_module(f"{NAME}.nodes.host")
+    host = importlib.import_module(f"{pack.__name__}.nodes.host")
     monkeypatch.setattr(host, "temp_directory", lambda: tmp_path)
-    return lambda name: importlib.import_module(f"{NAME}.{name}")
+    return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
 class Pixels:

@@ -14,7 +14,7 @@ from trace_core.cli.workers import START, RayPool, Setup, rarely
 from trace_core.concepts import Concept
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
-from trace_core.methods import METHODS
+from trace_core.methods import METHODS, erase
 
 CONCEPTS = tuple(Concept(name) for name in ("cat", "van Gogh", "tree", "🐱"))
 SETUP = Setup("demo-sd", "trace", CONCEPTS, ("dog",), {"eta": 0.0}, {"steps": 3, "window": (0.2, 1.0)}, 7, 1)
@@ -200,3 +200,8 @@ def test_a_worker_does_not_speak_all_the_time():
     for i in range(1000):
         tell(i)
     assert heard[0] == (0,) and len(heard) < 10
+
+
+def test_one_training_state_is_not_handed_to_several_concepts():
+    with pytest.raises(TraceError, match="resume each alone"):
+        erase("mace", None, None, [Concept("cat"), Concept("dog")], [], {}, {}, checkpoint=print)

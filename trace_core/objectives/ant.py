@@ -16,7 +16,7 @@ def reversed_guidance(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
 
 #: All linear layers, as the released multi-concept code's; the single-concept one trains the whole network. Paper, table 6: weights (lambda1, lambda2, lambda3) and t' of 50 steps counted down; t' = 43 leaves the first 7 of 50 alone.
 _ART = {"scope": "linear", "eta": 1.0, "window": (0.06, 1.0), "weights": {"early": 0.4, "uncond late": 0.5, "uncond early": 0.2}}
-#: The paper erases no objects; with the window of persons they stay (demo models: Acc_e above 90 %), so they get that of art.
+#: The paper erases no objects; with the window of persons two that were tried on demo-sd stayed, so they get that of art.
 _PERSON = {**_ART, "window": (0.2, 1.0)}
 _EXPLICIT = {"scope": "linear", "eta": 1.0, "window": (0.14, 1.0), "weights": {"early": 1.0, "uncond late": 0.5, "uncond early": 0.5}}
 
