@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,13 +22,14 @@ import torch
 import trace_core
 from trace_core import engine, fusion
 from trace_core.backbones import backbone_for
-from trace_core.concepts import EVERYDAY
+from trace_core.concepts import EVERYDAY, TEMPLATES
 from trace_core.lora import ErasureLora
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import SyntheticText, peak_memory, sd15  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
+FUSE, CONFIG = (import_module(f"trace_core.fusion.{name}") for name in ("fuse", "config"))  #: modules, to take their clock and encoder
 KEPT = EVERYDAY[1:21]  #: 20 entries, 120 prompts
 
 
@@ -45,13 +47,13 @@ def adapters(backbone, count: int, rank: int) -> list[ErasureLora]:
 
 def once(patcher, text: SyntheticText, loras: list[ErasureLora], **options) -> dict:
     """One fusion: seconds in all without the making of rows, and by phase; memory; size of the result."""
-    kept, made = list(KEPT), fusion.TextEncoder
-    fusion.TextEncoder = lambda clip: clip  # the stand-in is a text encoder already
+    kept, made = list(KEPT), FUSE.TextEncoder
+    FUSE.TextEncoder = lambda clip: clip  # the stand-in is a text encoder already
     try:
         with peak_memory() as memory:
             result = fusion.fuse(patcher, text, loras, kept, fusion.FusionConfig(**options))
     finally:
-        fusion.TextEncoder = made
+        FUSE.TextEncoder = made
     report, seconds = result.report, result.report["seconds"]
     size = sum(f.nbytes for pair in result.lora.modules.values() for f in pair)
     context = report["streams"]["context"]
@@ -74,7 +76,7 @@ def run(counts=(10, 100), rank: int = 4, cpu_time: bool = False) -> dict:
     """
     if cpu_time:
         torch.set_num_threads(1)
-        fusion.time = SimpleNamespace(perf_counter=time.process_time)
+        FUSE.time = CONFIG.time = SimpleNamespace(perf_counter=time.process_time)
     found = engine.load(cpu=True)
     load = os.getloadavg()[0]
     with torch.inference_mode():
@@ -91,7 +93,7 @@ def run(counts=(10, 100), rank: int = 4, cpu_time: bool = False) -> dict:
         "torch": torch.__version__, "python": platform.python_version(), "engine": found.version,
         "trace_core": trace_core.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(), "load_at_start": load,
         "cores_were_shared": load > 0.5, "clock": "cpu time of the process" if cpu_time else "wall", "model_bytes": size, "matrices": len(backbone.context_layers()), "width": 768,
-        "templates": len(fusion.TEMPLATES["object"]), "results": results,
+        "templates": len(TEMPLATES["object"]), "results": results,
     }  # fmt: skip
 
 

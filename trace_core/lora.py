@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import tempfile
@@ -20,17 +19,28 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
-from .concepts import KINDS, Concept, same
+from .concepts import KINDS
 from .errors import LoraError
 from .numerics import is_finite
+from .parts import (
+    DTYPES,
+    Part,
+    check_named,
+    edit_the_same,
+    entry_of,
+    grades,
+    listed,
+    parts_entry,
+    read_concepts,
+    read_part,
+    shifted,
+)
 
 KEY = re.compile(r"^(diffusion_model\.[A-Za-z0-9_.]+)\.(lora_up\.weight|lora_down\.weight|alpha)$")
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
 FORMAT = "trace-erasure-1"
 MAX_PARTS = 10_000
-MAX_STRENGTH = 10.0
 SILENT = 2.0**-100  #: what stands in ``up`` for strength 0: no weight is so small that it would change one, and it can be undone
-DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat16, torch.float32)}
 
 ARCHITECTURES = {
     "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
@@ -39,33 +49,6 @@ ARCHITECTURES = {
     "flux": ("flux-1-dev/lora", "flux1"),
     "flux-schnell": ("flux-1-schnell/lora", "flux1"),
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """One edit among several in a file: neighbouring ranks of every layer, and what they erase.
-
-    Attributes:
-        concepts: what was erased together, in this one edit.
-        slices: ``{module: ranks}``; modules that the part does not touch are missing.
-        strength: what its ``up`` has been multiplied by since it was made; see :meth:`ErasureLora.graded`.
-        kind: kind of the concepts, as in :data:`~trace_core.concepts.KINDS`, or auto.
-        dtype: precision that ``up`` had before it was graded; empty for a part that never was.
-    """
-
-    concepts: tuple[Concept, ...]
-    slices: Mapping[str, slice]
-    strength: float = 1.0
-    kind: str = "auto"
-    dtype: str = ""
-
-    @property
-    def targets(self) -> list[str]:
-        return [c.target for c in self.concepts]
-
-    def names(self, targets: Sequence[str]) -> list[bool]:
-        """For each of the part's concepts, whether it is among ``targets``."""
-        return [any(same(own, t) for t in targets) for own in self.targets]
 
 
 @dataclass
@@ -145,10 +128,10 @@ class ErasureLora:
             )
         joined = cls(modules, _joined_metadata(first, second))
         mine, theirs = first.parts(), second.parts()
-        one = len(mine) == len(theirs) == 1 and _edit_the_same(mine[0], theirs[0])
+        one = len(mine) == len(theirs) == 1 and edit_the_same(mine[0], theirs[0])
         if not one and any(part.concepts for part in (*mine, *theirs)):
             ranks = {m: down.shape[0] for m, (_, down) in first.modules.items()}
-            moved = [replace(p, slices={m: _moved(s, ranks.get(m, 0)) for m, s in p.slices.items()}) for p in theirs]
+            moved = [replace(p, slices={m: shifted(s, ranks.get(m, 0)) for m, s in p.slices.items()}) for p in theirs]
             joined._set_parts([*mine, *moved])
         return joined
 
@@ -158,18 +141,18 @@ class ErasureLora:
         """The edits that this file holds side by side, in the order of their ranks; one, if it says nothing.
 
         Raises:
-            LoraError: if its ``trace.parts`` is not what :func:`parts_entry` writes, or does not fit the layers.
+            LoraError: if its ``trace.parts`` is not what :func:`~trace_core.parts.parts_entry` writes, or does not fit the layers.
         """
         text = self.metadata.get("trace.parts")
         if text is None:
             whole = {m: slice(0, down.shape[0]) for m, (_, down) in self.modules.items()}
-            return [Part(tuple(_concepts(_parsed(self.metadata.get("trace.concepts")))), whole, kind=self._kind())]
+            return [Part(tuple(read_concepts(_parsed(self.metadata.get("trace.concepts")))), whole, kind=self._kind())]
         entries = _parsed(text)
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_PARTS:
             raise LoraError("the trace.parts of this file is no list of parts; make the file again")
         parts, used = [], dict.fromkeys(sorted(self.modules), 0)
         for number, entry in enumerate(entries, start=1):
-            part, counts = _part(entry, f"part {number} of this file", len(used))
+            part, counts = read_part(entry, f"part {number} of this file", len(used))
             slices = {}
             for module, count in zip(used, counts):
                 if count:
@@ -193,7 +176,7 @@ class ErasureLora:
         """Write down the parts that the modules hold, in order, and what they erase."""
         entries = [parts_entry(part, sorted(self.modules)) for part in parts]
         listed = _parsed(self.metadata.get("trace.concepts"))
-        known = {c[0]: c for c in listed if _concepts([c])} if isinstance(listed, list) else {}  # may say more than a part does
+        known = {c[0]: c for c in listed if read_concepts([c])} if isinstance(listed, list) else {}  # may say more than a part does
         concepts = {json.dumps(c): known.get(c[0], c) for entry in entries for c in entry["concepts"]}
         self.metadata["trace.concepts"] = json.dumps(list(concepts.values()), ensure_ascii=False)
         self.metadata["modelspec.title"] = title_of([c[0] for c in concepts.values()])
@@ -212,7 +195,7 @@ class ErasureLora:
         check_named(parts, targets, "taken out")
         left = [part for part in parts if not (part.concepts and all(part.names(targets)))]
         if not left:
-            raise LoraError(f"without {_listed(targets)} nothing is left of this file; do not apply it at all")
+            raise LoraError(f"without {listed(targets)} nothing is left of this file; do not apply it at all")
         modules = {}
         for module, (up, down) in self.modules.items():
             ranks = [i for p in left if module in p.slices for i in range(*p.slices[module].indices(down.shape[0]))]
@@ -415,106 +398,6 @@ def _parsed(text: str | None):
         return None
 
 
-def _concepts(entries) -> list[Concept]:
-    """Concepts of ``[[target, anchor, weight, ...], ...]``; what is not of this form is left out."""
-    out = []
-    for entry in entries if isinstance(entries, list) else []:
-        form = isinstance(entry, list) and len(entry) >= 3 and all(isinstance(t, str) for t in entry[:2])
-        if form and entry[0].strip() and _is_number(entry[2]) and entry[2] > 0:
-            both = entry[4] if len(entry) > 4 else []
-            combined = isinstance(both, list) and len(both) == 2 and all(isinstance(t, str) and t.strip() for t in both)
-            out.append(Concept(*entry[:3], parts=tuple(both) if combined else ()))
-    return out
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)
-
-
-def parts_entry(part: Part, modules: Sequence[str]) -> dict:
-    """A part as it stands in ``trace.parts``; ``ranks`` is how many it has of every module in alphabetical order, or of all alike."""
-    ranks = [s.stop - s.start if (s := part.slices.get(m)) else 0 for m in modules]
-    out = {"concepts": [entry_of(c) for c in part.concepts], "strength": part.strength,
-           "ranks": ranks[0] if len(set(ranks)) == 1 else ranks}  # fmt: skip
-    return out | {k: v for k, v in (("kind", part.kind), ("dtype", part.dtype)) if v not in ("", "auto")}
-
-
-def _part(entry, where: str, modules: int) -> tuple[Part, list[int]]:
-    """A part without its slices, and its ranks by module; the opposite of :func:`parts_entry`."""
-    if not isinstance(entry, dict):
-        raise LoraError(f"{where} is no part; make the file again")
-    given = entry.get("concepts")
-    concepts, strength = _concepts(given), entry.get("strength", 1.0)
-    if not isinstance(given, list) or len(concepts) != len(given):
-        raise LoraError(f"{where} has no concepts of the form [target, anchor, weight]; make the file again")
-    if not _is_number(strength) or abs(strength) > MAX_STRENGTH:
-        raise LoraError(f"{where} has the strength {str(strength)[:20]}; it must lie between -10 and 10")
-    ranks = entry.get("ranks")
-    counts = [ranks] * modules if isinstance(ranks, int) else ranks
-    fits = isinstance(counts, list) and len(counts) == modules
-    if not fits or not all(isinstance(r, int) and not isinstance(r, bool) and 0 <= r < 1 << 24 for r in counts):
-        raise LoraError(f"{where} does not say which ranks are its own; make the file again")
-    kind, dtype = entry.get("kind", "auto"), entry.get("dtype", "")
-    if kind not in ("auto", *KINDS) or dtype not in ("", *DTYPES):
-        raise LoraError(f"{where} is of a kind or precision that is not known; make the file again")
-    return Part(tuple(concepts), {}, float(strength), kind, dtype), counts
-
-
-def _edit_the_same(a: Part, b: Part) -> bool:
-    """Whether two whole files are edits of the same concepts, none graded."""
-    ungraded = a.strength == b.strength == 1.0
-    return ungraded and all(a.names(b.targets)) and all(b.names(a.targets))
-
-
-def _moved(ranks: slice, by: int) -> slice:
-    return slice(ranks.start + by, ranks.stop + by)
-
-
-def grades(parts: Sequence[Part], strengths: Mapping[str, float]) -> list[float]:
-    """The strength that every part shall have; its own, where it is not named.
-
-    Raises:
-        LoraError: as :meth:`ErasureLora.graded`.
-    """
-    for target, value in strengths.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= MAX_STRENGTH:
-            raise LoraError(f"the strength of '{target[:60]}' is {str(value)[:20]}; it must lie between -10 and 10")
-    check_named(parts, list(strengths), "graded")
-    out = []
-    for part in parts:
-        given = {float(v) for t, v in strengths.items() if any(part.names([t]))}
-        if len(given) > 1:
-            raise LoraError(f"{_listed(part.targets)} were erased in one edit, which has one strength, not {sorted(given)}")
-        out.append(given.pop() if given else part.strength)
-    return out
-
-
-def check_named(parts: Sequence[Part], targets: Sequence[str], verb: str) -> None:
-    """That every target is a concept of a part, and every part is named whole or not at all.
-
-    Raises:
-        LoraError: naming the concept, and what there is.
-    """
-    known = list(dict.fromkeys(t for part in parts for t in part.targets))
-    for target in targets:
-        if not any(same(target, other) for other in known):
-            raise LoraError(f"'{target[:60]}' is not erased by this file; it erases {_listed(known) or 'nothing that it names'}")
-    for part in parts:
-        named = part.names(targets)
-        if any(named) and not all(named):
-            one = next(t for t, n in zip(part.targets, named) if n)
-            rest = _listed([t for t, n in zip(part.targets, named) if not n])
-            raise LoraError(
-                f"'{one}' was erased together with {rest}, in one edit, and cannot be {verb} alone; name them all, or erase them one "
-                f"by one and fuse the files. This file erases {_listed(known)}"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{n[:60]}'" for n in names[:12])
-    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-
-
 def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
     """The first's, with what only the second has; lists of both without doubles, and a title that names all."""
     out, both = {**second.metadata, **first.metadata}, {}
@@ -533,12 +416,6 @@ def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
 def title_of(targets: Sequence[str]) -> str:
     """What LoRA browsers show: the first eight concepts by name."""
     return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
-
-
-def entry_of(concept) -> list:
-    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a combination."""
-    more = [concept.strength, list(concept.parts)] if concept.parts else [concept.strength] if concept.strength != 1 else []
-    return [concept.target, concept.anchor, concept.weight, *more]
 
 
 def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:

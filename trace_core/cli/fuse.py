@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..concepts import parse_keep, same
 from ..errors import TraceError
-from ..lora import ErasureLora, grades
+from ..lora import ErasureLora
+from ..parts import grades
 
 
 def run(args, bars) -> dict:
