@@ -58,7 +58,7 @@ class LateStageFinetune:
                                  "tooltip": "With a custom window: its start, 0 is the beginning of the sampling."}),
                 "window_end": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01,
                                "tooltip": "With a custom window: its end, 1 is the finished picture."}),
-                "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's."}),
+                "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's (of a style on FLUX twice as many)."}),
                 "rank": ("INT", {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
                 "lr": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.0001, "round": False, "tooltip": "AdamW's learning rate "
                        f"at its highest. 0: the objective's own, {LEARNING_RATE:g} for most, more on a demo model. Lower it if the run diverges."}),
@@ -99,7 +99,7 @@ class LateStageFinetune:
         )  # fmt: skip
         terms = {t.name: t.weight for t in OBJECTIVES[objective].terms}
         with Live(objective=objective, window=None if window == "auto" else [window_start, window_end], terms=list(terms)) as live:
-            show = Previews(model, live, config) if preview_every else None
+            show = Previews(model, live) if preview_every else None
             result = run(model, clip, concepts, kept, config, start, live.training, show, region=mask)
             live.facts["window"] = result.report["window"]
             edited = gating.apply(model, result.lora)
@@ -126,9 +126,8 @@ def refuse_doubled(model, start) -> None:
 class Previews:
     """Latents of the training as one picture: the concept's prompt on the left, a keep prompt on the right."""
 
-    def __init__(self, model, live: Live, config: FinetuneConfig):
+    def __init__(self, model, live: Live):
         self.model, self.live = model, live
-        self.steps = config.steps or PRESETS[config.preset]["steps"]
         self.vae = None
         if demo_name(model):
             from ..trace_core.demo import loader
@@ -143,7 +142,7 @@ class Previews:
         sheet = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
         for i, picture in enumerate(pictures):
             sheet.paste(picture, (i * pictures[0].width, 0))
-        self.live.preview(sheet, step, self.steps, prompts)
+        self.live.preview(sheet, step, prompts)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """``[n, c, h, w]`` on the model's scale -> ``[n, h, w, 3]`` in 0..1; on real models ComfyUI's own rough linear map."""

@@ -56,9 +56,9 @@ class Live:
             "bank_bytes": progress.bank_bytes, "evaluations": progress.evaluations, "window": progress.window,
         })  # fmt: skip
 
-    def preview(self, image: Image.Image, step: int, total: int, prompts: list[str], largest: int = 512) -> None:
+    def preview(self, image: Image.Image, step: int, prompts: list[str], largest: int = 512) -> None:
         """Show a picture in ComfyUI's own preview, and keep it for the panel as a temporary file."""
-        self._bar.update_absolute(min(step, total), max(1, total), ("JPEG", image, largest))
+        self._bar.update_absolute(step, max(1, self._payload.get("steps") or 1), ("JPEG", image, largest))
         file = save_temporary(image, "jpg")
         self.previews.append({"step": step, "prompts": prompts, **file})
         self._send({**self._payload, "step": step})

@@ -33,7 +33,7 @@ class FinetuneConfig:
     window: tuple[float, float] | str | None = field(
         default=None, metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"}
     )
-    steps: int | None = field(default=None, metadata={"help": "optimiser steps"})
+    steps: int | None = field(default=None, metadata={"help": "optimiser steps; None: the preset's, twice as many for a style on FLUX"})
     batch: int | None = field(default=None, metadata={"help": "samples a step, over all terms"})
     trajectories: int | None = field(default=None, metadata={"help": "sampled with the concept's prompts, each time"})
     keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once"})
@@ -93,7 +93,10 @@ class FinetuneConfig:
         objective = OBJECTIVES[self.objective]
         paper = {**objective.kinds[kind], **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {})}
         weights = {**paper.pop("weights", {}), **self.weights}
+        longer = paper.pop("longer", 1)
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
+        if "steps" in values:
+            values["steps"] *= longer
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
         if kind_of_model == "flux" and "eta" in values:  # distilled guidance has amplified p0(c) - p0(g) already

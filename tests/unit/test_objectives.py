@@ -16,6 +16,7 @@ from trace_core.objectives.esd import negative_guidance
 from trace_core.objectives.mace import focal_density
 from trace_core.objectives.trace import erase_target
 from trace_core.objectives.trce import amplified, contrast, plain_error
+from trace_core.options import PRESETS
 from trace_core.trajectory import REFERENCES
 
 SHAPE = (3, 4, 5, 6)
@@ -90,7 +91,16 @@ def test_papers_values_make_a_whole_configuration(name, kind):
         for option, value in {**OBJECTIVES[name].kinds[kind], **flux}.items():
             if option == "eta" and model == "flux":
                 value /= config.guidance  # which distillation has multiplied the difference by
+            if option == "longer":
+                option, value = "steps", value * PRESETS["balanced"]["steps"]
             assert getattr(config, option) == value
+
+
+def test_a_style_on_flux_takes_twice_the_presets_steps_and_no_more_than_the_user_says():
+    for preset in PRESETS:
+        assert FinetuneConfig(preset=preset).resolved("style", "flux").steps == 2 * PRESETS[preset]["steps"]
+        assert FinetuneConfig(preset=preset).resolved("object", "flux").steps == PRESETS[preset]["steps"]
+    assert FinetuneConfig(steps=7).resolved("style", "flux").steps == 7
 
 
 @pytest.mark.parametrize("model", ["sd1", "flux"])

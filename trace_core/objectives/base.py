@@ -55,7 +55,7 @@ class Objective:
         student: whose trajectories the erase points are on: ``student`` or ``base``.
         terms: in the order of a step's batch.
         kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper.
-        flux: the same for FLUX, over ``kinds``.
+        flux: the same for FLUX, over ``kinds``; ``longer`` multiplies the preset's steps.
         unconditional: keep points are sampled without a prompt, not from the keep list.
     """
 

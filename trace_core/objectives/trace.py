@@ -35,6 +35,7 @@ TRACE = Objective(
         "person": {"eta": 2.0},
         "explicit": {"eta": 2.0},
     },
-    # FLUX's schedule stays long where a style is decided, and without guidance at sampling nothing amplifies what is steered
-    flux={"style": {"eta": 6.0, "window": (0.0, 1.0)}},
+    # FLUX's schedule stays long where a style is decided, so that there is more to learn, and without guidance at sampling nothing
+    # amplifies what is steered
+    flux={"style": {"eta": 6.0, "window": (0.0, 1.0), "longer": 2}},
 )
