@@ -33,7 +33,7 @@ class FinetuneConfig:
     window: tuple[float, float] | str | None = field(
         default=None, metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"}
     )
-    steps: int | None = field(default=None, metadata={"help": "optimiser steps; None: the preset's, twice as many for a style on FLUX"})
+    steps: int | None = field(default=None, metadata={"help": "optimiser steps; None: the preset's, for a style twice as many with trace"})
     batch: int | None = field(default=None, metadata={"help": "samples a step, over all terms"})
     trajectories: int | None = field(default=None, metadata={"help": "sampled with the concept's prompts, each time"})
     keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once"})

@@ -96,10 +96,11 @@ def test_papers_values_make_a_whole_configuration(name, kind):
             assert getattr(config, option) == value
 
 
-def test_a_style_on_flux_takes_twice_the_presets_steps_and_no_more_than_the_user_says():
+def test_a_style_takes_twice_the_presets_steps_and_no_more_than_the_user_says():
     for preset in PRESETS:
-        assert FinetuneConfig(preset=preset).resolved("style", "flux").steps == 2 * PRESETS[preset]["steps"]
-        assert FinetuneConfig(preset=preset).resolved("object", "flux").steps == PRESETS[preset]["steps"]
+        for model in ("sd1", "flux"):
+            assert FinetuneConfig(preset=preset).resolved("style", model).steps == 2 * PRESETS[preset]["steps"]
+            assert FinetuneConfig(preset=preset).resolved("object", model).steps == PRESETS[preset]["steps"]
     assert FinetuneConfig(steps=7).resolved("style", "flux").steps == 7
 
 

@@ -54,8 +54,9 @@ class Objective:
         source: paper and equation.
         student: whose trajectories the erase points are on: ``student`` or ``base``.
         terms: in the order of a step's batch.
-        kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper.
-        flux: the same for FLUX, over ``kinds``; ``longer`` multiplies the preset's steps.
+        kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper; ``longer`` multiplies
+            the preset's steps.
+        flux: the same for FLUX, over ``kinds``.
         unconditional: keep points are sampled without a prompt, not from the keep list.
     """
 

@@ -31,11 +31,9 @@ TRACE = Objective(
     ),
     kinds={
         "object": {"eta": 2.0},
-        "style": {"eta": 3.0},
+        "style": {"eta": 3.0, "window": (0.0, 1.0), "longer": 2},  # all of the schedule decides a style: there is more to learn
         "person": {"eta": 2.0},
         "explicit": {"eta": 2.0},
     },
-    # FLUX's schedule stays long where a style is decided, so that there is more to learn, and without guidance at sampling nothing
-    # amplifies what is steered
-    flux={"style": {"eta": 6.0, "window": (0.0, 1.0), "longer": 2}},
+    flux={"style": {"eta": 6.0}},  # without guidance at sampling nothing amplifies what is steered
 )
