@@ -77,7 +77,7 @@ class Run:
             found = self.evaluator.evaluate(apply(self.model, lora), concepts)
             self.data["results"][key] = {k: found[k] for k in KEYS} | {"drift": found["drift"], "seconds": seconds, "rank": lora.rank}
             write_text(self.file, json.dumps(self.data, indent=1) + "\n")
-            print(key, " ".join(f"{k} {100 * found[k]:.1f}" for k in KEYS), f"drift {found['drift']['latent_mse']:.4f}", flush=True)
+            print(key, " ".join(f"{k} {100 * found[k]:.1f}" for k in KEYS if found[k] is not None), f"drift {found['drift']['latent_mse']:.4f}", flush=True)
         return self.data["results"][key]
 
 
@@ -92,7 +92,8 @@ def run(method: str, args, finetune: dict, label: str) -> None:
     if method == "trace":
         r.measured("together", lambda: erase(method, r.model, r.clip, CONCEPTS, r.keep, *r.options, args.seed).lora, CONCEPTS)
     alone = [r.data["results"][f"{label}/alone/{c.target}"] for c in CONCEPTS]
-    r.data["results"][f"{label}/mean alone"] = {k: fmean(a[k] for a in alone) for k in KEYS}
+    # some have no synonyms
+    r.data["results"][f"{label}/mean alone"] = {k: fmean(a[k] for a in alone if a[k] is not None) for k in KEYS}
     write_text(args.out, json.dumps(r.data, indent=1) + "\n")
 
 
