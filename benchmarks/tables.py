@@ -138,13 +138,70 @@ def recoverability() -> str:
     for key, r in data["results"].items():
         model, method, concept = key.split("/")
         at = r["inversion"]["recovered_at"]
-        rows.append([model, method, concept, percent(r["plain"]), percent(r["adversarial_rows"]), "–" if at is None else str(at)])
-    head = ["model", "method", "erased", "Acc_e, its prompts", "Acc_e, adversarial rows", "steps until an inversion finds it"]
-    return markdown(head, rows)
+        seconds, spent = r["erase_cpu_seconds"], r["evaluations"]
+        rows.append([model, method, concept, f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}", f"{spent:,}" if spent else "–",
+                     percent(r["plain"]), percent(r["adversarial_rows"]), "none" if at is None else str(at)])  # fmt: skip
+    head = ["model", "method", "erased", "CPU, s", "evaluations", "Acc_e, its prompts", "Acc_e, adversarial rows", "steps until an inversion finds it"]
+    note = (
+        f"{next(iter(data['results'].values()))['samples']} pictures, seed {data['setting']['seed']}, {data['setting']['threads']} thread. "
+        "A concept is found where half of the pictures show it."
+    )
+    return markdown(head, rows) + f"\n\n{note}"
 
 
-TABLES |= {"conditional": conditional, "recoverability": recoverability}
+def mass() -> str:
+    data = json.loads((RESULTS / "mass.json").read_text())
+    ways = {"mean alone": "each alone, mean", "fuse": "fused", "sum": "summed", "together": "trained together"}
+    found, rows = data["results"], []
+    for key, r in found.items():
+        method, _, way = key.partition("/")
+        if way in ways:
+            alone = [v for k, v in found.items() if k.startswith(f"{method}/alone/")]
+            drift = r["drift"]["latent_mse"] if "drift" in r else fmean(a["drift"]["latent_mse"] for a in alone)
+            rows.append((method, list(ways).index(way), [ways[way], *(percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")), f"{drift:.4f}"]))
+    rows = [[method, *row] for method, _, row in sorted(rows, key=lambda r: r[:2])]
+    head = ["method", f"{len(data['setting']['concepts'])} of 24 objects", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓"]
+    return markdown(head, rows) + f"\n\n{data['setting']['model']}, {data['setting']['samples_per_class']} pictures a class, seed {data['setting']['seed']}."
 
+
+#: (claim, what the paper measured, groups of results to compare, measures)
+CLAIMS = (
+    ("MACE: fusion beats the plain sum", "100 celebrities: H_c 89.8 against 48.7", ("MACE/focal times/fuse", "MACE/focal times/sum"), ("acc_e", "acc_s", "h_c", "drift")),
+    ("MACE: focal times help", "100 celebrities: H_c 89.8 against 70.2", ("MACE/focal times", "MACE/even times", "MACE/focal times/fuse", "MACE/even times/fuse"), ("acc_e", "acc_s", "h_c", "drift")),
+    ("ANT: late beats all times", "100 celebrities: H_c 88.2 against 86.8", ("ANT/erase late", "ANT/erase at all times"), ("acc_e", "acc_s", "h_c", "drift", "structure")),
+    ("ANT: its other terms add", "H_c 88.2 late only, 88.7 with the unconditional late term, 88.1 with the early one, 91.7 with all", tuple(f"ANT/{k}" for k in ("erase late", "erase late, uncond late", "erase late, early", "all four terms")), ("acc_e", "acc_s", "h_c", "drift", "structure")),
+    ("ANT: reversing late keeps the structure", "seen in pictures: from step 35 of 50 on it is kept, from 45 broken", tuple(f"ANT/from {s}" for s in ("0.0", "0.06", "0.2", "0.3", "0.5")), ("acc_e", "structure", "drift")),
+    ("TRCE: the end token catches paraphrases that the subject's own token misses, and the rest is unharmed", "shown on unsafe prompts", ("TRCE/subject token only", "TRCE/end token", "TRCE/end token and steering"), ("acc_e", "acc_g", "acc_s", "drift")),
+)  # fmt: skip
+NAMES = {"acc_e": "Acc_e", "acc_s": "Acc_s", "acc_g": "Acc_g", "h_o": "H_o", "h_c": "H_c"}
+
+
+def claims() -> str:
+    data = json.loads((RESULTS / "claims.json").read_text())
+    found = data["results"] | data["means"]
+    rows = []
+    for claim, paper, groups, measures in CLAIMS:
+        here = []
+        if not any(key.startswith(groups[0].split("/")[0]) for key in found):
+            continue  # this paper's runs are not done
+        for group in groups:
+            r = found.get(group) or found[group + "/cat"]
+            figures = ", ".join(f"{NAMES[k]} {percent(r[k])}" if k in NAMES else f"{k} {r[k]:.3f}" for k in measures)
+            here.append(f"{group.split('/', 1)[1]}: {figures}")
+        rows.append([claim, paper, "<br>".join(here)])
+    s = data["setting"]
+    note = (
+        f"{s['model']}, {s['samples_per_class']} pictures a class, {s['samples_per_other_class']} of the others, seed {s['seed']}; MACE and TRCE on {', '.join(s['fused'])}."
+    )
+    if any(key.startswith("ANT") for key in found):
+        note += (
+            f" ANT's terms on {' and '.join(s['ablated'])}, its times on cat (share of the schedule); `structure`: correlation of the erased pictures "
+            "with the base's at a quarter of the resolution, same prompts and seeds."
+        )
+    return markdown(["claim", "paper", "here"], rows) + f"\n\n{note}"
+
+
+TABLES |= {"conditional": conditional, "recoverability": recoverability, "mass": mass, "claims": claims}
 
 
 def finetune() -> str:
