@@ -80,13 +80,13 @@ def run(model_name: str, methods: list[str], tasks: list[str], samples: int, oth
         evaluator.samples = 5 if task == "12 objects" else samples
         concepts = concepts_of(method, task, concept)
         name, options = VARIANTS.get(method, (method, {}))
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = erase(name, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts),
                        {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[model_name], **options}, seed)  # fmt: skip
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)
         size = sum(f.nbytes for pair in result.lora.modules.values() for f in pair)
-        made = {"erase_seconds": seconds, "rank": result.lora.rank, "evaluations": result.report.get("evaluations", 0), "bytes": size}
+        made = {"erase_seconds": seconds, "cpu_seconds": cpu, "rank": result.lora.rank, "evaluations": result.report.get("evaluations", 0), "bytes": size}
         data["results"][key] = scores | made
         write_text(file, json.dumps(data, indent=1) + "\n")
         line = " ".join(f"{k} {100 * scores[k]:.1f}" for k in MEASURES if scores[k] is not None)

@@ -86,7 +86,15 @@ def test_two_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
     assert sorted(f.name for f in tmp_path.iterdir()) == ["all.safetensors", "list.txt"] and not workers()
 
 
-def test_one_worker_goes_on_after_the_whole_command_was_killed(expected, tmp_path, capsys):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as at a terminal: a shell makes what it starts with ``&`` ignore it, and Python leaves that so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_one_worker_goes_on_after_the_whole_command_was_killed(expected, ctrl_c, tmp_path, capsys):
     out = tmp_path / "all.safetensors"
     arguments = command(out, NAMES, "--jobs", "1")
     child = os.fork()  # cheaper than a new interpreter; it only starts a worker and waits
