@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..trace_core.concepts import parse_concepts
+from ..trace_core.concepts import Concept, asks_for, parse_concepts
 from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
@@ -84,7 +84,7 @@ class CompareErasure:
                 watch = Steps(live, label, config.steps * -(-len(every) // config.batch))
                 latents = sample(model, clip, every, numbers, config, step=watch)
                 made[label] = latents.cpu(), decoded(vae, latents, live, label)
-        named = [any(names(prompt, c.target) for c in concepts) for prompt in columns]
+        named = [any(asks_for(prompt, c) for c in concepts) for prompt in columns]
         sheet = self._sheet(made, columns, seed, seeds, named, config.width)
         text = reports.compare(self._drifts(made, named, seeds), judged(model_before, concepts, made, columns, seeds),
                                f"{config.sampler}/{config.scheduler}, {config.steps} steps, cfg {config.cfg:g}, "
@@ -135,27 +135,32 @@ def decoded(vae, latents: torch.Tensor, live: Live, label: str) -> torch.Tensor:
     return torch.cat(out)
 
 
-def names(prompt: str, target: str) -> bool:
-    """Whether a prompt holds a concept as whole words."""
-    clean = lambda text: " " + " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) + " "  # noqa: E731
-    return clean(target) in clean(prompt)
-
-
 def judged(model, concepts, made: dict, columns: list[str], seeds: int) -> list[dict]:
-    """How often the demo models' judge recognises what it knows of the concepts, before and after, where a prompt asks for it."""
+    """How often the demo models' judge recognises what it knows of the concepts, before and after, where a prompt asks for it.
+
+    Of a combined concept both parts must be seen; one with a part that the judge does not know (a background) is left out.
+    """
     if not concepts or demo_name(model) is None:
         return []
     from ..trace_core.demo.domain import domain
 
     measured, out = domain(), []
-    places = dict.fromkeys(measured.locate(c.target) for c in concepts)  # a word and its synonym are one class
-    for head, name in filter(None, places):
-        words = (name, *measured.objects.get(name, ()))
-        asked = [any(names(prompt, word) for word in words) for prompt in columns] * seeds
+    # a word and its synonym are one class
+    for places in dict.fromkeys(tuple(measured.locate(part) for part in c.parts or (c.target,)) for c in concepts):
+        if None in places:
+            continue
+        words = [(name, *measured.objects.get(name, ())) for _, name in places]
+        asked = [all(any(asks_for(prompt, Concept(w)) for w in part) for part in words) for prompt in columns] * seeds
         which = torch.tensor([i for i, found in enumerate(asked) if found], dtype=torch.long)
         if not len(which):
             continue
-        at = list(measured.objects if head == "object" else measured.styles).index(name)
-        counts = {label: int((measured.judge(pictures[which], head).argmax(-1) == at).sum()) for label, (_, pictures) in made.items()}
-        out.append({"concept": name, **counts, "pictures": len(which)})
+        counts = {label: int(_seen(measured, pictures[which], places).sum()) for label, (_, pictures) in made.items()}
+        out.append({"concept": " + ".join(name for _, name in places), **counts, "pictures": len(which)})
     return out
+
+
+def _seen(measured, pictures: torch.Tensor, places) -> torch.Tensor:
+    """Which of the pictures show all of ``(head, class)``."""
+    found = [measured.judge(pictures, head).argmax(-1) == list(measured.objects if head == "object" else measured.styles).index(name)
+             for head, name in places]  # fmt: skip
+    return torch.stack(found).all(dim=0)

@@ -150,7 +150,7 @@ def compare(parts: Sequence[dict], judged: Sequence[dict], settings: str) -> str
                          for j in judged)  # fmt: skip
         lines += [f"**{verdict}.** {seen} (the demo models' judge).", ""]
     else:
-        lines += ["**Judge by the pictures:** no classifier comes with the pack for real models.", ""]
+        lines += ["**Judge by the pictures:** no classifier that comes with the pack knows what was erased here.", ""]
     rows = [(p["name"], p["drift"]["samples"], f"{p['drift']['latent_mse']:.4f}", f"{p['drift']['psnr']:.1f} dB") for p in parts]
     lines += [table(("prompts", "pictures", "latent mean square distance", "PSNR"), rows), "",
               f"Same prompts, seeds and noise on both models; {settings}. PSNR 100 means equal pictures.", "", "## Limits", "",

@@ -216,6 +216,23 @@ def several_concepts(g: Graph) -> None:
              "a photo of a dog, google style\na photo of a ship, fluent style\na photo of an apple, twitter style", (lists, 0))  # fmt: skip
 
 
+def combined_concepts(g: Graph) -> None:
+    g.column("1  Model")
+    g.note("# Two things together\n\nA dog in Google's style goes; dogs in other styles stay, and Google's style on everything else. A + joins "
+           "the two, and the picture asked for gives way to the same one in another style, the first of **keep** (`-> twitter style` behind it "
+           "names one).\n\nThe same way an attribute goes from one thing alone: `glasses from scientist`.")  # fmt: skip
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(SWAP)
+    g.column("2  Erase")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="dog + google style",
+                       keep="twitter style\nandroid style\nfluent style\nemojione style\ncat\ntruck\nhouse\nbird")  # fmt: skip
+    g.node("TRACE_SaveErasureLora", lora=(erased, 1), name="erased-%concepts%")
+    g.node("PreviewAny", "Report", source=(erased, 2))
+    g.column("3  Before and after")
+    _compare(g, model, (erased, 0), "a photo of a dog, google style\na picture of a dog, google style\na photo of a dog, twitter style\n"
+             "a photo of a dog, fluent style\na photo of a cat, google style\na photo of a truck, google style", "dog + google style")  # fmt: skip
+
+
 def apply_and_stack(g: Graph) -> None:
     g.column("1  Two erasures")
     g.note("# Apply, stack, window\n\nTwo erasures, each saved as a file to share. Chain one *Apply Erasure LoRA* for each: every one has "
@@ -345,6 +362,7 @@ GRAPHS = {
     "flux": flux,
     "style": style,
     "several-concepts": several_concepts,
+    "combined-concepts": combined_concepts,
     "apply-and-stack": apply_and_stack,
     "fuse": fuse,
     "mace": mace,

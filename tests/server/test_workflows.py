@@ -19,6 +19,7 @@ ERASED = {
     "flux": [("object", "dog", ("dog",))],
     "style": [("style", "twitter style", ("twitter style",))],
     "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
+    "combined-concepts": [("style", "google style", ("dog, google style",))],
     "apply-and-stack": [("object", "cat", ("cat", "kitty")), ("object", "truck", ("truck",))],
     "fuse": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
     "mace": [("object", n, (n,)) for n in ("cat", "truck")],
@@ -110,6 +111,12 @@ def test_trace_full_shows_its_training(runs):
 def test_reports_are_readable(runs):
     report = compared(runs("quickstart"))["trace_report"][0]
     assert report.startswith("# Before and after\n\n**Erased.** 'cat' is recognised in 3 of 3 pictures before, 0 after")
+
+
+def test_a_combination_is_judged_by_both_parts(runs):
+    report = compared(runs("combined-concepts"))["trace_report"][0]
+    assert "**Erased.** 'dog + google style' is recognised in 2 of 2 pictures before, 0 after" in report
+    assert "| naming an erased concept | 2 |" in report
 
 
 def test_merged_checkpoint_holds_the_edit(runs, server):

@@ -272,6 +272,12 @@ def test_each_part_is_kept_without_the_other(concept, keep):
     assert {entry for _, entry in prompts} > set(concept.parts)
 
 
+def test_a_prompt_asks_for_a_concept_as_whole_words():
+    assert asks_for("a photo of a Cat, google style", Concept("cat"))
+    assert asks_for("art by Van  Gogh.", Concept("van gogh"))
+    assert not asks_for("a photo of a caterpillar", Concept("cat"))
+
+
 @pytest.mark.parametrize(
     ("prompt", "asks"),
     [

@@ -153,13 +153,6 @@ def test_presets_parse(pack, part, preset):
     assert not preset.startswith(("artist", "object")) or erased[1].target in concepts.parse_keep(rest)
 
 
-def test_prompts_that_name_a_concept(part):
-    names = part("nodes.compare").names
-    assert names("a photo of a Cat, google style", "cat")
-    assert names("art by Van  Gogh.", "van gogh")
-    assert not names("a photo of a caterpillar", "cat")
-
-
 def test_trained_twice_is_refused(part):
     finetune, lora, errors = part("nodes.finetune"), part("trace_core.lora"), part("trace_core.errors")
     erasure = lora.ErasureLora.from_factors({"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))})
