@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from trace_core.cli import jobs
-from trace_core.cli.jobs import RETRIES, Display, Folder, Foreman, difference
-from trace_core.cli.workers import START, RayPool, Setup, rarely
+from trace_core.cli.folder import Folder, difference
+from trace_core.cli.jobs import RETRIES, Display, Foreman
+from trace_core.cli.on_ray import RayPool
+from trace_core.cli.workers import START, Setup, rarely
 from trace_core.concepts import Concept
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
@@ -76,6 +78,20 @@ def test_a_lost_worker_costs_its_concept_only(capsys):
     assert len(written) == 5 and not foreman.lost
     assert sorted(t for t, _ in pool.asked) == [0, 1, 2, 2, 3, 4] and foreman.hired == 3
     assert "lost at 'van Gogh' (killed by signal 9)" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_lost_before_it_begins_is_replaced(capsys):
+    pool = Pool(ready=("lost", "killed by signal 9"))
+    hire = pool.hire
+
+    def one_bad(number):
+        worker, pool.ready = hire(number), ("ready",)
+        return worker
+
+    pool.hire = one_bad
+    written, foreman = work(pool)
+    assert len(written) == 5 and not foreman.lost
+    assert "worker 1 was lost (killed by signal 9)" in capsys.readouterr().err
 
 
 def test_a_concept_that_loses_every_worker_is_named_and_the_rest_is_made():

@@ -1,0 +1,132 @@
+"""The folder of a job, ``OUT.parts``: what it is, and what is finished of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import __version__
+from ..errors import TraceError
+from ..lora import ErasureLora
+from .workers import Setup
+
+TEMPORARY = ".trace-part-"
+
+
+class Folder:
+    """``OUT.parts``: ``job.json``, which says what the job is, and a file for each finished concept."""
+
+    def __init__(self, out: str | Path, setup: Setup):
+        self.path, self.setup = Path(f"{out}.parts"), setup
+        width = max(2, len(str(len(setup.concepts))))
+        names = ["start", *(_slug(c.target) for c in setup.concepts)]
+        self.files = [self.path / f"{number:0{width}d}-{name}.safetensors" for number, name in enumerate(names)]
+
+    def open(self) -> None:
+        """Begin the job, or go on with it.
+
+        A job that has finished nothing gives way to another: its list may have had a mistake.
+
+        Raises:
+            TraceError: if another job is in the folder, naming what differs.
+        """
+        mine, file = json.loads(json.dumps(identity(self.setup))), self.path / "job.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise TraceError(f"'{self.path}' is a file, and the finished parts go into a folder of this name; choose another --out")
+        if not file.exists():
+            strangers = [f.name for f in self.path.glob("*") if not f.name.startswith(TEMPORARY)]
+            if strangers:
+                raise TraceError(f"'{self.path}' holds '{min(strangers)}' and no job.json, so it is no folder of a job; move it away, "
+                                 "or choose another --out")  # fmt: skip
+        if not any(self.path.glob("[0-9]*.safetensors")):
+            self._write(file, (json.dumps(mine, indent=1, ensure_ascii=False) + "\n").encode())
+            return
+        try:
+            theirs = json.loads(file.read_text(encoding="utf-8"))
+            found = difference(theirs, mine)
+        except (OSError, ValueError, AttributeError) as error:
+            raise TraceError(f"cannot read '{file}': {error}; remove '{self.path}' to begin anew") from error
+        if found:
+            raise TraceError(f"another job is in '{self.path}': {found}; give the same options to go on with it, choose another --out, "
+                             "or remove the folder to begin anew")  # fmt: skip
+
+    def read(self, number: int) -> ErasureLora | None:
+        """A finished part, or None: a damaged file counts as none."""
+        try:
+            return ErasureLora.load(self.files[number]) if self.files[number].exists() else None
+        except TraceError:
+            return None
+
+    def write(self, number: int, data: bytes) -> None:
+        self._write(self.files[number], data)
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """The whole file or none, on the disk when this returns.
+
+        Raises:
+            TraceError: naming it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=TEMPORARY)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(handle)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, file)
+        except OSError as error:
+            raise TraceError(f"cannot write '{file}': {error.strerror}; finished parts stay, the same command goes on") from error
+
+    def remove(self) -> None:
+        """Take away what the job has written; what else there is stays."""
+        for file in (*self.files, *self.path.glob(f"{TEMPORARY}*"), self.path / "job.json"):  # job.json last: until then it is a job
+            file.unlink(missing_ok=True)
+        try:
+            self.path.rmdir()
+        except OSError:
+            pass
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "concept"
+
+
+def identity(setup: Setup) -> dict:
+    """What makes a job the job it is: everything that its result follows from."""
+    model = setup.model if setup.size is None else {"file": Path(setup.model).name, "bytes": setup.size}
+    return {
+        "version": __version__,
+        "model": model,
+        "method": setup.method,
+        "concepts": [asdict(c) for c in setup.concepts],
+        "keep": list(setup.keep),
+        "closed form": dict(setup.closed_form),
+        "finetune": dict(setup.finetune),
+        "seed": setup.seed,
+        "threads": setup.threads,
+    }
+
+
+def difference(theirs, mine, name: str = "") -> str:
+    """The first thing in which two JSON values differ, in words; empty if there is none."""
+    if theirs == mine:
+        return ""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        keys = dict.fromkeys((*mine, *theirs))
+        found = (difference(theirs.get(k), mine.get(k), f"{name}, {k}" if name else k) for k in keys)
+        return next(filter(None, found), "")
+    if isinstance(theirs, list) and isinstance(mine, list):
+        if len(theirs) != len(mine):
+            return f"{name} had {len(theirs)} entries and has {len(mine)}"
+        found = (difference(a, b, f"{name}, number {i}") for i, (a, b) in enumerate(zip(theirs, mine), start=1))
+        return next(filter(None, found), "")
+    return f"{name} was {_shown(theirs)} and is {_shown(mine)}"
+
+
+def _shown(value) -> str:
+    return "the default" if value is None else json.dumps(value, ensure_ascii=False)[:60]
