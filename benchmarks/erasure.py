@@ -32,13 +32,16 @@ MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 TWELVE = tuple(OBJECTS)[::2]
 TASKS = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
 ANCHORED = ("trce-eot", "trce")  #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
-VARIANTS = {"ant-saliency": ("ant", {"saliency": 0.5, "rank": 64})}
+#: name: method, options of the finetune, and whether several concepts are made apart and fused (None: as the method has it)
+VARIANTS = {"ant-saliency": ("ant", {"saliency": 0.5, "rank": 64}, None), "trace-fused": ("trace", {}, True)}
 
 
 def jobs(model: str, methods: list[str], tasks: list[str]) -> Iterator[tuple[str, str, str]]:
     """(method, task, concept), in the order in which they are run."""
     for method in methods:
         for task in tasks:
+            if method == "trace-fused" and task != "12 objects":
+                continue  # of one concept it is trace
             for concept in TASKS[task]:
                 yield method, task, concept
 
@@ -79,10 +82,10 @@ def run(model_name: str, methods: list[str], tasks: list[str], samples: int, oth
             evaluator = Evaluator(model, clip, vae, domain.domain(), samples, seed, others=others)
         evaluator.samples = 5 if task == "12 objects" else samples
         concepts = concepts_of(method, task, concept)
-        name, options = VARIANTS.get(method, (method, {}))
+        name, options, apart = VARIANTS.get(method, (method, {}, None))
         start, busy = time.perf_counter(), time.process_time()
         result = erase(name, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts),
-                       {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[model_name], **options}, seed)  # fmt: skip
+                       {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[model_name], **options}, seed, apart=apart)  # fmt: skip
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)
         size = sum(f.nbytes for pair in result.lora.modules.values() for f in pair)

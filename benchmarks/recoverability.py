@@ -41,7 +41,7 @@ def run(name: str, methods: Sequence[str], concept: str, samples: int, steps: in
         if key in data["results"]:
             continue
         concepts = concepts_of(method, measured.locate(concept)[0], concept)
-        plain, options = VARIANTS.get(method, (method, {}))
+        plain, options, _ = VARIANTS.get(method, (method, {}, None))
         start = time.process_time()
         result = erase(plain, model, clip, concepts, domain.keep_list(concepts), {"contexts": domain.CONTEXTS},
                        {**domain.FINETUNE[name], **options}, seed)  # fmt: skip
@@ -56,7 +56,7 @@ def run(name: str, methods: Sequence[str], concept: str, samples: int, steps: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=loader.MODELS, default=list(loader.MODELS))
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], default=[*METHODS, *VARIANTS])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "ant-saliency"], default=[*METHODS, "ant-saliency"])
     parser.add_argument("--concept", default="cat")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--steps", type=int, default=60, help="of the inversion, at most")

@@ -12,7 +12,7 @@ from statistics import fmean, median, stdev
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ("demo-sd", "demo-flux")
-OURS = ("projection", "trace")
+OURS = ("projection", "trace", "trace-fused")
 RANKED_BY = {"object": "h_o", "style": "h_c", "12 objects": "h_o"}
 TASKS = {"object": "10 CIFAR objects, one at a time", "style": "5 styles, one at a time", "12 objects": "12 objects at once"}
 
@@ -45,26 +45,57 @@ def brought_back(model: str, method: str) -> str:
     return f"{percent(found['adversarial_rows'])} / {found['inversion']['recovered_at'] or 'no'}" if found else "–"
 
 
-def erasure() -> str:
-    rows = []
+def erased() -> dict[tuple[str, str], dict[str, list[dict]]]:
+    """Means over concepts of every seed, by ``(model, task)`` and method."""
+    out: dict = {(model, task): {} for model in MODELS for task in TASKS}
     for model in MODELS:
-        means: dict[tuple[str, str], list[dict]] = {}
         for seed in seeds(model):
             found = results(model, seed)
             for name, r in found["means"].items():
                 _, method, task = name.split("/")
                 each = [v for k, v in found["results"].items() if k.startswith(name + "/")]
+                more = {k: fmean(e.get(k, 0) for e in each) for k in ("evaluations", "bytes")}
                 seconds = median(e.get("cpu_seconds", e["erase_seconds"]) for e in each)
-                means.setdefault((task, method), []).append(r | {k: fmean(e.get(k, 0) for e in each) for k in ("evaluations", "bytes")} | {"seconds": seconds})
-        best = {task: max(fmean(r[RANKED_BY[task]] for r in runs) for (t, _), runs in means.items() if t == task) for task, _ in means}
-        for (task, method), runs in sorted(means.items(), key=lambda kv: (list(TASKS).index(kv[0][0]), kv[0][1])):
+                out[model, task].setdefault(method, []).append(r | more | {"seconds": seconds})
+    return {group: dict(sorted(methods.items())) for group, methods in out.items() if methods}
+
+
+def best_of(task: str, methods: dict[str, list[dict]]) -> str:
+    """The method with the highest H."""
+    return max(methods, key=lambda m: fmean(r[RANKED_BY[task]] for r in methods[m]))
+
+
+def named(method: str) -> str:
+    return f"**{method}**" if method in OURS else method
+
+
+def summary() -> str:
+    """H and drift of every method, a column for each model and task."""
+    groups = erased()
+    rows = []
+    for method in sorted({m for methods in groups.values() for m in methods}):
+        cells = []
+        for (_, task), methods in groups.items():
+            runs = methods.get(method)
+            h = mean_and_spread([r[RANKED_BY[task]] for r in runs]) if runs else ""
+            h = f"**{h}**" if runs and best_of(task, methods) == method else h
+            cells.append(f"{h}, {fmean(r['latent_mse'] for r in runs):.3f}" if runs else "–")
+        rows.append([named(method), *cells])
+    short = {"object": "objects", "style": "styles", "12 objects": "12 objects at once"}
+    return markdown(["method: H ↑, drift ↓", *(f"{model}, {short[task]}" for model, task in groups)], rows)
+
+
+def erasure() -> str:
+    rows = []
+    for (model, task), methods in erased().items():
+        for method, runs in methods.items():
             figures = {k: mean_and_spread([r[k] for r in runs]) if runs[0][k] is not None else "–" for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")}
-            if fmean(r[RANKED_BY[task]] for r in runs) == best[task]:
+            if method == best_of(task, methods):
                 figures[RANKED_BY[task]] = f"**{figures[RANKED_BY[task]]}**"
             size, seconds = max(r["bytes"] for r in runs), min(r["seconds"] for r in runs)
-            rows.append([model, TASKS[task], f"**{method}**" if method in OURS else method, *figures.values(),
+            rows.append([model, TASKS[task], named(method), *figures.values(),
                          f"{fmean(r['latent_mse'] for r in runs):.4f}", f"{max(r['evaluations'] for r in runs):,.0f}" if runs[0]["evaluations"] else "–",
-                         f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}", f"{size / 1024:.0f} KB" if size else "–",
+                         f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}", f"{size / 1024:,.0f} KB" if size else "–",
                          brought_back(model, method) if task == "object" else "–", str(len(runs))])  # fmt: skip
     head = ["model", "erased", "method", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "evaluations", "seconds", "file", "brought back", "seeds"]
     setting = results("demo-sd")["setting"]
@@ -82,8 +113,8 @@ def per_class() -> str:
     rows = []
     for model in MODELS:
         for key, r in results(model)["results"].items():
-            _, method, _, concept = key.split("/")
-            if method in OURS:
+            _, method, task, concept = key.split("/")
+            if method in OURS and task != "12 objects":
                 figures = [percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")]
                 rows.append([model, method, concept, *figures, f"{r['drift']['latent_mse']:.4f}"])
     return markdown(["model", "method", "erased", "Acc_e", "Acc_s", "Acc_g", "H_o", "H_c", "drift"], rows)
@@ -100,7 +131,7 @@ def judge() -> str:
     return markdown(["model", "object top-1", "style top-1", "weakest object", "pictures a class"], rows)
 
 
-TABLES = {"erasure": erasure, "per_class": per_class, "judge": judge}
+TABLES = {"summary": summary, "erasure": erasure, "per_class": per_class, "judge": judge}
 
 
 def closed_form() -> str:
