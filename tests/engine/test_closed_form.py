@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 
 import pytest
 import torch
@@ -211,6 +212,20 @@ def test_combined_and_plain_concepts_in_one_list(one, kind):
     assert (edit.map(erased.embeddings) - edit.map(wanted.embeddings)).norm() < 0.95 * difference.norm()
     for kept, entry in (("bird on a blue background", "bird"), ("house on a red background", "house")):
         assert moved(kept, entry) < 0.9 * moved(prompt, subject)
+
+
+def test_what_a_combination_spills_on_its_parts_is_said(one, monkeypatch):
+    family, model = one("sd1")
+    red = settled(combined("bird", "red background"), KEEP)
+    result = erase(model, family.clip, [red], KEEP)
+    spilt = result.report["spill"][red.target]
+    assert set(spilt) == {"bird", "red background"} and all(0 < v < 2 for v in spilt.values())
+    part = max(spilt, key=spilt.get)
+    monkeypatch.setattr(sys.modules["trace_core.closed_form.erase"], "LIMIT", spilt[part] - 0.01)
+    assert f"'{part}' without the rest of" in erase(model, family.clip, [red], KEEP).report["warnings"][-1]
+    monkeypatch.setattr(sys.modules["trace_core.closed_form.erase"], "LIMIT", spilt[part] + 0.01)
+    assert not any("without the rest" in w for w in erase(model, family.clip, [red], KEEP).report["warnings"])
+    assert erase(model, family.clip, [CAT], KEEP).report["spill"] == {}
 
 
 

@@ -20,6 +20,7 @@ from . import solvers
 from .edit import ContextEdit
 from .gram import Cross, Gram, add_symmetric, mirror
 from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
+from .spill import LIMIT, spill
 
 ALL_GROUPS = tuple(range(6))
 
@@ -225,7 +226,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
     config = replace(config, eta=resolve_eta(config, plain or both))
-    edits, solved, sums = {}, {}, {}
+    edits, solved, sums, spilt = {}, {}, {}, {}
     for policy, part in ((policy, part) for policy, part in groups if part):
         found = collect(backbone, encoder, policy, part, kept, config, progress or (lambda *_: None))
         for stream, rows in found.items():
@@ -234,6 +235,8 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
             solved[stream] = {**before, "combined": info, "rank": before["rank"] + info["rank"]} if before else info
             edits[stream] = edits[stream].then(edit) if stream in edits else edit
             sums.setdefault(stream, []).append(rows)
+            if stream == CONTEXT:
+                spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
     lora, layers = export(backbone, edits, sums, eta=config.eta)
     report = {
         "method": policy.name,
@@ -243,13 +246,14 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         "keep": kept,
         "solved": solved,
         "layers": layers,
-        "warnings": warnings_of(backbone, solved, layers),
+        "spill": spilt,
+        "warnings": warnings_of(backbone, solved, layers, spilt),
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
     return ClosedFormResult(lora, edits, report)
 
 
-def warnings_of(backbone: Backbone, solved: dict, layers: dict) -> list[str]:
+def warnings_of(backbone: Backbone, solved: dict, layers: dict, spilt: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What a user should hear before sharing the result."""
     out = []
     for stream, info in solved.items():
@@ -259,6 +263,11 @@ def warnings_of(backbone: Backbone, solved: dict, layers: dict) -> list[str]:
     worst = max(layers, key=lambda m: layers[m]["keep_change"], default=None)
     if worst and (change := layers[worst]["keep_change"]) > 0.75:
         out.append(f"the keep set's rows change by {100 * change:.0f} % in {worst}; lower strength or energy, or keep more")
+    for target, parts in spilt.items():
+        part = max(parts, key=parts.get)
+        if parts[part] > LIMIT:
+            out.append(f"'{part}' without the rest of '{target}' gets {100 * parts[part]:.0f} % of its change and may go as well: this text encoder "
+                       "hardly tells them apart")  # fmt: skip
     return out
 
 
