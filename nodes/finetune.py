@@ -58,7 +58,7 @@ class LateStageFinetune:
                                  "tooltip": "With a custom window: its start, 0 is the beginning of the sampling."}),
                 "window_end": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01,
                                "tooltip": "With a custom window: its end, 1 is the finished picture."}),
-                "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's (for a style trace takes twice as many)."}),
+                "steps": ("INT", {"default": 0, "min": 0, "max": 100000, "tooltip": "Optimiser steps. 0: the preset's (trace takes twice as many for a style, three times for a combination)."}),
                 "rank": ("INT", {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
                 "lr": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.0001, "round": False, "tooltip": "AdamW's learning rate "
                        f"at its highest. 0: the objective's own, {LEARNING_RATE:g} for most, more on a demo model. Lower it if the run diverges."}),

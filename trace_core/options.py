@@ -33,10 +33,10 @@ class FinetuneConfig:
     window: tuple[float, float] | str | None = field(
         default=None, metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"}
     )
-    steps: int | None = field(default=None, metadata={"help": "optimiser steps; None: the preset's, for a style twice as many with trace"})
+    steps: int | None = field(default=None, metadata={"help": "optimiser steps; None: the preset's; trace takes twice as many for a style, three times for a combination"})
     batch: int | None = field(default=None, metadata={"help": "samples a step, over all terms"})
     trajectories: int | None = field(default=None, metadata={"help": "sampled with the concept's prompts, each time"})
-    keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once"})
+    keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once; for a combination trace takes four times the preset's"})
     refresh: int | None = field(default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"})
     rank: int = field(default=8, metadata={"help": "of the trained adapter"})
     lr: float | None = field(default=None, metadata={"help": "AdamW's learning rate at its highest"})
@@ -87,16 +87,16 @@ class FinetuneConfig:
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
 
-    def resolved(self, kind: str, kind_of_model: str, anchored: bool = False) -> FinetuneConfig:
+    def resolved(self, kind: str, kind_of_model: str, anchored: bool = False, combined: bool = False) -> FinetuneConfig:
         """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no overshoot."""
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
         objective = OBJECTIVES[self.objective]
-        paper = {**objective.kinds[kind], **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {})}
+        paper = {**objective.kinds[kind], **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {}),
+                 **(objective.combined if combined else {})}  # fmt: skip
         weights = {**paper.pop("weights", {}), **self.weights}
-        longer = paper.pop("longer", 1)
+        more = {"steps": paper.pop("longer", 1), "keep_trajectories": paper.pop("wider", 1)}
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
-        if "steps" in values:
-            values["steps"] *= longer
+        values |= {k: values[k] * times for k, times in more.items() if k in values}
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
         if kind_of_model == "flux" and "eta" in values:  # distilled guidance has amplified p0(c) - p0(g) already

@@ -83,7 +83,7 @@ def _erase(commands) -> None:
     _jobs(c)
     t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
     t.add_argument("--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train")
-    t.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the preset's; for a style trace takes twice as many)")
+    t.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the preset's; trace takes twice as many for a style, three times for a combination)")
     t.add_argument("--lr", type=float, default=None, help="learning rate (default: the method's, 5e-4 for most; demo models: 10 and 4 times that)")
     t.add_argument("--window", default=None, metavar="START[,END]",
                    help="where the erasure acts, in percent of the schedule / 100, such as 0.2 or 0.1,0.9 (default: the method's; "

@@ -57,6 +57,7 @@ class Objective:
         kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper; ``longer`` multiplies
             the preset's steps.
         flux: the same for FLUX, over ``kinds``.
+        combined: the same where a combined concept is erased, over both; ``wider`` multiplies the preset's keep trajectories.
         unconditional: keep points are sampled without a prompt, not from the keep list.
     """
 
@@ -66,6 +67,7 @@ class Objective:
     terms: tuple[Term, ...]
     kinds: Mapping[str, Mapping] = field(default_factory=dict)
     flux: Mapping[str, Mapping] = field(default_factory=dict)
+    combined: Mapping = field(default_factory=dict)
     unconditional: bool = False
 
 

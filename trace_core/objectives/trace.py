@@ -36,4 +36,6 @@ TRACE = Objective(
         "explicit": {"eta": 2.0},
     },
     flux={"style": {"eta": 6.0}},  # without guidance at sampling nothing amplifies what is steered
+    # what binds two things is in deeper layers than the text's, and all that has one of them must stay
+    combined={"scope": "attention", "weights": {"keep": 3.0}, "longer": 3, "wider": 4},
 )
