@@ -105,6 +105,17 @@ def test_a_style_takes_twice_the_presets_steps_and_no_more_than_the_user_says():
 
 
 @pytest.mark.parametrize("model", ["sd1", "flux"])
+def test_a_combination_is_trained_longer_on_more_that_stays(model):
+    found = FinetuneConfig().resolved("object", model, anchored=True, combined=True)
+    preset = PRESETS["balanced"]
+    assert (found.steps, found.keep_trajectories) == (3 * preset["steps"], 4 * preset["keep_trajectories"])
+    assert (found.scope, found.weights, found.eta) == ("attention", {"keep": 3.0}, 0.0)
+    mine = FinetuneConfig(steps=7, scope="text", weights={"keep": 2.0}).resolved("object", model, combined=True)
+    assert (mine.steps, mine.scope, mine.weights) == (7, "text", {"keep": 2.0})
+    assert FinetuneConfig(objective="esd").resolved("object", model, combined=True).scope == "text"
+
+
+@pytest.mark.parametrize("model", ["sd1", "flux"])
 def test_an_anchor_needs_no_overshoot(model):
     assert FinetuneConfig().resolved("object", model, anchored=True).eta == 0
     assert FinetuneConfig(eta=0.5).resolved("object", model, anchored=True).eta == 0.5

@@ -267,7 +267,7 @@ def warnings_of(backbone: Backbone, solved: dict, layers: dict, spilt: Mapping[s
         part = max(parts, key=parts.get)
         if parts[part] > LIMIT:
             out.append(f"'{part}' without the rest of '{target}' gets {100 * parts[part]:.0f} % of its change and may go as well: this text encoder "
-                       "hardly tells them apart")  # fmt: skip
+                       "hardly tells them apart; TRACE's finetune after it gives most of that back")  # fmt: skip
     return out
 
 
