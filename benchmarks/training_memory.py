@@ -100,7 +100,7 @@ def stepping(name: str, backbone: Backbone, mode: str, batch: int):
     network = backbone.network
     blocks = checkpointed(network, backbone.blocks()) if mode.endswith("checkpointed") else nullcontext()
     adapted = attached(backbone, backbone.lora_targets("text"), RANK)
-    with training_mode(), adapted as adapters, blocks, saved_apart(network):
+    with training_mode(backbone.engine), adapted as adapters, blocks, saved_apart(network):
         parameters = adapters.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=1e-4)
         for p in parameters:

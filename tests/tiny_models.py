@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
+import comfy.ldm.flux.model
 import comfy.model_management
 import comfy.sample
 import comfy.sd
@@ -19,6 +20,8 @@ import comfy.text_encoders.flux
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
+
+from trace_core import compat
 
 CPU = torch.device("cpu")
 
@@ -132,7 +135,7 @@ def tiny_flux(
         "guidance_embed": guidance,
     }
     family = comfy.supported_models.Flux if guidance else comfy.supported_models.FluxSchnell
-    return build(family(config), seed, dtype)
+    return build(family(compat.flux_config(comfy, config)), seed, dtype)
 
 
 def _clip_l_config(hidden: int, layers: int) -> dict:

@@ -11,21 +11,21 @@ Search order: the ``COMFYUI_PATH`` variable, the ComfyUI that contains this pack
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
 import importlib.util
 import logging
 import os
 import sys
-import types
 from dataclasses import dataclass
 from pathlib import Path
+
+from . import stand_ins
 
 PACK_ROOT = Path(__file__).resolve().parents[1]
 PACKAGED_ENGINE = PACK_ROOT / ".engine"
 
 
 class EngineNotFound(RuntimeError):
-    """No ComfyUI on this machine; the message says where it was looked for."""
+    """No usable ComfyUI on this machine; the message says where it was looked for, or what it lacks."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,9 @@ def load(cpu: bool | None = None) -> Engine:
 
     Args:
         cpu: force CPU mode; by default only when torch sees no accelerator.
+
+    Raises:
+        EngineNotFound: if there is none, or it lacks a package that it needs.
     """
     global _loaded
     if _loaded is not None:
@@ -102,12 +105,17 @@ def load(cpu: bool | None = None) -> Engine:
         _loaded = Engine(path, _version(path), (path / "nodes.py").is_file())
         return _loaded
     engine = find()
-    _prepare_torchvision()
+    stand_ins.install()
     sys.path.insert(0, str(engine.path))
-    _set_arguments(cpu)
-    importlib.import_module("comfy.model_management")
-    for module in ("comfy.sd", "comfy.sample", "comfy.lora"):
-        importlib.import_module(module)
+    try:
+        _set_arguments(cpu)
+        for module in ("comfy.model_management", "comfy.sd", "comfy.sample", "comfy.lora"):
+            importlib.import_module(module)
+    except ImportError as error:
+        raise EngineNotFound(
+            f"the ComfyUI in {engine.path} ({engine.version}) cannot be used from this Python: {error}. Install its "
+            "requirements.txt here, or name another ComfyUI in COMFYUI_PATH"
+        ) from error
     _loaded = engine
     return engine
 
@@ -121,25 +129,3 @@ def _set_arguments(cpu: bool | None) -> None:
     args.cpu = (not torch.cuda.is_available()) if cpu is None else cpu
     args.use_pytorch_cross_attention = True
     logging.getLogger().setLevel(max(level, logging.WARNING))
-
-
-def _prepare_torchvision() -> None:
-    """Stand in for a torchvision that is absent or cannot load beside this torch.
-
-    ComfyUI imports it in model files that are never run here. transformers and peft decide at import
-    what they offer from the packages they see, so they are imported first.
-    """
-    importlib.import_module("transformers")
-    importlib.import_module("peft")
-    try:
-        importlib.import_module("torchvision.transforms")
-    except Exception as error:  # a broken binary raises RuntimeError or OSError, an absent one ImportError
-        logging.getLogger(__name__).info("torchvision cannot be used (%s); a stand-in is imported", error)
-        for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
-        package.__path__ = []
-        package.__spec__ = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
-        transforms.__spec__ = importlib.machinery.ModuleSpec("torchvision.transforms", None)
-        package.transforms = transforms
-        sys.modules["torchvision"], sys.modules["torchvision.transforms"] = package, transforms

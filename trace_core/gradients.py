@@ -7,16 +7,23 @@ changed and refuses, and a checkpoint that keeps the live input computes, silent
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from . import compat
+
 
 @contextmanager
-def training_mode() -> Iterator[None]:
-    """Gradients, also where the caller is in ``torch.inference_mode()``, as ComfyUI's nodes are."""
-    with torch.inference_mode(False), torch.enable_grad():
+def training_mode(engine=None) -> Iterator[None]:
+    """Gradients, also where the caller is in ``torch.inference_mode()``, as ComfyUI's nodes are.
+
+    Args:
+        engine: the ``comfy`` package of the network; None where no network of ComfyUI's takes part.
+    """
+    flag = compat.training_flag(engine) if engine else nullcontext()
+    with flag, torch.inference_mode(False), torch.enable_grad():
         yield
 
 

@@ -129,7 +129,7 @@ def test_whole_matrices_keep_what_is_not_salient(families):
 
     family = families["sd1"]
     backbone = backbone_for(family.model())
-    with training_mode():
+    with training_mode(backbone.engine):
         backbone.load()
         given = [backbone.condition(family.clip, p, SHAPE["sd1"], 3.0) for p in ("a cat", "")]
         condition = {k: torch.cat([g[k] for g in given]) for k in given[0]}

@@ -44,7 +44,7 @@ def inputs(family, backbone):
 def training(family, model, scope, checkpointing=False, start=None):
     """The model as the finetune has it: adapters on, both factors off zero."""
     backbone = backbone_for(model)
-    with training_mode():
+    with training_mode(backbone.engine):
         backbone.load()
         given = inputs(family, backbone)
         blocks = checkpointed(backbone.network, backbone.blocks()) if checkpointing else nullcontext()

@@ -1,24 +1,12 @@
-"""Run ComfyUI's main.py (working directory: its folder) without a torchvision that loads beside this torch.
+"""Run ComfyUI's main.py (working directory: its folder) with stand-ins for packages that do not load beside this torch."""
 
-ComfyUI imports torchvision in model files that are not run here. transformers and peft decide at import what they offer from
-the packages they see, so they are imported first.
-"""
-
-import importlib.machinery
 import os
 import runpy
 import sys
-import types
 
-import peft  # noqa: F401
-import transformers  # noqa: F401
+from trace_core import stand_ins
 
-package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
-package.__path__ = []
-package.__spec__ = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
-transforms.__spec__ = importlib.machinery.ModuleSpec("torchvision.transforms", None)
-package.transforms = transforms
-sys.modules["torchvision"], sys.modules["torchvision.transforms"] = package, transforms
+stand_ins.install()
 
 sys.path[0] = os.getcwd()  # instead of this script's folder
 sys.argv = ["main.py", *sys.argv[1:]]

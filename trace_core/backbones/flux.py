@@ -19,7 +19,9 @@ IMAGE = r"^double_blocks\.\d+\.img_attn\.(qkv|proj)$"
 
 
 def matches(network) -> bool:
-    return hasattr(network, "double_blocks") and hasattr(network, "txt_in") and hasattr(network, "vector_in")
+    """FLUX.1 has a linear way in for T5's rows and one for CLIP's pooled vector; its relatives lack one or replace it."""
+    ways = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
+    return hasattr(network, "double_blocks") and all(isinstance(way, torch.nn.Linear) for way in ways)
 
 
 def build(patcher) -> Backbone:

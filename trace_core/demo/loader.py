@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .. import compat
 from ..errors import TraceError
 from . import networks, text_towers
 from .codec import Codec
@@ -96,7 +97,7 @@ def load(name: str):
     else:
         base, clip = networks.flux_model(), text_towers.flux_clip()
         clip.cond_stage_model.t5xxl.transformer.load_state_dict(_part(state, "t5xxl."))
-    base.diffusion_model.load_state_dict(_part(state, "net."))
+    base.diffusion_model.load_state_dict(compat.network_state(base.model_config, _part(state, "net.")))
     base.diffusion_model.requires_grad_(False)
     _load_clip_tower(clip.cond_stage_model.clip_l.transformer, _part(state, "clip_l."))
     return _patcher(base), clip, load_vae()

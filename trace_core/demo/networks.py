@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .. import compat
 from . import sizes
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -39,9 +40,10 @@ def unet_model(dtype: torch.dtype = torch.float32):
 
 def flux_model(dtype: torch.dtype = torch.float32):
     """ComfyUI's model_base.Flux around a small Flux; weights unset."""
+    import comfy.ldm.flux.model
     import comfy.supported_models
 
-    config = comfy.supported_models.Flux(sizes.FLUX)
+    config = comfy.supported_models.Flux(compat.flux_config(comfy, sizes.FLUX))
     config.latent_format = latent_format()
     config.set_inference_dtype(dtype, None)
     return config.get_model({}, device=torch.device("cpu"))

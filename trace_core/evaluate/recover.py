@@ -168,7 +168,7 @@ def inversion(model, lora: ErasureLora, clip, prompt: str, judge: Callable[[Tens
     config = config or SamplerConfig.for_model(model)
     progress, backbone = progress or (lambda *_: None), backbone_for(model)
     shape, cfg = backbone.latent_shape(config.width, config.height), config.cfg
-    with training_mode():
+    with training_mode(backbone.engine):
         backbone.load()
         prompts = _Rows(backbone, clip, shape, config.guidance)
         uncond, number = prompts.index(""), prompts.index(prompt)
