@@ -238,6 +238,12 @@ def keep_of(items: Iterable[Item]) -> list[str]:
     return list(keep.values())
 
 
+def kinds_of(concepts: Iterable[Concept], chosen: str = "auto") -> list[dict[str, str]]:
+    """For a report: ``{"concept": ..., "kind": ..., "why": ...}`` of each, see :meth:`Concept.kind_and_why`."""
+    found = ((c.target, *c.kind_and_why(chosen)) for c in concepts)
+    return [{"concept": target, "kind": kind, "why": why} for target, kind, why in found]
+
+
 def check_disjoint(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
     """Refuse to keep what is to be erased.
 

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import Adapters, attached
+from .anchors import followed
 from .attention import suppression
 from .backbones import Backbone, backbone_for
 from .closed_form.policies import POLICIES, keep_prompts
-from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
+from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, kinds_of, prompt_pairs, same, settled
 from .errors import ConceptError, ModelError, TraceError
 from .gating import erasures_on
 from .gradients import checkpointed, saved_apart, training_mode
@@ -102,7 +103,7 @@ class Trainer:
         """Prompts of the concepts and their neutral counterparts, template by template."""
         out = []
         for concept in concepts:
-            kind = concept.kind if self.config.kind == "auto" else self.config.kind
+            kind = concept.kind_and_why(self.config.kind)[0]
             for prompt, subject, other, _ in prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind])):
                 out.append((self.prompts.index(prompt, subject), self.prompts.index(other)))
                 self.strengths[out[-1][0]] = concept.strength
@@ -348,10 +349,14 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    concepts, notes = followed(concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
-    kinds = {c.kind for c in concepts} if config.kind == "auto" else {config.kind}
+    said = kinds_of(concepts, config.kind)
+    kinds = {k["kind"] for k in said}
+    if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own
+        concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]  # a combination gets its anchor
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
@@ -368,7 +373,9 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
             with blocks, saved_apart(network):
                 trainer.train(adapters, start, resume, checkpoint)
             factors, truncation = adapters.factors(config.rank)
-    return _result(trainer, concepts, kept, factors, start, truncation)
+    result = _result(trainer, concepts, kept, factors, start, truncation)
+    result.report |= {"kinds": said, "notes": notes}
+    return result
 
 
 def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:

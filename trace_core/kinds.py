@@ -31,7 +31,7 @@ WORKS = frozenset("painting paintings artwork artworks art drawing drawings illu
 
 
 def kind_of(target: str) -> tuple[str, str]:
-    """The kind of a concept and why: ``("style", "list of artists")``, ``("style", "words")``, or ``("object", "no list has it")``."""
+    """The kind of a concept and why: ``("style", "list of artists")``, ``("style", "words")``, or ``("object", "on no list of names")``."""
     words = key(target).split()
     by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
     if {"style", "background"} & set(words) or by_artist:
@@ -46,7 +46,7 @@ def kind_of(target: str) -> tuple[str, str]:
         return "style", LISTS["style"][1]
     if _is_explicit(name.split(), names["explicit"]):
         return "explicit", LISTS["explicit"][1]
-    return "object", "no list has it"
+    return "object", "on no list of names"
 
 
 def guess_kind(target: str) -> str:

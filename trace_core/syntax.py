@@ -99,18 +99,19 @@ def plain(part: str) -> str:
     return " ".join(part[1:-1].split()) if re.fullmatch(QUOTED, part) else part
 
 
-def items(text: str, source: str, table: str = "") -> Iterator[Item]:
+def items(text: str, source: str, table: str = "", numbered: bool = True) -> Iterator[Item]:
     """The entries of a list that is written as text, one a line.
 
     Args:
         table: what to do if it is a table with columns, for the error.
+        numbered: whether lines have numbers that a reader can find.
 
     Raises:
         ConceptError: naming ``source`` and the line: a comma outside quotes, syntax of prompts, an entry that is too long, control
             characters.
     """
     commas = []
-    for item in _entries(text, source):
+    for item in _entries(text, source, numbered):
         if not item.string and _COMMA.search(masked(item.text)):
             commas.append(item)
             continue
@@ -148,16 +149,21 @@ def _prompt_syntax(part: str) -> str:
     hidden = masked(part)
     for pattern, remedy in _SYNTAX:
         if found := pattern.search(hidden):
-            return f"'{short(found[0])}' in '{short(part)}' {remedy}"
+            return f"{_in(found[0], part)} {remedy}"
     found = _KEYWORD.search(hidden)
     if found and (any(c.islower() for c in hidden) or hidden.strip() == found[0]):  # ROCK AND ROLL is in capitals altogether
-        return f"'{found[0]}' in '{short(part)}' is a keyword of prompts; write what stands on both sides of it on lines of their own"
+        return f"{_in(found[0], part)} is a keyword of prompts; write what stands on both sides of it on lines of their own"
     return ""
 
 
-def _entries(text: str, source: str) -> Iterator[Item]:
+def _in(found: str, part: str) -> str:
+    return f"'{short(found)}'" if found == part else f"'{short(found)}' in '{short(part)}'"
+
+
+def _entries(text: str, source: str, numbered: bool) -> Iterator[Item]:
     """Lines and what stands between semicolons, without layout."""
     for number, raw in enumerate(text.lstrip(_EDGES).splitlines(), start=1):
+        number = number if numbered else 0
         line = _without_comment(raw).strip(_EDGES + " \t")
         string = _pasted(line if "'" not in raw else raw.strip())
         if string is not None:

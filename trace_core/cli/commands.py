@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..concepts import Concept, parse_concepts, parse_keep
+from ..concepts import EVERYDAY, Concept, same
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
-from . import jobs, training, workers
+from . import intake, jobs, training, workers
 
 DEMO_MODELS = ("demo-sd", "demo-flux")
 
@@ -61,24 +61,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
-
-
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot read '{path}': {error}") from error
-
-
-def concepts_of(args) -> list[Concept]:
-    """Concepts of ``--erase`` and ``--erase-file``; empty only where the command allows it."""
-    lines = "\n".join(args.erase)
-    source = "--erase"
-    if args.erase_file:
-        lines, source = f"{read_text(args.erase_file)}\n{lines}", f"--erase-file {args.erase_file}"
-    if not (args.erase or args.erase_file) and not args.erase_required:
-        return []
-    return parse_concepts(lines, source)
 
 
 def open_model(name: str):
@@ -173,8 +155,13 @@ def with_loras(model, files: Sequence[str], strength: float, start: float | None
 def erase(args) -> dict:
     from ..methods import METHODS
 
-    concepts = concepts_of(args)
-    keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
+    read = intake.read(args)
+    said = intake.report(read, args.kind, _default_keep(args, read.concepts))
+    print("\n".join(intake.lines(said) + (intake.table(said) if args.dry_run else [])), flush=True)
+    if args.dry_run:
+        print("--dry-run: no model was loaded and nothing was written")
+        return said
+    concepts, keep = read.concepts, read.keep
     method = METHODS[args.method]
     apart = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
@@ -191,11 +178,24 @@ def erase(args) -> dict:
         result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned))
     else:
         result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
-    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
+    print(f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
           f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
     for warning in [w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])]:
         print(f"warning: {warning}")
-    return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
+    return result.report | {"read": said, "model": args.model, "file": str(path), "bytes": path.stat().st_size}
+
+
+def _listed(concepts: Sequence[Concept]) -> str:
+    return ", ".join(map(str, concepts[:20])) + (f" and {len(concepts) - 20:,} more" if len(concepts) > 20 else "")
+
+
+def _default_keep(args, concepts: Sequence[Concept]) -> int:
+    """How many things are kept where nothing is named."""
+    if args.model in DEMO_MODELS:
+        from ..demo import domain
+
+        return len(domain.keep_list(concepts))
+    return sum(not any(same(k, c.target) for c in concepts) for k in EVERYDAY)
 
 
 def _erase_here(args, method, concepts, keep, closed, tuned, apart):
@@ -275,7 +275,7 @@ def evaluate(args) -> dict:
         raise TraceError("evaluate needs a judge, and only the demo models have one; use demo-sd or demo-flux")
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
-    concepts = concepts_of(args)
+    concepts, _ = intake.concepts(args)
     model, clip, vae = open_model(args.model)
     from ..demo.domain import domain
 

@@ -103,7 +103,7 @@ def identity(setup: Setup) -> dict:
         "version": __version__,
         "model": model,
         "method": setup.method,
-        "concepts": [asdict(c) for c in setup.concepts],
+        "concepts": [{k: v for k, v in asdict(c).items() if k != "kind_given" or v} for c in setup.concepts],
         "keep": list(setup.keep),
         "closed form": dict(setup.closed_form),
         "finetune": dict(setup.finetune),

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..concepts import parse_keep, same
+from ..concepts import same
 from ..errors import TraceError
 from ..lora import ErasureLora
 from ..parts import grades
+from . import intake
 
 
 def run(args, bars) -> dict:
     """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
     from ..fusion import FusionConfig, check_compatible, compress, parse_strengths
-    from .commands import check_writable, read_text
+    from .commands import check_writable
 
     config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
                           alpha=args.alpha, max_rank=args.max_rank)  # fmt: skip
     strengths = parse_strengths("\n".join(args.strength), "--strength")
-    keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
+    keep, notes = intake.keep(args)
+    for note in notes:
+        print(f"note: {note}")
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
     check_writable(Path(args.out))

@@ -9,6 +9,7 @@ import sys
 from .. import __version__
 from ..errors import TraceError
 from ..methods import METHODS
+from .intake import DryRun
 
 TRAINED = [name for name, method in METHODS.items() if method.finetune is not None]
 MODEL_HELP = "demo-sd, demo-flux, or the path of a checkpoint (.safetensors with UNet, CLIP and VAE)"
@@ -55,8 +56,18 @@ def _concepts(c: argparse.ArgumentParser, required: bool) -> None:
     c.add_argument("--erase", action="append", default=[], metavar="CONCEPT",
                    help="what to erase: `cat`, `cat -> dog` with an anchor, `cat @ 0.5` half of it, `cat + red background` only together, "
                    "`glasses from scientist`; may be repeated")  # fmt: skip
-    c.add_argument("--erase-file", metavar="FILE", help="a text file with one concept a line (# starts a comment)")
+    c.add_argument("--erase-file", metavar="FILE",
+                   help="a list: one concept a line (# starts a comment), a table (.csv, .tsv), .json or .yaml")  # fmt: skip
+    c.add_argument("--column", metavar="NAME", help="of that list: the column or key with the concepts, by header or number (default: 'concept', "
+                   "'name', 'artist' ...); with it a text file is a table")  # fmt: skip
+    c.add_argument("--anchor-column", metavar="NAME", help="of that list: the one with the anchors (default: 'anchor', 'guide' ...; `none`)")
+    c.add_argument("--kind-column", metavar="NAME", help="of that list: the one with the kinds (default: 'kind', 'type' ...; `none`)")
     c.set_defaults(erase_required=required)
+
+
+def _keep_file(c: argparse.ArgumentParser) -> None:
+    c.add_argument("--keep-file", metavar="FILE", help="a list, as of --erase-file")
+    c.add_argument("--keep-column", metavar="NAME", help="of that list: the column or key with the names")
 
 
 def _erase(commands) -> None:
@@ -67,11 +78,12 @@ def _erase(commands) -> None:
     _concepts(c, required=True)
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: all the demo knows, or everyday things)")  # fmt: skip
-    c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
+    _keep_file(c)
     c.add_argument("--method", choices=METHODS, default="projection",
                    help="; ".join(f"{m.name}: {m.help}" for m in METHODS.values()))  # fmt: skip
     c.add_argument("--kind", choices=["auto", "object", "style", "person", "explicit"], default="auto",
-                   help="kind of concept: which prompt templates introduce it")  # fmt: skip
+                   help="kind of concept: which prompt templates introduce it (auto: by lists of artists, people and explicit words that come "
+                   "with this program, and by words such as `style`)")  # fmt: skip
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
     c.add_argument("--energy", type=float, default=None, help="projection: share of the concept's energy to remove")
     c.add_argument("--eta", type=float, default=None,
@@ -79,7 +91,8 @@ def _erase(commands) -> None:
     c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
     c.add_argument("--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)")
     c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
-    c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    out = c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    c.add_argument("--dry-run", action=DryRun, spares=out, help="read the lists, say what they hold, and stop")
     _jobs(c)
     t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
     t.add_argument("--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train")
@@ -165,7 +178,7 @@ def _fuse(commands) -> None:
     c.add_argument("--model", help=MODEL_HELP + "; of it, the text encoder makes the rows")
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: what the files kept)")  # fmt: skip
-    c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
+    _keep_file(c)
     c.add_argument("--keep-weight", type=float, default=0.1, help="weight of an entry of the keep list against a concept; 0: none")
     c.add_argument("--naive", action="store_true", help="put the erasures side by side (their sum) instead")
     c.add_argument("--integration", type=float, default=1.0, metavar="MU",

@@ -10,9 +10,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
-from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
+from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
 from ..text import BOS, TextEncoder
@@ -80,7 +81,7 @@ def resolve_eta(config: ClosedFormConfig, concepts: Sequence[Concept]) -> float:
 
 
 def _kind(concept: Concept, config: ClosedFormConfig) -> str:
-    return concept.kind if config.kind == "auto" else config.kind
+    return concept.kind_and_why(config.kind)[0]
 
 
 @dataclass
@@ -218,6 +219,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    concepts, notes = followed(concepts)
     backbone = backbone_for(model)
     encoder = TextEncoder(clip)
     policy = POLICIES[config.policy]
@@ -243,6 +245,8 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         "solver": policy.solver if not plain else POLICIES[config.policy].solver,
         "parameters": asdict(config),
         "concepts": [asdict(c) for c in concepts],
+        "kinds": kinds_of(concepts, config.kind),
+        "notes": notes,
         "keep": kept,
         "solved": solved,
         "layers": layers,

@@ -226,7 +226,7 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
 
 
 def _templates(concept: Concept, kind: str, config: FusionConfig) -> list[str]:
-    kind = concept.kind if kind == "auto" else kind
+    kind, _ = concept.kind_and_why(kind)
     return [*TEMPLATES[kind], *config.contexts.get(kind, ())]
 
 

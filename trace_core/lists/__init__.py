@@ -47,7 +47,7 @@ def read(path: str | Path, source: str = "", columns: Columns | None = None, kee
     return from_text(text, source, columns, keep), []
 
 
-def from_text(text: str, source: str, columns: Columns | None = None, keep: bool = False) -> list[Item]:
+def from_text(text: str, source: str, columns: Columns | None = None, keep: bool = False, numbered: bool = True) -> list[Item]:
     """The entries of a text, as of a file's or a text box's; JSON that was pasted into it is read as JSON."""
     if text.lstrip("\ufeff \t\r\n")[:1] in ("[", "{"):
         try:
@@ -58,7 +58,7 @@ def from_text(text: str, source: str, columns: Columns | None = None, keep: bool
             return entries(data, source, columns or Columns(), keep)
     table = "" if columns is None else "If it is a table, name the column with the names, by its number or header: " + (
         "--keep-column 1" if keep else "--column 1")  # fmt: skip
-    return list(items(text, source, table))
+    return list(items(text, source, table, numbered))
 
 
 def _text(path: Path, source: str) -> str:
