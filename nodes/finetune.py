@@ -51,7 +51,8 @@ class LateStageFinetune:
                               "trce and esd are the published ones, for comparison."}),
                 "preset": (list(PRESETS), {"default": DEFAULTS.preset, "tooltip": "How long to train. fast is enough to see it work."}),
                 "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it, and the "
-                         "objective's values for it. Set style for an artist's name and person for a person's."}),
+                         "objective's values for it. auto: by lists of artists, people and explicit words that come with the pack, and by words "
+                         "such as style; the report says which."}),
                 "window": (["auto", "custom"], {"default": "auto", "tooltip": "Where in the sampling the erasure acts. auto: the "
                            "objective's own, or measured on the model's trajectories; custom: the two fields below."}),
                 "window_start": ("FLOAT", {"default": 0.2, "min": 0.0, "max": 1.0, "step": 0.01,

@@ -45,8 +45,8 @@ class ClosedFormProjection:
                              "tooltip": "1 erases, 0 changes nothing, above 1 overshoots, below 0 strengthens the concept."}),
             },
             "optional": {
-                "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it. Set "
-                         "style for an artist's name and person for a person's."}),
+                "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it. auto: by "
+                         "lists of artists, people and explicit words that come with the pack, and by words such as style; the report says which."}),
                 "energy": ("FLOAT", {"default": DEFAULTS.energy, "min": 0.01, "max": 1.0, "step": 0.01,
                            "tooltip": "Share of the concept's energy to project out. Lower drifts less and erases less."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 5.0, "step": 0.05, "tooltip": "How far past the neutral "

@@ -12,7 +12,8 @@ ERASE = ("STRING", {
     "multiline": True, "default": "cat",
     "tooltip": "What the model must no longer draw, one concept a line. `cat` steers to the same prompt without it, "
     "`cat -> dog` to something else, `cat @ 0.5` takes half of it. `cat + red background` goes only together, "
-    "`glasses from scientist` only there. # starts a comment; what stands in 'double quotes' is one name.",
+    "`glasses from scientist` only there. # starts a comment; what stands in 'double quotes' is one name. "
+    "Lists may be pasted: bullets, numbers and quotes of programs are left out, `;` separates.",
 })  # fmt: skip
 KEEP = ("STRING", {
     "multiline": True, "default": "",

@@ -120,7 +120,7 @@ def items(text: str, source: str, table: str = "", numbered: bool = True) -> Ite
             yield item
     if commas:
         first, more = commas[0], len(commas) - 1
-        raise ConceptError(f"{first.where}: '{short(first.text)}' holds a comma" + (f", and so do {more} more" if more else "")
+        raise ConceptError(f"{first.where}: '{short(first.text)}' holds a comma" + (f" (and {more:,} more of the list)" if more else "")
                            + "; write one a line or a semicolon between two, or double quotes around a name with a comma, such as "
                            '"Washington, D.C."' + (f". {table}" if table else ""))  # fmt: skip
 

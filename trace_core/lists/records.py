@@ -76,27 +76,30 @@ def yaml_data(text: str, source: str):
         raise ConceptError(f"{source}: reading YAML needs the package pyyaml, which is not installed; install it (pip install pyyaml), "
                            "or save the list as JSON, CSV or text") from None  # fmt: skip
 
-    class Loader(yaml.BaseLoader):
-        """Strings, lists and objects, nothing else."""
-
-    def scalar(loader, node):
-        if node.style is None and node.value.lower() in ("", "~", "null"):
-            return None
-        found = Text(node.value)
-        found.line = node.start_mark.line + 1
-        return found
-
-    Loader.add_constructor("tag:yaml.org,2002:str", scalar)
-    for tag in ("null", "bool", "int", "float", "timestamp"):
-        Loader.add_constructor(f"tag:yaml.org,2002:{tag}", scalar)
     try:
-        return yaml.load(text, Loader=Loader)  # BaseLoader makes strings, lists and objects alone
+        root = yaml.compose(text, Loader=yaml.BaseLoader)  # nodes with their lines; nothing is constructed
+        return None if root is None else _of_node(root, {})
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConceptError(f"{source}{where}: this is not YAML ({getattr(error, 'problem', None) or 'damaged'})") from error
-    except (RecursionError, TypeError):  # TypeError: a list as a key
-        raise ConceptError(f"{source}: this is no list of names") from None
+    except RecursionError:
+        raise ConceptError(f"{source}: its brackets go too deep for a list") from None
+
+
+def _of_node(node, done: dict):
+    """Strings with their lines, lists and objects of a YAML node; an alias is what it stands for."""
+    if id(node) not in done:
+        if node.id == "sequence":
+            done[id(node)] = [_of_node(value, done) for value in node.value]
+        elif node.id == "mapping":
+            done[id(node)] = {_of_node(name, done) if name.id == "scalar" else "?": _of_node(value, done) for name, value in node.value}
+        elif node.style is None and node.value.lower() in ("", "~", "null"):
+            done[id(node)] = None
+        else:
+            done[id(node)] = found = Text(node.value)
+            found.line = node.start_mark.line + 1
+    return done[id(node)]
 
 
 def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
@@ -120,11 +123,13 @@ class _Walk:
         self.roles = ("keep", "concept") if keep else ("concept",)
 
     def read(self, data) -> Iterator[Item]:
-        if self.columns.concept and not _is_row(data):
-            holder, name = self._named(data)
-            if holder is not None:
-                yield from self._under(holder, name)
-                return
+        if self.columns.concept and _is_row(data):
+            lacking = next((i for i, row in enumerate(data, start=1) if not any(word(n) == word(self.columns.concept) for n in row)), 0)
+            if lacking:
+                raise ConceptError(f"{self.option} '{short(self.columns.concept)}': entry {lacking} of {self.source} has no such key")
+        elif self.columns.concept:
+            yield from self._under(*self._named(data))
+            return
         yield from self.values(data)
 
     def values(self, data, depth: int = 0) -> Iterator[Item]:
@@ -183,7 +188,8 @@ class _Walk:
     def _mapping(self, data: dict) -> Iterator[Item]:
         """``{name: anchor}`` or ``{name: {"anchor": ..., "kind": ...}}``."""
         for name, value in data.items():
-            line = getattr(name, "line", 0) or getattr(value, "line", 0)
+            beside = value.values() if isinstance(value, dict) else [value]
+            line = next((n for n in (getattr(text, "line", 0) for text in (name, *beside)) if n), 0)
             entry = replace(self.item(name), line=line)
             if isinstance(value, dict):
                 yield self._details(entry, value)
@@ -234,15 +240,15 @@ class _Walk:
             raise ConceptError(f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; leave one out")
         return data[names[0]] if names else None
 
-    def _named(self, data) -> tuple[dict | None, str]:
+    def _named(self, data) -> tuple[dict, str]:
         """The object that has the key of the option, which may be a way: ``MACE.multi_concept``."""
         way = self.columns.concept.split(".")
         for step in way[:-1]:
             data = data.get(step) if isinstance(data, dict) else None
         found = [] if data is None else list(_holders(data, way[-1]))
         if len(found) != 1:
-            said = "stands in it more than once; write the way to it, such as settings.concepts" if found else "is not in it"
-            raise ConceptError(f"{self.option} '{short(self.columns.concept)}' {said}: {self.source}")
+            said = "more than one; write the way to it, such as settings.concepts" if found else "no such key"
+            raise ConceptError(f"{self.option} '{short(self.columns.concept)}': {self.source} has {said}")
         return found[0], way[-1]
 
 

@@ -42,7 +42,8 @@ def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Ite
         if seen.setdefault((key(item.text), key(item.anchor or ""), item.kind), item) is item:
             out.append(item)
     again = len(lines) - bool(head) - len(out)
-    return out, [f"{source}: {again:,} rows repeat a name and were left out"] if again else []
+    rows = "1 row repeats a name and was" if again == 1 else f"{again:,} rows repeat a name and were"
+    return out, [f"{source}: {rows} left out"] if again else []
 
 
 def _lines(text: str, source: str) -> list[tuple[int, list[str]]]:
