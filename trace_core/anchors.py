@@ -38,7 +38,7 @@ def followed(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
         other = next((t for t in _held(concept.anchor, by_words) if not same(t, concept.target)), "")
         if other:
             said.append(f"'{concept.anchor}', the anchor of '{concept.target}', holds '{other}', which is erased as well: name an anchor "
-                        "without it")  # fmt: skip
+                        "without it")
     return out, said
 
 
@@ -60,7 +60,7 @@ def _sentence(concept: Concept, anchor: str, way: Sequence[str]) -> str:
         return f"{line}: '{lost}' {are} erased as well, so '{concept.target}' is steered to '{anchor}'"
     round_ = way[-1] and ", and the arrows lead round in a circle"
     return (f"{line}: '{lost}' {are} erased as well{round_ or ''}, so '{concept.target}' is steered to the same prompt without it; "
-            "to draw something else, name an anchor that is not erased")  # fmt: skip
+            "to draw something else, name an anchor that is not erased")
 
 
 def _held(text: str, by_words: dict[tuple[str, ...], str]) -> list[str]:

@@ -24,7 +24,7 @@ QUOTED = r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»'
 _COMMA = re.compile(r"(?<!\d)[,，、،]|[,，、،](?!\d)")  # not in 10,000
 _SEMICOLON = re.compile("[;；؛]")
 _EDGES = "\ufeff\u200b\u2060"  # byte order mark and what has no width; joiners and marks of direction belong to names
-_BULLET = re.compile(r"(?:[-*–—·]\s+|[•‣◦▪●○]\s*|[-–—](?=[^\W\d_])|\(?\d{1,4}[.)]\s+)(?:\[[ xX]?\]\s+)?(?=.*\w)")
+_BULLET = re.compile(r"(?:[-*–—·]\s+|[•‣◦▪●○]\s*|[-–—](?=[^\W\d_])|\d{1,4}[.)]\s+)(?:\[[ xX]?\]\s+)?(?=.*\w)")
 _STRING = rf"(?:{QUOTED}|'[^']*'(?=\s*(?:[,\])]|$|\#)))"
 _PASTED = re.compile(rf"(?:\w+\s*=\s*)?[\[(]*\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*[\])]*\s*,?\s*(?:\#.*)?")
 _BRACKETS = re.compile(r"(?:\w+\s*=\s*)?[\[\](){}]+,?")
@@ -39,7 +39,7 @@ _SYNTAX: tuple[tuple[re.Pattern, str], ...] = (
     (re.compile(r"^\[[^\[\]]*\]$|\[\[[^\[\]]*\]\]|\[[^\[\]]*[:|][^\[\]]*\]"), "is an emphasis or a switch of prompts; write the name alone"),
     (re.compile(r"\{[^{}]*\|[^{}]*\}"), "is a choice of wildcard prompts; write each of them on a line of its own"),
     (re.compile(r"(?:^|(?<=\s))__[\w/*-]+__(?=\s|$)"), "is a wildcard; write the names that it stands for, one a line"),
-)  # fmt: skip
+)
 _KEYWORD = re.compile(r"(?:^|(?<=\s))(BREAK|AND|ADDCOMM|ADDROW|ADDCOL|ADDBASE)(?=\s|$)")
 
 
@@ -122,7 +122,7 @@ def items(text: str, source: str, table: str = "", numbered: bool = True) -> Ite
         first, more = commas[0], len(commas) - 1
         raise ConceptError(f"{first.where}: '{short(first.text)}' holds a comma" + (f" (and {more:,} more of the list)" if more else "")
                            + "; write one a line or a semicolon between two, or double quotes around a name with a comma, such as "
-                           '"Washington, D.C."' + (f". {table}" if table else ""))  # fmt: skip
+                           '"Washington, D.C."' + (f". {table}" if table else ""))
 
 
 def check(item: Item) -> None:

@@ -91,7 +91,7 @@ def lines(found: dict) -> list[str]:
     kinds = ", ".join(f"{count:,} {kind} ({why})" for (kind, why), count in groups.most_common())
     out = [f"read {_count(len(concepts), 'concept')}: {kinds}"]
     more = [(sum(bool(c["anchor"]) for c in concepts), "with an anchor"), (sum(c["strength"] != 1 for c in concepts), "with a strength"),
-            (sum(bool(c["parts"]) for c in concepts), "combined")]  # fmt: skip
+            (sum(bool(c["parts"]) for c in concepts), "combined")]
     if any(count for count, _ in more):
         out[0] += "; " + ", ".join(f"{count:,} {what}" for count, what in more if count)
     kept = f"{len(keep):,} named" if keep else f"the default list of {found['default_keep']}" if found["default_keep"] else "the default list"
@@ -101,7 +101,7 @@ def lines(found: dict) -> list[str]:
 def table(found: dict) -> list[str]:
     """The first concepts one by one."""
     rows = [(c["concept"], f"-> {c['anchor']}" if c["anchor"] else "-> the same prompt without it", c["kind"], c["why"])
-            for c in found["concepts"][:SHOWN]]  # fmt: skip
+            for c in found["concepts"][:SHOWN]]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     out = ["  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows]
     left = len(found["concepts"]) - len(rows)

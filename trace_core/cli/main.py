@@ -57,9 +57,9 @@ def _concepts(c: argparse.ArgumentParser, required: bool) -> None:
                    help="what to erase: `cat`, `cat -> dog` with an anchor, `cat @ 0.5` half of it, `cat + red background` only together, "
                    "`glasses from scientist`; may be repeated")  # fmt: skip
     c.add_argument("--erase-file", metavar="FILE",
-                   help="a list: one concept a line (# starts a comment), a table (.csv, .tsv), .json or .yaml")  # fmt: skip
+                   help="a list: one concept a line (# starts a comment), a table (.csv, .tsv), .json or .yaml")
     c.add_argument("--column", metavar="NAME", help="of that list: the column or key with the concepts, by header or number (default: 'concept', "
-                   "'name', 'artist' ...); with it a text file is a table")  # fmt: skip
+                   "'name', 'artist' ...); with it a text file is a table")
     c.add_argument("--anchor-column", metavar="NAME", help="of that list: the one with the anchors (default: 'anchor', 'guide' ...; `none`)")
     c.add_argument("--kind-column", metavar="NAME", help="of that list: the one with the kinds (default: 'kind', 'type' ...; `none`)")
     c.set_defaults(erase_required=required)

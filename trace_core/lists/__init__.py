@@ -57,7 +57,7 @@ def from_text(text: str, source: str, columns: Columns | None = None, keep: bool
         if data is not None:
             return entries(data, source, columns or Columns(), keep)
     table = "" if columns is None else "If it is a table, name the column with the names, by its number or header: " + (
-        "--keep-column 1" if keep else "--column 1")  # fmt: skip
+        "--keep-column 1" if keep else "--column 1")
     return list(items(text, source, table, numbered))
 
 

@@ -74,11 +74,11 @@ def yaml_data(text: str, source: str):
         import yaml
     except ImportError:
         raise ConceptError(f"{source}: reading YAML needs the package pyyaml, which is not installed; install it (pip install pyyaml), "
-                           "or save the list as JSON, CSV or text") from None  # fmt: skip
+                           "or save the list as JSON, CSV or text") from None
 
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)  # nodes with their lines; nothing is constructed
-        return None if root is None else _of_node(root, {})
+        return None if root is None else _of_node(root, {}, source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -87,13 +87,16 @@ def yaml_data(text: str, source: str):
         raise ConceptError(f"{source}: its brackets go too deep for a list") from None
 
 
-def _of_node(node, done: dict):
+def _of_node(node, done: dict, source: str):
     """Strings with their lines, lists and objects of a YAML node; an alias is what it stands for."""
+    if node.tag.startswith("!") or ":python/" in node.tag:
+        raise ConceptError(f"{source}, line {node.start_mark.line + 1}: '{short(node.tag)}' asks for more than a list of names; remove it")
     if id(node) not in done:
         if node.id == "sequence":
-            done[id(node)] = [_of_node(value, done) for value in node.value]
+            done[id(node)] = [_of_node(value, done, source) for value in node.value]
         elif node.id == "mapping":
-            done[id(node)] = {_of_node(name, done) if name.id == "scalar" else "?": _of_node(value, done) for name, value in node.value}
+            names = [_of_node(name, done, source) if name.id == "scalar" else "?" for name, _ in node.value]
+            done[id(node)] = _object([(name or "", _of_node(value, done, source)) for name, (_, value) in zip(names, node.value)], source)
         elif node.style is None and node.value.lower() in ("", "~", "null"):
             done[id(node)] = None
         else:
@@ -148,7 +151,7 @@ class _Walk:
                     yield from self.values(value, depth + 1)
                 else:
                     raise ConceptError(f"{self.source}: entry {number} is {_said(value)}, not a name; write it in quotes, or give each name "
-                                       "with its kind, such as [\"Van Gogh\", \"style\"]")  # fmt: skip
+                                       "with its kind, such as [\"Van Gogh\", \"style\"]")
         elif isinstance(data, str):
             raise ConceptError(f"{self.source}: the file holds one text and no list; write one name a line, each after '- ' in YAML")
         else:
@@ -163,11 +166,11 @@ class _Walk:
         names = chosen or next(filter(None, ([n for n in data if word(n) in NAMES[role]] for role in self.roles)), [])
         if len(names) > 1:
             raise ConceptError(f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; choose one by {self.option}, "
-                               f"such as {self.option} {names[0]}")  # fmt: skip
+                               f"such as {self.option} {names[0]}")
         maps = not self.keep and self._maps(data)
         if names and not chosen and maps and len(data) > 1 and not any(word(n) in DETAILS for n in data):
             raise ConceptError(f"{self.source}: '{names[0]}' may be a name with its anchor, or say that a name follows; write the list as "
-                               f"objects with 'concept' and 'anchor', or choose by {self.option}")  # fmt: skip
+                               f"objects with 'concept' and 'anchor', or choose by {self.option}")
         if names:
             yield from self._under(data, names[0], depth)
         elif data and maps:
@@ -177,7 +180,7 @@ class _Walk:
         else:
             shown = ", ".join(repr(short(str(n))) for n in list(data)[:12]) or "nothing"
             raise ConceptError(f"{self.source}: it is not plain which of its parts are the names; choose one by {self.option}. It has {shown}"
-                               + (" and more" if len(data) > 12 else ""))  # fmt: skip
+                               + (" and more" if len(data) > 12 else ""))
 
     @staticmethod
     def _maps(data: dict) -> bool:

@@ -32,7 +32,7 @@ def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Ite
         if width > 1:
             shown = ", ".join(f"{i} '{short(c)}'" for i, c in enumerate(lines[0][1], start=1))
             raise ConceptError(f"{source}: the table has {width} columns and none is named 'concept'; name the one to read by its number or "
-                               f"header, such as {options['concept']} 1. Its first row: {shown}")  # fmt: skip
+                               f"header, such as {options['concept']} 1. Its first row: {shown}")
         found["concept"] = 0
     if keep:
         found["anchor"] = found["kind"] = None
@@ -75,7 +75,7 @@ def _row(cells: list[str], line: int, source: str, found: dict[str, int | None],
     kind = kind_named(cell("kind") or "")
     if kind is None:
         raise ConceptError(f"{source}, line {line}: '{short(cell('kind'))}' is no kind; use {', '.join(KINDS)}, or leave that column out by "
-                           f"{options['kind']} {NONE}")  # fmt: skip
+                           f"{options['kind']} {NONE}")
     item = Item(name, source, line, cell("anchor"), kind, string=True)
     check(item)
     return item
