@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ..errors import ConceptError
 from ..kinds import KINDS
-from ..syntax import Item, check, items, key, short
+from ..syntax import Item, check, items, key, masked, short
 from .columns import NAMES, NONE, SETTINGS, Columns, kind_named, word
 
 MAX_DEPTH = 20
@@ -203,6 +203,8 @@ class _Walk:
         """What stands under a name of an object, with the anchors and kinds that stand beside it."""
         value = data[name]
         if isinstance(value, str):
+            if "," in masked(value) and word(name).endswith(("s", "list", "multiconcept")):
+                raise ConceptError(f"{self.item(value).where}: '{short(value)}' holds a comma; write '{name}' as a list, or a semicolon between two")
             found = list(items(value, self.source)) if ";" in value else [self.item(value)]
             yield from (self._details(replace(i, line=getattr(value, "line", 0), string=True), data) for i in found)
             return
