@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import casting
 from ..errors import ModelError, TraceError
 from ..numerics import is_finite
 from ..weights import effective, is_linear, original, shape_of
@@ -150,12 +151,15 @@ class Backbone:
         """Let ComfyUI put the model on its device, whole, with its patches on the weights.
 
         Raises:
-            ModelError: for fp8 weights, whose products have no gradient.
+            ModelError: for quantised weights that this engine cannot turn into numbers.
         """
-        for name, parameter in self.network.named_parameters():
-            if "float8" in str(parameter.dtype):
-                raise ModelError(f"{name} is {parameter.dtype}, which cannot be finetuned; load the fp16 or bf16 file")
         self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        casting.check(self.engine, self.network, self.device)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network calculates in, whatever its weights are kept in."""
+        return self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``[c, h, w]`` of a picture's latent, sizes in pixels."""
