@@ -29,6 +29,7 @@ from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
 from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
+from .weights import shape_of
 from .windows import auto_window, inside
 
 
@@ -266,7 +267,7 @@ class Trainer:
         config, self.started = self.config, bool(start)
         parameters = adapters.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-        half = next(self.backbone.network.parameters()).dtype == torch.float16
+        half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)  # small gradients vanish in float16
         if config.window == AUTO:
             config = self.config = replace(config, window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters))
@@ -383,7 +384,7 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     rows = backbone.trained_rows(name, config.scope)
     if rows is None:
         return None
-    mask = torch.zeros(backbone.network.get_submodule(name).weight.shape[0], 1, dtype=torch.bool, device=backbone.device)
+    mask = torch.zeros(shape_of(backbone.network.get_submodule(name))[0], 1, dtype=torch.bool, device=backbone.device)
     mask[rows] = True
     return mask
 

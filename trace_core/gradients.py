@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compat
+from .weights import is_plain
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def training_mode(engine=None) -> Iterator[None]:
 @contextmanager
 def saved_apart(network: nn.Module) -> Iterator[None]:
     """What autograd saves is a copy, safe from blocks that write in place; parameters, which nobody writes, are not copied."""
-    owned = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    owned = {p.untyped_storage().data_ptr() for p in network.parameters() if is_plain(p)}
 
     def pack(tensor: Tensor) -> Tensor:
         return tensor if tensor.untyped_storage().data_ptr() in owned else tensor.clone()

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from ..weights import is_linear
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
 
 TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
@@ -21,14 +22,14 @@ IMAGE = r"^double_blocks\.\d+\.img_attn\.(qkv|proj)$"
 def matches(network) -> bool:
     """FLUX.1 has a linear way in for T5's rows and one for CLIP's pooled vector; its relatives lack one or replace it."""
     ways = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
-    return hasattr(network, "double_blocks") and all(isinstance(way, torch.nn.Linear) for way in ways)
+    return hasattr(network, "double_blocks") and all(is_linear(way) for way in ways)
 
 
 def build(patcher) -> Backbone:
     network = patcher.model.diffusion_model
     layers = [
-        Layer(PREFIX + "txt_in", CONTEXT, network.txt_in.weight.shape[1]),
-        Layer(PREFIX + "vector_in.in_layer", POOLED, network.vector_in.in_layer.weight.shape[1]),
+        Layer(PREFIX + "txt_in", CONTEXT, network.txt_in.in_features),
+        Layer(PREFIX + "vector_in.in_layer", POOLED, network.vector_in.in_layer.in_features),
     ]
     return Backbone(patcher, "flux" if hasattr(network.guidance_in, "in_layer") else "flux-schnell", layers, sys.modules[__name__])
 

@@ -29,12 +29,12 @@ def build(patcher) -> Backbone:
     layers = []
     for name, module in network.named_modules():
         if name.endswith((".attn2.to_k", ".attn2.to_v")):
-            layers.append(Layer(PREFIX + name, CONTEXT, module.weight.shape[1]))
+            layers.append(Layer(PREFIX + name, CONTEXT, module.in_features))
     kind = {768: "sd1", 1024: "sd2"}.get(layers[0].columns, "sd1")
     if hasattr(network, "label_emb"):
         kind = "sdxl"
         first = network.label_emb[0][0]
-        layers.append(Layer(PREFIX + "label_emb.0.0", POOLED, first.weight.shape[1] - SDXL_SIZE_EMBEDDING))
+        layers.append(Layer(PREFIX + "label_emb.0.0", POOLED, first.in_features - SDXL_SIZE_EMBEDDING))
     return Backbone(patcher, kind, layers, sys.modules[__name__])
 
 
