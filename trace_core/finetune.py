@@ -16,6 +16,8 @@ from torch import Tensor
 from .adapters import Adapters, attached
 from .attention import suppression
 from .backbones import Backbone, backbone_for
+from .carried import check_trainable
+from .clips import check_clip
 from .closed_form.policies import POLICIES, keep_prompts
 from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
 from .errors import ConceptError, ModelError, TraceError
@@ -351,6 +353,8 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
+    check_trainable(model)
+    check_clip(backbone, clip)
     kinds = {c.kind for c in concepts} if config.kind == "auto" else {config.kind}
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]  # a combination gets its anchor

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
+from ..carried import check_weights
+from ..clips import check_clip
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
@@ -219,6 +221,8 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
+    check_weights(model)
+    check_clip(backbone, clip)
     encoder = TextEncoder(clip)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
