@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,12 @@ def training_flag(engine) -> Iterator[None]:
         yield
     finally:
         management.in_training = before
+
+
+def clip_options(engine) -> dict:
+    """Options of a CLIP object that is to stay out of dynamic memory management, where there is one."""
+    known = inspect.signature(engine.sd.CLIP.__init__).parameters
+    return {"disable_dynamic": True} if "disable_dynamic" in known else {}
 
 
 def is_dynamic(patcher) -> bool:
