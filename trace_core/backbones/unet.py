@@ -61,7 +61,7 @@ def _keys_and_values(network) -> list[tuple[str, object]]:
 
 def blocks(network) -> list[str]:
     """Residual blocks and spatial transformers: the parts of the levels' sequences that hold almost all activations."""
-    sequences = [("middle_block", network.middle_block)]
+    sequences = [("middle_block", network.middle_block)] if network.middle_block is not None else []  # KOALA has none
     sequences += [(f"{group}.{i}", s) for group in ("input_blocks", "output_blocks") for i, s in enumerate(getattr(network, group))]
     return [f"{name}.{i}" for name, s in sequences for i, part in enumerate(s) if len(list(part.children())) > 1]
 
