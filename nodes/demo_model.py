@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..trace_core.demo import loader
-from .family import MARK
 
 
 class LoadDemoModel:
@@ -24,6 +23,4 @@ class LoadDemoModel:
         return {"required": {"name": (list(loader.MODELS), {"default": "demo-sd", "tooltip": tooltip})}}
 
     def load(self, name):
-        model, clip, vae = loader.load(name)
-        setattr(model.model, MARK, name)
-        return model, clip, vae
+        return loader.load(name)

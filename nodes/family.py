@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from ..trace_core.backbones import backbone_for
 from ..trace_core.concepts import Concept
+from ..trace_core.demo.loader import MARK
 from ..trace_core.errors import TraceError
 from ..trace_core.sampling import SamplerConfig
-
-MARK = "trace_demo"  #: attribute of the model object, which all clones share: the demo model's name
 
 
 def demo_name(model) -> str | None:

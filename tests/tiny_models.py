@@ -41,10 +41,13 @@ def initialise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def build(config, seed: int, dtype: torch.dtype) -> ModelPatcher:
-    """A ModelPatcher of the model that a ``comfy.supported_models`` configuration describes."""
+def build(config, seed: int, dtype: torch.dtype, state: dict | None = None) -> ModelPatcher:
+    """A ModelPatcher of the model that a ``comfy.supported_models`` configuration describes.
+
+    ``state``: what a file would hold beside the weights, which ComfyUI reads the type of prediction off.
+    """
     config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, device=CPU)
+    model = config.get_model(state or {}, device=CPU)
     initialise(model.diffusion_model, seed)
     return ModelPatcher(
         model,
@@ -112,14 +115,15 @@ def tiny_flux(
     guidance: bool = True,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    channels: int = 16,
 ) -> ModelPatcher:
-    """FLUX.1 dev, or schnell without ``guidance``."""
+    """FLUX.1 dev, or schnell without ``guidance``; more ``channels`` for a picture beside the latent (Fill: 96)."""
     head = hidden // heads
     first = head // 8 * 2
     second = (head - first) // 4 * 2
     config = {
         "image_model": "flux",
-        "in_channels": 16,
+        "in_channels": channels,
         "out_channels": 16,
         "patch_size": 2,
         "vec_in_dim": pooled_dim,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
+
+from .errors import ModelError
 
 
 def flux_config(engine, config: dict) -> dict:
@@ -33,3 +37,31 @@ def training_flag(engine) -> Iterator[None]:
         yield
     finally:
         management.in_training = before
+
+
+def clip_options(engine) -> dict:
+    """Options of a CLIP object that is to stay out of dynamic memory management, where there is one."""
+    known = inspect.signature(engine.sd.CLIP.__init__).parameters
+    return {"disable_dynamic": True} if "disable_dynamic" in known else {}
+
+
+def is_dynamic(patcher) -> bool:
+    """Whether a model is under ComfyUI's dynamic memory management (since v0.30), which keeps weights in mapped files until they are cast."""
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def static_patcher(patcher):
+    """The model itself, or where it is dynamic a copy with weights that stay, patches and options the same.
+
+    Raises:
+        ModelError: if the loader of a dynamic model gave no way to load it once more.
+    """
+    if not is_dynamic(patcher):
+        return patcher
+    if getattr(patcher, "cached_patcher_init", None) is None:
+        raise ModelError(
+            "this model is under dynamic memory management, and its loader cannot load it again for training; use one of ComfyUI's own "
+            "loaders, or start ComfyUI with --disable-dynamic-vram"
+        )
+    with torch.inference_mode(False):  # tensors that are made in inference mode take part in no gradient
+        return patcher.clone(disable_dynamic=True)

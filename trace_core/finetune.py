@@ -17,6 +17,8 @@ from .adapters import Adapters, attached
 from .anchors import followed
 from .attention import suppression
 from .backbones import Backbone, backbone_for
+from .carried import check_trainable
+from .clips import check_clip
 from .closed_form.policies import POLICIES, keep_prompts
 from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, kinds_of, prompt_pairs, same, settled
 from .errors import ConceptError, ModelError, TraceError
@@ -354,6 +356,8 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
+    check_trainable(model)
+    check_clip(backbone, clip)
     said = kinds_of(concepts, config.kind)
     kinds = {k["kind"] for k in said}
     if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import logging
 import math
-import sys
+import threading
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from .backbones import backbone_for
 from .backbones.base import PREFIX, engine_of
+from .called import called_model, eager
 from .errors import LoraError, ModelError
 from .lora import ARCHITECTURES, ErasureLora
 from .weights import is_linear, layer_at, shape_of
@@ -68,7 +68,12 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
 
 
 def erasures_on(model) -> tuple[dict, ...]:
-    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end."""
+    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end.
+
+    Raises:
+        ModelError: if ``model`` is no ComfyUI model.
+    """
+    engine_of(model)
     return tuple(model.model_options.get(RECORD, ()))
 
 
@@ -154,6 +159,10 @@ class SigmaGate:
 
     The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are there
     for the one call and are taken off again however it ends.
+
+    They go on the model that is called. That need not be the one the erasure was applied to (see :func:`called_model`); where a
+    wrapper hides which it is, they go on that one, and if the call then runs none of the edited layers it is an error: a step in
+    the window that is not erased must not pass for one that is.
     """
 
     def __init__(self, model, paths: dict[str, _Path], start: float, end: float, previous=None):
@@ -163,28 +172,38 @@ class SigmaGate:
         self.previous = previous
 
     def __call__(self, apply_model, args: dict) -> Tensor:
-        """Run the model; ``args["timestep"]`` is sigma, ``[batch]``."""
-        inside = self.inside(args["timestep"])
+        """Run the model; ``args["timestep"]`` is sigma, ``[batch]``.
+
+        Raises:
+            ModelError: if a layer is gone from the model, or none of them ran in a step inside the window.
+        """
+        model = called_model(apply_model) or self.model
+        inside = self.inside(args["timestep"], model)
         if inside is False:
             return self._run(apply_model, args)
-        rows = None if inside is True else inside
-        hooks = []
+        rows, touched, hooks = None if inside is True else inside, set(), []
         try:
             for module, path in self.paths.items():
-                target = self._module(module)
-                hooks.append(target.register_forward_hook(functools.partial(path, rows)))
-            with _eager():
-                return self._run(apply_model, args)
+                hooks.append(self._module(model, module).register_forward_hook(_hook(path, rows, touched)))
+            with eager():
+                out = self._run(apply_model, args)
         finally:
             for hook in hooks:
                 hook.remove()
+        if not touched:
+            raise ModelError(
+                "an erasure with a window met none of its layers in a sampling step inside the window, so that the step would not "
+                "be erased: another node answers for the model (a cache such as EasyCache) or calls a copy of it in its own way; "
+                "take that node off, or apply the erasure with start 0 and end 1"
+            )
+        return out
 
-    def inside(self, sigma: Tensor) -> bool | Tensor:
+    def inside(self, sigma: Tensor, model=None) -> bool | Tensor:
         """Whether sigma is in the window: True, False, or a mask ``[batch]`` where its entries differ.
 
-        The schedule is the one the model samples with now, also if a node changed it after the erasure was applied.
+        The schedule is the one that ``model`` samples with now, also if a node changed it after the erasure was applied.
         """
-        schedule = self.model.model_sampling
+        schedule = (self.model if model is None else model).model_sampling
         mask = (sigma <= schedule.percent_to_sigma(self.start)) & (sigma >= schedule.percent_to_sigma(self.end))
         found = set(mask.flatten().tolist())
         return mask if len(found) == 2 else found.pop()
@@ -194,9 +213,9 @@ class SigmaGate:
             return self.previous(apply_model, args)
         return apply_model(args["input"], args["timestep"], **args["c"])
 
-    def _module(self, name: str) -> nn.Module:
+    def _module(self, model, name: str) -> nn.Module:
         try:
-            return self.model.get_submodule(name)
+            return model.get_submodule(name)
         except AttributeError as error:
             raise ModelError(f"{name} is gone from the model since the erasure was applied; apply it again") from error
 
@@ -223,7 +242,7 @@ class SigmaGate:
 class _Path:
     """``strength * up(down(x))`` beside one module, added to its output.
 
-    Factors are cast once for a device and dtype; one cast is held.
+    Factors are cast once for each device and dtype that the model runs on.
     """
 
     def __init__(self, name: str, module: nn.Module, up: Tensor, down: Tensor, strength: float):
@@ -241,7 +260,7 @@ class _Path:
         self.forget()
 
     def forget(self) -> None:
-        self._cast = None
+        self._casts: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, rows: Tensor | None, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         """A forward hook. ``rows``: mask ``[batch]`` of the rows to edit, None for all."""
@@ -262,15 +281,22 @@ class _Path:
         return torch.where(rows.to(output.device).view(-1, *[1] * (output.ndim - 1)), edited, output)
 
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self._cast is None or (self._cast[0].device, self._cast[0].dtype) != (like.device, like.dtype):
+        key, casts = (like.device, like.dtype), self._casts  # another thread may forget them meanwhile
+        if key not in casts:
             with torch.inference_mode(False), torch.no_grad():  # a later backward cannot use inference tensors
                 up = self.up.to(like.device, torch.float32) * self.strength
-                self._cast = self.down.to(like.device, like.dtype, copy=True), up.to(like.dtype)
-        return self._cast
+                casts[key] = self.down.to(like.device, like.dtype, copy=True), up.to(like.dtype)
+        return casts[key]
 
 
-def _eager():
-    """Compiled code does not see hooks that were not there when it was compiled; inside, it runs as it was written."""
-    if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
+def _hook(path: _Path, rows: Tensor | None, touched: set[str]) -> Callable:
+    """A forward hook for one call of the model, in the thread that made it: other threads may be at the same modules."""
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        if threading.get_ident() != thread:
+            return None
+        touched.add(path.name)
+        return path(rows, module, inputs, output)
+
+    return hook

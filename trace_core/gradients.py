@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import compat
+from .called import eager
 from .weights import is_plain
 
 
@@ -24,7 +25,7 @@ def training_mode(engine=None) -> Iterator[None]:
         engine: the ``comfy`` package of the network; None where no network of ComfyUI's takes part.
     """
     flag = compat.training_flag(engine) if engine else nullcontext()
-    with flag, torch.inference_mode(False), torch.enable_grad():
+    with flag, eager(), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

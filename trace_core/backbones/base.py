@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import casting
+from .. import casting, compat
 from ..errors import ModelError, TraceError
 from ..numerics import is_finite
 from ..weights import effective, is_linear, original, shape_of
@@ -58,12 +58,13 @@ class Backbone:
     They are never written.
     """
 
-    def __init__(self, patcher, kind: str, layers: list[Layer], family):
-        """``family``: the module of this package that knows the network's other layers."""
+    def __init__(self, patcher, kind: str, layers: list[Layer], family, excluded: tuple[str, ...] = ()):
+        """``family``: the module of this package that knows the network's other layers; ``excluded``: those of them that do not
+        read text in this model (unCLIP's ``label_emb`` reads images)."""
         self.patcher = patcher
         self.kind = kind
         self._layers = layers
-        self._family = family
+        self._family, self._excluded = family, excluded
         self.evaluations = 0  #: forward passes of one sample since the start; whoever runs backward adds two
 
     def context_layers(self) -> list[Layer]:
@@ -102,7 +103,7 @@ class Backbone:
 
     @property
     def network(self) -> torch.nn.Module:
-        return self.patcher.model.diffusion_model
+        return bare(self.patcher.model.diffusion_model)
 
     def lora_targets(self, scope: str) -> list[str]:
         """Linear layers of a scope, named below :attr:`network`.
@@ -114,7 +115,7 @@ class Backbone:
             raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
         linear = [name for name, module in self.network.named_modules() if is_linear(module)]
         wanted = "" if scope == "linear" else getattr(self._family, scope.upper())
-        return [name for name in linear if re.search(wanted, name)]
+        return [name for name in linear if re.search(wanted, name) and (scope == "linear" or name not in self._excluded)]
 
     def trained_rows(self, name: str, scope: str) -> slice | None:
         """Which outputs of a scope's layer are trained; None for all."""
@@ -150,9 +151,13 @@ class Backbone:
     def load(self) -> None:
         """Let ComfyUI put the model on its device, whole, with its patches on the weights.
 
+        A model of dynamic memory management keeps its weights in a mapped file and casts them for each operation; a gradient needs
+        tensors that stay. So this backbone goes over to a copy of the usual sort, as ComfyUI's own training does.
+
         Raises:
-            ModelError: for quantised weights that this engine cannot turn into numbers.
+            ModelError: for quantised weights that this engine cannot turn into numbers; for a dynamic model that cannot be copied.
         """
+        self.patcher = compat.static_patcher(self.patcher)
         self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
         casting.check(self.engine, self.network, self.device)
 
@@ -171,12 +176,16 @@ class Backbone:
         return min(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_max))
 
     def condition(self, clip, prompt: str, shape: tuple[int, int, int], guidance: float) -> dict[str, Tensor]:
-        """What the network is given for a prompt, as ComfyUI's sampler makes it: name -> tensor of batch 1."""
+        """What the network is given for a prompt, as ComfyUI's sampler makes it: name -> tensor of batch 1.
+
+        Networks that also read a picture (inpainting, Fill, instructions) get ComfyUI's own: an empty latent, all of it masked.
+        """
         rows, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
         rows, pooled = rows.clone(), None if pooled is None else pooled.clone()  # they may be inference tensors
         entries = self.engine.sampler_helpers.convert_cond([[rows, {"pooled_output": pooled, "guidance": guidance}]])
         noise = torch.zeros(1, *shape, device=self.device)
-        done = self.engine.samplers.process_conds(self.patcher.model, noise, {"positive": entries}, self.device)
+        model, empty = self.patcher.model, torch.zeros_like(noise)
+        done = self.engine.samplers.process_conds(model, noise, {"positive": entries}, self.device, empty, None, seed=0)
         made = done["positive"][0]["model_conds"]
         made = {k: c.process_cond(batch_size=1, device=self.device, area=None).cond for k, c in made.items()}
         return {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor)}
@@ -224,19 +233,38 @@ def engine_of(patcher):
     raise ModelError(f"{type(patcher).__name__} is no ComfyUI model; connect the MODEL output of a loader")
 
 
+def comfy_class(model) -> str:
+    """Name of the class of ``comfy.model_base`` that a model object is made of, the most special one; empty if it is of none."""
+    return next((cls.__name__ for cls in type(model).__mro__ if cls.__module__ == "comfy.model_base"), "")
+
+
+def bare(network: torch.nn.Module) -> torch.nn.Module:
+    """A network without the shell that ``torch.compile`` puts around it."""
+    return getattr(network, "_orig_mod", network)
+
+
+def bare_name(name: str) -> str:
+    """A module's or weight's name as it was before parts of the network were compiled."""
+    return name.replace("_orig_mod.", "")
+
+
 def backbone_for(patcher) -> Backbone:
     """Recognise the family of a ComfyUI model.
 
     Raises:
-        ModelError: naming the class, for families whose text path is not known.
+        ModelError: naming the model, for families whose text path is not known.
     """
     from . import flux, unet
 
     engine_of(patcher)
-    network = getattr(patcher.model, "diffusion_model", None)
-    for family in (unet, flux):
-        if family.matches(network):
-            return family.build(patcher)
+    if getattr(patcher.model, "diffusion_model", None) is not None:
+        for family in (unet, flux):
+            if family.matches(patcher):
+                return family.build(patcher)
+    name = comfy_class(patcher.model)
+    if name in ("", "BaseModel"):
+        name = type(getattr(patcher.model, "model_config", patcher.model)).__name__
     raise ModelError(
-        f"{type(patcher.model).__name__} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1"
+        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (inpainting models, unCLIP, SSD-1B, Vega, "
+        "KOALA, and FLUX.1's Fill, Kontext and Krea are among them)"
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..weights import is_linear
-from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
+from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, comfy_class
 
 TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
 ATTENTION = r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"
@@ -19,19 +19,26 @@ KEYS = r"^double_blocks\.\d+\.txt_attn\.qkv$"
 IMAGE = r"^double_blocks\.\d+\.img_attn\.(qkv|proj)$"
 
 
-def matches(network) -> bool:
-    """FLUX.1 has a linear way in for T5's rows and one for CLIP's pooled vector; its relatives lack one or replace it."""
+def matches(patcher) -> bool:
+    """FLUX.1, by ComfyUI's class and by its two ways in: a linear one for T5's rows, another for CLIP's pooled vector.
+
+    Kontext, Fill, Krea and the tools' models are FLUX.1 with more channels or other weights. FLUX.2, Chroma and LongCat have classes
+    of their own; HunyuanVideo and HunyuanImage have modules of the same names that are something else.
+    """
+    network = bare(patcher.model.diffusion_model)
     ways = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
-    return hasattr(network, "double_blocks") and all(is_linear(way) for way in ways)
+    blocks_of_both_kinds = hasattr(network, "double_blocks") and hasattr(network, "single_blocks")
+    return comfy_class(patcher.model) == "Flux" and blocks_of_both_kinds and all(is_linear(way) for way in ways)
 
 
 def build(patcher) -> Backbone:
-    network = patcher.model.diffusion_model
+    network = bare(patcher.model.diffusion_model)
     layers = [
         Layer(PREFIX + "txt_in", CONTEXT, network.txt_in.in_features),
         Layer(PREFIX + "vector_in.in_layer", POOLED, network.vector_in.in_layer.in_features),
     ]
-    return Backbone(patcher, "flux" if hasattr(network.guidance_in, "in_layer") else "flux-schnell", layers, sys.modules[__name__])
+    kind = "flux" if hasattr(network.guidance_in, "in_layer") else "flux-schnell"
+    return Backbone(patcher, kind, layers, sys.modules[__name__])
 
 
 def blocks(network) -> list[str]:

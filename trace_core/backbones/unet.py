@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
-from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer
+from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, bare_name, comfy_class
 
 SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector (sizes and crops)
 
@@ -20,27 +20,48 @@ KEYS = r"\.attn2\.to_k$"
 IMAGE = r"\.attn1\.to_(q|k|v|out\.0)$|\.attn2\.to_q$"
 
 
-def matches(network) -> bool:
-    return hasattr(network, "input_blocks") and hasattr(network, "middle_block")
+#: ComfyUI's model classes of UNets whose text path is known -> (whether ``label_emb`` reads the pooled text, kind by text width).
+#: The refiner, video, 3D, depth and upscaling models are UNets of the same class that read something else at the same places.
+MODELS = {
+    "BaseModel": (False, {1024: "sd2"}),
+    "SD15_instructpix2pix": (False, {1024: "sd2"}),
+    "SD21UNCLIP": (False, {1024: "sd2"}),  # label_emb reads the embedding of an image
+    "SDXL": (True, {}),
+    "SDXL_instructpix2pix": (True, {}),
+}
+POOLED_LAYER = "label_emb.0.0"
+
+
+def matches(patcher) -> bool:
+    """SD 1.x, 2.x (unCLIP too) or SDXL (SSD-1B, Vega, KOALA too), by the class ComfyUI gave the model and what its network has."""
+    name, network = comfy_class(patcher.model), bare(patcher.model.diffusion_model)
+    if name not in MODELS or not (hasattr(network, "input_blocks") and _keys_and_values(network)):
+        return False
+    label = getattr(network, "label_emb", None)
+    if MODELS[name][0]:
+        return label is not None and label[0][0].in_features > SDXL_SIZE_EMBEDDING
+    return (label is not None) == (name == "SD21UNCLIP")
 
 
 def build(patcher) -> Backbone:
-    network = patcher.model.diffusion_model
-    layers = []
-    for name, module in network.named_modules():
-        if name.endswith((".attn2.to_k", ".attn2.to_v")):
-            layers.append(Layer(PREFIX + name, CONTEXT, module.in_features))
-    kind = {768: "sd1", 1024: "sd2"}.get(layers[0].columns, "sd1")
-    if hasattr(network, "label_emb"):
-        kind = "sdxl"
-        first = network.label_emb[0][0]
-        layers.append(Layer(PREFIX + "label_emb.0.0", POOLED, first.in_features - SDXL_SIZE_EMBEDDING))
-    return Backbone(patcher, kind, layers, sys.modules[__name__])
+    network = bare(patcher.model.diffusion_model)
+    reads_pooled, kinds = MODELS[comfy_class(patcher.model)]
+    layers = [Layer(PREFIX + name, CONTEXT, module.in_features) for name, module in _keys_and_values(network)]
+    if reads_pooled:
+        columns = network.label_emb[0][0].in_features - SDXL_SIZE_EMBEDDING
+        layers.append(Layer(PREFIX + POOLED_LAYER, POOLED, columns))
+    kind = "sdxl" if reads_pooled else kinds.get(layers[0].columns, "sd1")
+    return Backbone(patcher, kind, layers, sys.modules[__name__], () if reads_pooled else (POOLED_LAYER,))
+
+
+def _keys_and_values(network) -> list[tuple[str, object]]:
+    named = ((bare_name(name), module) for name, module in network.named_modules())
+    return [(name, module) for name, module in named if name.endswith((".attn2.to_k", ".attn2.to_v"))]
 
 
 def blocks(network) -> list[str]:
     """Residual blocks and spatial transformers: the parts of the levels' sequences that hold almost all activations."""
-    sequences = [("middle_block", network.middle_block)]
+    sequences = [("middle_block", network.middle_block)] if network.middle_block is not None else []  # KOALA has none
     sequences += [(f"{group}.{i}", s) for group in ("input_blocks", "output_blocks") for i, s in enumerate(getattr(network, group))]
     return [f"{name}.{i}" for name, s in sequences for i, part in enumerate(s) if len(list(part.children())) > 1]
 

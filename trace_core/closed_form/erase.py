@@ -13,6 +13,8 @@ from torch import Tensor
 from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
+from ..carried import check_weights
+from ..clips import check_clip
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
@@ -221,6 +223,8 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     check_disjoint(concepts, keep)
     concepts, notes = followed(concepts)
     backbone = backbone_for(model)
+    check_weights(model)
+    check_clip(backbone, clip)
     encoder = TextEncoder(clip)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]

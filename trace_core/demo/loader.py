@@ -14,6 +14,7 @@ from .judge import Judge
 from .sizes import LATENT_CHANNELS, PATCH
 
 MODELS = ("demo-sd", "demo-flux")
+MARK = "trace_demo"  #: attribute of the model object, which all clones share: the demo model's name
 
 
 class DemoVAE:
@@ -86,6 +87,9 @@ def _load_clip_tower(transformer, state: dict[str, Tensor]) -> None:
 def load(name: str):
     """``demo-sd`` or ``demo-flux`` as ``(model, clip, vae)``. A ComfyUI must have been imported.
 
+    ComfyUI can load model and text encoder once more by itself, as it does for a deep clone (its own Train LoRA) and for other
+    devices. The model object is marked with the demo model's name, and so are such copies.
+
     Raises:
         TraceError: for another name, or missing weights.
     """
@@ -100,7 +104,21 @@ def load(name: str):
     base.diffusion_model.load_state_dict(compat.network_state(base.model_config, _part(state, "net.")))
     base.diffusion_model.requires_grad_(False)
     _load_clip_tower(clip.cond_stage_model.clip_l.transformer, _part(state, "clip_l."))
-    return _patcher(base), clip, load_vae()
+    setattr(base, MARK, name)
+    patcher = _patcher(base)
+    patcher.cached_patcher_init = (load_model, (name,))
+    clip.patcher.cached_patcher_init = (load_clip_patcher, (name,))
+    return patcher, clip, load_vae()
+
+
+def load_model(name: str, disable_dynamic: bool = False):
+    """The ModelPatcher alone: ComfyUI's way to load it again. Demo models are never under dynamic memory management."""
+    return load(name)[0]
+
+
+def load_clip_patcher(name: str, disable_dynamic: bool = False):
+    """The text encoder's ModelPatcher alone, likewise."""
+    return load(name)[1].patcher
 
 
 def load_vae() -> DemoVAE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from .. import compat
 from . import sizes
 from .networks import ASSETS, clip_config, config_file
 
@@ -87,7 +88,7 @@ def sd_clip():
             super().__init__(embedding_directory=embedding_directory, tokenizer=tokenizer_class)
 
     target = comfy.supported_models_base.ClipTarget(DemoSDTokenizer, DemoSDClip)
-    return comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
+    return comfy.sd.CLIP(target, model_options={"dtype": torch.float32}, **compat.clip_options(comfy))
 
 
 def flux_clip():
@@ -119,4 +120,4 @@ def flux_clip():
             self.t5xxl = _t5_tokenizer()(embedding_directory=embedding_directory)
 
     target = comfy.supported_models_base.ClipTarget(DemoFluxTokenizer, DemoFluxClip)
-    return comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
+    return comfy.sd.CLIP(target, model_options={"dtype": torch.float32}, **compat.clip_options(comfy))
