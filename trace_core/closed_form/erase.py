@@ -302,10 +302,9 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
     prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts)
-    for number, (prompt, entry) in enumerate(prompts):
+    for number, rows in enumerate(encoder.encode_all(prompts)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
-        rows = encoder.encode(prompt, entry)
         share = config.keep_weight * policy.keep * len(keep) / len(prompts)
         context.add_keep(rows.embeddings, keep_weights(policy, rows) * share, rows.groups)
         if POOLED in sums:

@@ -111,8 +111,8 @@ def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncod
         yield _last_tokens(concept, encoder)
         return
     found = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
-    for prompt, subject, other, instead in found:
-        erase, want = encoder.encode(prompt, subject), encoder.encode(other, instead)
+    rows = encoder.encode_all(key for prompt, subject, other, instead in found for key in ((prompt, subject), (other, instead)))
+    for erase, want in zip(rows, rows):
         pairs = align(erase, want)
         yield pairs, row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(found), erase, want
 
