@@ -20,6 +20,7 @@ def sdxl_clip(tiny):
     """SDXL's two towers and its pooled vector, the towers tiny; the tokenizers are the demo's, which every engine has."""
     import comfy.sd
     import comfy.supported_models_base
+
     from trace_core.demo import sizes, text_towers
 
     tower, tokenizer = text_towers._clip_model(sizes.CLIP_SD), text_towers._clip_tokenizer(sizes.CLIP_SD["hidden_size"])
