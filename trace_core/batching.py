@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class BatchEncoder:
 
     def __call__(self, tokens: Sequence[Mapping]) -> list[Encoded]:
         """Rows and pooled vectors of prompts, each as ``clip.tokenize`` gives it, in the order given."""
+        if self._able is False:
+            return [self._alone(t) for t in tokens]
         groups: dict[tuple, list[int]] = {}
         for number, found in enumerate(tokens):
             groups.setdefault(_shape(found) or (number,), []).append(number)
@@ -88,6 +91,20 @@ class BatchEncoder:
     def _alone(self, tokens: Mapping) -> Encoded:
         rows, pooled = self.clip.encode_from_tokens(tokens, return_pooled=True)[:2]
         return rows[0], None if pooled is None else pooled[0]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A CLIP of one prompt, whose rows are there already."""
+
+    rows: Tensor
+    pooled: Tensor | None
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens(self, tokens, return_pooled: bool = True) -> Encoded:
+        return self.rows[None], None if self.pooled is None else self.pooled[None]
 
 
 def rows_of(tokens: Mapping) -> int:

@@ -27,6 +27,8 @@ from .objectives import OBJECTIVES, Term
 from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
+from .spelling import check_spelling
+from .text import TextEncoder
 from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
 from .windows import auto_window, inside
 
@@ -103,16 +105,17 @@ class Trainer:
         out = []
         for concept in concepts:
             kind = concept.kind if self.config.kind == "auto" else self.config.kind
-            for prompt, subject, other, _ in prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind])):
-                out.append((self.prompts.index(prompt, subject), self.prompts.index(other)))
-                self.strengths[out[-1][0]] = concept.strength
+            found = prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]))
+            numbers = self.prompts.indices([key for prompt, subject, other, _ in found for key in ((prompt, subject), (other, ""))])
+            out += zip(numbers[::2], numbers[1::2])
+            self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
         return out
 
     def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
         made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts)
-        return [(self.prompts.index(text),) * 2 for text, _ in made]
+        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
 
     # --------------------------------------------------------------------------------------- the bank
 
@@ -348,6 +351,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    warnings = check_spelling(TextEncoder(clip), concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
@@ -368,7 +372,9 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
             with blocks, saved_apart(network):
                 trainer.train(adapters, start, resume, checkpoint)
             factors, truncation = adapters.factors(config.rank)
-    return _result(trainer, concepts, kept, factors, start, truncation)
+    result = _result(trainer, concepts, kept, factors, start, truncation)
+    result.report["warnings"] = warnings
+    return result
 
 
 def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .batching import BATCH_ROWS, BatchEncoder, Encoded, rows_of
 from .errors import ConceptError
+from .spelling import pad_id
 
 BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
 REMEMBERED = 256 << 20  #: bytes of rows that an encoder remembers: 1,100 prompts of SD1.5, 60 of FLUX
@@ -82,7 +83,7 @@ class TextEncoder:
         #: the encoder sees the words behind a token, so rows before the concept change with it
         self.bidirectional = bidirectional
         if bidirectional:
-            self.specials = Specials(None, empty[0], empty[1])
+            self.specials = Specials(None, empty[0], empty[1] if len(empty) > 1 else pad_id(clip, "t5xxl"))
         else:
             self.specials = Specials(empty[0], empty[1], empty[-1])
 

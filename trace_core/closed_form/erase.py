@@ -13,8 +13,9 @@ from torch import Tensor
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
-from ..errors import ConceptError, TraceError
+from ..errors import ConceptError, ModelError, TraceError
 from ..lora import ErasureLora, base_metadata
+from ..spelling import check_spelling
 from ..text import BOS, TextEncoder
 from . import solvers
 from .edit import ContextEdit
@@ -42,6 +43,7 @@ class ClosedFormConfig:
     alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
+    stream: str = field(default="all", metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"})
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
     )
@@ -51,6 +53,8 @@ class ClosedFormConfig:
             raise TraceError(f"policy '{self.policy}' is unknown; use one of {', '.join(POLICIES)}")
         if self.kind not in ("auto", *KINDS):
             raise TraceError(f"kind '{self.kind}' is unknown; use auto, {', '.join(KINDS)}")
+        if self.stream not in ("all", POOLED):
+            raise TraceError(f"stream '{self.stream}' is unknown; use all or {POOLED}")
         if not 0 < self.energy <= 1:
             raise TraceError(f"energy is {self.energy}; it must lie in (0, 1]")
         if not -10 <= self.strength <= 10:
@@ -220,6 +224,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
     encoder = TextEncoder(clip)
+    spelling = _check_spelling(backbone, encoder, concepts, config)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]
@@ -247,10 +252,25 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         "solved": solved,
         "layers": layers,
         "spill": spilt,
-        "warnings": warnings_of(backbone, solved, layers, spilt),
+        "warnings": warnings_of(backbone, solved, layers, spilt) + spelling,
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
     return ClosedFormResult(lora, edits, report)
+
+
+def _check_spelling(backbone: Backbone, encoder: TextEncoder, concepts: Sequence[Concept], config: ClosedFormConfig) -> list[str]:
+    """Of names that a tower cannot spell: errors and warnings, unless the pooled vector alone is edited, which is CLIP's.
+
+    Raises:
+        ConceptError: naming one of which nothing is known.
+        ModelError: if a pooled vector is to be edited that the model does not read.
+    """
+    if config.stream == POOLED:
+        if backbone.width(POOLED) is None:
+            raise ModelError("this model reads no pooled vector of the text, so the pooled stream alone cannot be edited; use stream all")
+        return []
+    remedy = ", or edit CLIP's pooled vector alone, which can spell it (stream pooled)" if backbone.width(POOLED) else ""
+    return check_spelling(encoder, concepts, remedy)
 
 
 def warnings_of(backbone: Backbone, solved: dict, layers: dict, spilt: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -309,7 +329,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         context.add_keep(rows.embeddings, keep_weights(policy, rows) * share, rows.groups)
         if POOLED in sums:
             sums[POOLED].add_keep(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
-    return sums
+    return sums if config.stream == "all" else {config.stream: sums[config.stream]}
 
 
 def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
