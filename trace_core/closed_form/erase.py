@@ -13,15 +13,16 @@ from torch import Tensor
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
-from ..errors import ConceptError, ModelError, TraceError
+from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
-from ..spelling import check_spelling
 from ..text import BOS, TextEncoder
 from . import solvers
+from .contrast import contrast_words
 from .edit import ContextEdit
+from .effects import effect_warnings, side_effects, spelling_of, weight_warnings
 from .gram import Cross, Gram, add_symmetric, mirror
-from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
-from .spill import LIMIT, spill
+from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
+from .spill import spill
 
 ALL_GROUPS = tuple(range(6))
 
@@ -44,6 +45,7 @@ class ClosedFormConfig:
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
     stream: str = field(default="all", metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"})
+    contrast: bool = field(default=True, metadata={"help": "words inside names (the van of Van Gogh) are kept by themselves"})
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
     )
@@ -224,7 +226,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
     encoder = TextEncoder(clip)
-    spelling = _check_spelling(backbone, encoder, concepts, config)
+    spelling = spelling_of(backbone, encoder, concepts, config.stream)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]
@@ -243,52 +245,25 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
             if stream == CONTEXT:
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
     lora, layers = export(backbone, edits, sums, eta=config.eta)
+    inside = contrast_words(concepts, kept) if config.contrast else {}
+    told = {}
+    if CONTEXT in edits and edits[CONTEXT].rank:
+        told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0)
     report = {
         "method": policy.name,
         "solver": policy.solver if not plain else POLICIES[config.policy].solver,
         "parameters": asdict(config),
         "concepts": [asdict(c) for c in concepts],
         "keep": kept,
+        "contrast": inside,
         "solved": solved,
         "layers": layers,
         "spill": spilt,
-        "warnings": warnings_of(backbone, solved, layers, spilt) + spelling,
+        "side_effects": told,
+        "warnings": [*spelling, *weight_warnings(backbone, solved, layers, spilt), *effect_warnings(told, kept, inside)],
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
     return ClosedFormResult(lora, edits, report)
-
-
-def _check_spelling(backbone: Backbone, encoder: TextEncoder, concepts: Sequence[Concept], config: ClosedFormConfig) -> list[str]:
-    """Of names that a tower cannot spell: errors and warnings, unless the pooled vector alone is edited, which is CLIP's.
-
-    Raises:
-        ConceptError: naming one of which nothing is known.
-        ModelError: if a pooled vector is to be edited that the model does not read.
-    """
-    if config.stream == POOLED:
-        if backbone.width(POOLED) is None:
-            raise ModelError("this model reads no pooled vector of the text, so the pooled stream alone cannot be edited; use stream all")
-        return []
-    remedy = ", or edit CLIP's pooled vector alone, which can spell it (stream pooled)" if backbone.width(POOLED) else ""
-    return check_spelling(encoder, concepts, remedy)
-
-
-def warnings_of(backbone: Backbone, solved: dict, layers: dict, spilt: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What a user should hear before sharing the result."""
-    out = []
-    for stream, info in solved.items():
-        width = backbone.width(stream)
-        if info["rank"] > 0.9 * width:
-            out.append(f"the edit takes {info['rank']} of {width} directions of the {stream}; little text is left, lower energy")
-    worst = max(layers, key=lambda m: layers[m]["keep_change"], default=None)
-    if worst and (change := layers[worst]["keep_change"]) > 0.75:
-        out.append(f"the keep set's rows change by {100 * change:.0f} % in {worst}; lower strength or energy, or keep more")
-    for target, parts in spilt.items():
-        part = max(parts, key=parts.get)
-        if parts[part] > LIMIT:
-            out.append(f"'{part}' without the rest of '{target}' gets {100 * parts[part]:.0f} % of its change and may go as well: this text encoder "
-                       "hardly tells them apart; TRACE's finetune after it gives most of that back")  # fmt: skip
-    return out
 
 
 def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: Sequence[Concept], keep: Sequence[str],
@@ -301,13 +276,14 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     strengths = {c.strength for c in concepts}
     sums = {s: _Sums(w, policy.solver, strengths) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
+    inside = contrast_words(concepts) if config.contrast else {}
     empty = encoder.encode("")
     context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
         before = context.count
         for pairs, weights, erased, wanted in erased_pairs(
-            policy, concept, _kind(concept, config), encoder, config.contexts
+            policy, concept, _kind(concept, config), encoder, config.contexts, inside.get(concept.target, ())
         ):
             _check_width(pairs.erase, backbone)
             context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength)
@@ -321,11 +297,12 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
                 context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
-    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts)
-    for number, rows in enumerate(encoder.encode_all(prompts)):
+    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrast)
+    shares = keep_shares(policy, prompts, keep, contrast_words(concepts, keep) if config.contrast else {})
+    for number, (rows, share) in enumerate(zip(encoder.encode_all(prompts), shares)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
-        share = config.keep_weight * policy.keep * len(keep) / len(prompts)
+        share *= config.keep_weight
         context.add_keep(rows.embeddings, keep_weights(policy, rows) * share, rows.groups)
         if POOLED in sums:
             sums[POOLED].add_keep(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
