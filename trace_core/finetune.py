@@ -30,6 +30,8 @@ from .objectives import OBJECTIVES, Term
 from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
+from .spelling import check_spelling
+from .text import TextEncoder
 from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
 from .weights import shape_of
 from .windows import auto_window, inside
@@ -107,16 +109,17 @@ class Trainer:
         out = []
         for concept in concepts:
             kind = concept.kind_and_why(self.config.kind)[0]
-            for prompt, subject, other, _ in prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind])):
-                out.append((self.prompts.index(prompt, subject), self.prompts.index(other)))
-                self.strengths[out[-1][0]] = concept.strength
+            found = prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]))
+            numbers = self.prompts.indices([key for prompt, subject, other, _ in found for key in ((prompt, subject), (other, ""))])
+            out += zip(numbers[::2], numbers[1::2])
+            self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
         return out
 
     def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
         made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts)
-        return [(self.prompts.index(text),) * 2 for text, _ in made]
+        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
 
     # --------------------------------------------------------------------------------------- the bank
 
@@ -358,6 +361,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
     check_trainable(model)
     check_clip(backbone, clip)
+    warnings = check_spelling(TextEncoder(clip), concepts)
     said = kinds_of(concepts, config.kind)
     kinds = {k["kind"] for k in said}
     if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own
@@ -379,7 +383,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
                 trainer.train(adapters, start, resume, checkpoint)
             factors, truncation = adapters.factors(config.rank)
     result = _result(trainer, concepts, kept, factors, start, truncation)
-    result.report |= {"kinds": said, "notes": notes}
+    result.report |= {"kinds": said, "notes": notes, "warnings": warnings}
     return result
 
 

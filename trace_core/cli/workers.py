@@ -104,9 +104,12 @@ class Eraser:
         Raises:
             ConceptError: naming it.
         """
+        from ..spelling import check_spelling
         from ..text import TextEncoder
 
         encoder = TextEncoder(self.clip)
+        if self.setup.closed_form.get("stream") != "pooled":
+            check_spelling(encoder, self.setup.concepts)
         for concept in self.setup.concepts:
             encoder.encode(concept.target, concept.target)
             encoder.encode(concept.anchor, concept.anchor)

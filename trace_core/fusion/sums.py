@@ -203,7 +203,7 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
             progress("encode concepts", done, total)
             pairs = prompt_pairs(settled(concept, keep), _templates(concept, kind, config))
             with timed(clock, "rows"):
-                prompts = [encoder.encode(prompt, subject) for prompt, subject, *_ in pairs]
+                prompts = list(encoder.encode_all((prompt, subject) for prompt, subject, *_ in pairs))
             with timed(clock, "sums"):
                 for stream in streams:
                     found = [_read(rows, stream, config, concept.weight / len(prompts)) for rows in prompts]
@@ -214,11 +214,12 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
             for stream in streams:
                 stream.add_adapter(adapter, own[stream.name].value(), weight, starts[stream.name])
     prompts = _keep_prompts(keep, config, [c for a in adapters for c, _ in a.concepts])
-    for number, (prompt, entry) in enumerate(prompts):
+    kept = encoder.encode_all(prompts)
+    for number in range(len(prompts)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
         with timed(clock, "rows"):
-            rows = encoder.encode(prompt, entry)
+            rows = next(kept)
         share = len(keep) / len(prompts)
         with timed(clock, "sums"):
             for stream in streams:
