@@ -42,26 +42,29 @@ def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, 
         LoraError: naming the first key that is unknown, missing, misshapen or not finite.
     """
     parts: dict[str, dict[str, Tensor]] = {}
-    shown: dict[str, str] = {}  # what the file calls a layer
+    keys: dict[str, str] = {}  # the first of each layer
     for key, tensor in state.items():
         name, part = _split(key)
-        shown.setdefault(name, re.sub(r"\.(lora[_.].*|alpha)$", "", key)[:120])
+        keys.setdefault(name, key)
         if part in parts.setdefault(name, {}):
             raise LoraError(f"'{key[:80]}' gives a layer its {part} twice; the file is damaged")
         parts[name][part] = tensor
-    found = {name: factors(shown[name], part) for name, part in parts.items()}
-    theirs = names.unet_from_diffusers([n for n in found if names.IN_DIFFUSERS_UNET.match(n)])
+    theirs = names.unet_from_diffusers([n for n in parts if names.IN_DIFFUSERS_UNET.match(n)])
     modules: dict[str, tuple[Tensor, Tensor]] = {}
     fused: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
-    for name, pair in found.items():
-        flux = names.flux_from_diffusers(name) if names.IN_DIFFUSERS_FLUX.match(name) else None
-        own = flux[0] if flux else theirs.get(name, name)
-        if own is None or (flux is None and names.IN_DIFFUSERS_FLUX.match(name)):
-            raise _stranger(shown[name], "none of ComfyUI's networks has a layer of that name")
-        if flux:
-            fused.setdefault(own, {})[flux[1]] = pair
+    places = {}
+    for name in parts:
+        flux = names.IN_DIFFUSERS_FLUX.match(name)
+        places[name] = names.flux_from_diffusers(name) if flux else (theirs.get(name, name), None)
+        if places[name] is None or places[name][0] is None:
+            raise _stranger(keys[name], "none of ComfyUI's networks has a layer of that name")
+    for name, part in parts.items():
+        shown = re.sub(r"\.(lora[_.].*|alpha)$", "", keys[name])[:120]
+        pair, (own, number) = factors(shown, part), places[name]
+        if number is not None:
+            fused.setdefault(own, {})[number] = pair
         elif PREFIX + own in modules:
-            raise LoraError(f"'{name[:80]}' is a layer that the file has under another name too; it is damaged")
+            raise LoraError(f"'{shown}' is a layer that the file has under another name too; it is damaged")
         else:
             modules[PREFIX + own] = pair
     for own, some in fused.items():
