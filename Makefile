@@ -80,7 +80,7 @@ test-packaged-engine: setup
 	COMFYUI_PATH=$(ENGINE) $(PYTEST) -m "engine and not full_engine and not processes"
 
 demo: setup
-	$(PY) -m trace_core demo --out out/demo
+	$(PY) -m trace_core demo --out out/demo --overwrite
 
 # After a change of a node, a workflow or a preset; needs a ComfyUI checkout.
 workflows: setup $(VENV)/.server-installed

@@ -16,6 +16,7 @@ from torch import Tensor
 from .adapters import Adapters, attached
 from .attention import suppression
 from .backbones import Backbone, backbone_for
+from .belongs import check_clip
 from .closed_form.policies import POLICIES, keep_prompts
 from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
 from .errors import ConceptError, ModelError, TraceError
@@ -85,6 +86,7 @@ class Trainer:
         self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()  # [1, 1, h, w]
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
         self.start, self._report, self._preview = start, report, preview
+        self.concepts = [c.target for c in concepts]  #: as the training state names them
         self.shape = backbone.latent_shape(config.width, config.height)
         self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
         self.uncond = self.prompts.index("")
@@ -349,6 +351,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
+    check_clip(backbone, clip)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
     kinds = {c.kind for c in concepts} if config.kind == "auto" else {config.kind}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
+from ..belongs import check_clip, check_width
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
@@ -219,6 +220,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
+    check_clip(backbone, clip)
     encoder = TextEncoder(clip)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
@@ -289,7 +291,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         for pairs, weights, erased, wanted in erased_pairs(
             policy, concept, _kind(concept, config), encoder, config.contexts
         ):
-            _check_width(pairs.erase, backbone)
+            check_width(pairs.erase, backbone)
             context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength)
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
@@ -385,11 +387,3 @@ def _pooled(rows, backbone: Backbone) -> Tensor:
     if rows.pooled is None:
         raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
     return rows.pooled[None, : backbone.width(POOLED)]
-
-
-def _check_width(rows: Tensor, backbone: Backbone) -> None:
-    if rows.shape[1] != backbone.width(CONTEXT):
-        raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
-            "connect the CLIP that belongs to this model"
-        )

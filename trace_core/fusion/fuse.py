@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
+from ..belongs import check_clip
 from ..concepts import EVERYDAY, Concept, check_disjoint, same
 from ..errors import LoraError
 from ..gating import base_mismatch, check_fits
@@ -57,6 +58,7 @@ def fuse(model, clip, loras: Sequence[ErasureLora], keep: Sequence[str] = (), co
     kept = list(keep) or _own_keep(adapters, concepts)  # of weight 0, it is still measured
     streams = [part for s in (CONTEXT, POOLED) if (part := Stream(backbone, s, adapters, config)).layers]
     if streams:
+        check_clip(backbone, clip)
         collect(streams, TextEncoder(clip), adapters, kept, config, progress, clock)
     if config.mode == "fuse":
         for stream in streams:
