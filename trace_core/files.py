@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")  #: what the process has open, by name
 TEMPORARY = ".trace-"  #: what a file is called before it is whole
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -20,6 +21,8 @@ def real(path: str | Path) -> Path:
 def is_stream(path: str | Path) -> bool:
     """Whether a path is no place for a file but something that is written to as it is: ``/dev/stdout``, a pipe."""
     path = Path(path)
+    if str(path).startswith(OPEN_FILES):  # they may be redirected to a file, of which nothing is to be lost
+        return path.exists()
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -40,7 +43,8 @@ def write_whole(path: str | Path, data: bytes | Callable[[Path], object], tempor
     """
     path = Path(path)
     if is_stream(path) and isinstance(data, bytes):
-        path.write_bytes(data)
+        with path.open("ab") as stream:
+            stream.write(data)
         return path
     target, unfinished = real(path), None
     try:

@@ -229,8 +229,10 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
     config = replace(config, eta=resolve_eta(config, plain or both))
     edits, solved, sums, spilt = {}, {}, {}, {}
+    progress = progress or (lambda *_: None)
     for policy, part in ((policy, part) for policy, part in groups if part):
-        found = collect(backbone, encoder, policy, part, kept, config, progress or (lambda *_: None))
+        found = collect(backbone, encoder, policy, part, kept, config, progress)
+        progress("solve", 0, 1)
         for stream, rows in found.items():
             edit, info = solve(policy, rows, config)
             before = solved.get(stream)
@@ -239,6 +241,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
             sums.setdefault(stream, []).append(rows)
             if stream == CONTEXT:
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
+    progress("export", 0, 1)
     lora, layers = export(backbone, edits, sums, eta=config.eta)
     report = {
         "method": policy.name,
