@@ -28,7 +28,7 @@ PROCESSOR = re.compile(r"^(?P<name>[A-Za-z0-9_.]+)\.processor\.(?P<layer>to_q|to
 PART = {"up": "up", "down": "down", "A": "down", "B": "up"}
 TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoder|text_encoders\.|lora_prior_te|clip_[lg]\.|t5xxl\.)")
 OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "lora_mid": "a CP-LoRA",
-               ".diff": "a difference of whole weights"}  # fmt: skip
+               ".diff_": "a difference of whole weights"}  # fmt: skip
 CONVOLUTION = re.compile(r"\.(op|conv|skip_connection|in_layers\.2|out_layers\.3)$|^input_blocks\.0\.0$|^out\.2$")
 
 
@@ -78,7 +78,7 @@ def _split(key: str) -> tuple[str, str]:
     """Dotted name of a layer, in the network's or in diffusers' names, and which of its tensors a key is."""
     if TEXT_ENCODER.match(key):
         raise _stranger(key, "it changes the text encoder, an erasure only the denoiser")
-    other = next((kind for mark, kind in OTHER_KINDS.items() if mark in key), None)
+    other = next((kind for mark, kind in OTHER_KINDS.items() if mark in f"{key}_"), None)
     if other:
         raise _stranger(key, f"it is of {other}, not of a plain LoRA")
     found, way = PROCESSOR.match(key), None
