@@ -82,7 +82,7 @@ test: setup lint
 	exit $$status
 
 demo: setup
-	$(PY) -m trace_core demo --out out/demo
+	$(PY) -m trace_core demo --out out/demo --overwrite
 
 # After a change of a node, a workflow or a preset; needs a ComfyUI checkout.
 workflows: setup $(VENV)/.server-installed

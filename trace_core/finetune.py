@@ -91,6 +91,7 @@ class Trainer:
         self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()  # [1, 1, h, w]
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
         self.start, self._report, self._preview = start, report, preview
+        self.concepts = [c.target for c in concepts]  #: as the training state names them
         self.shape = backbone.latent_shape(config.width, config.height)
         self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
         self.uncond = self.prompts.index("")

@@ -14,7 +14,7 @@ from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..carried import check_weights
-from ..clips import check_clip
+from ..clips import check_clip, check_width
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
@@ -240,8 +240,10 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
     config = replace(config, eta=resolve_eta(config, plain or both))
     edits, solved, sums, spilt = {}, {}, {}, {}
+    progress = progress or (lambda *_: None)
     for policy, part in ((policy, part) for policy, part in groups if part):
-        found = collect(backbone, encoder, policy, part, kept, config, progress or (lambda *_: None))
+        found = collect(backbone, encoder, policy, part, kept, config, progress)
+        progress("solve", 0, 1)
         for stream, rows in found.items():
             edit, info = solve(policy, rows, config)
             before = solved.get(stream)
@@ -250,6 +252,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
             sums.setdefault(stream, []).append(rows)
             if stream == CONTEXT:
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
+    progress("export", 0, 1)
     lora, layers = export(backbone, edits, sums, eta=config.eta)
     inside = contrast_words(concepts, kept) if config.contrast else {}
     told = {}
@@ -293,7 +296,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         for pairs, weights, erased, wanted in erased_pairs(
             policy, concept, _kind(concept, config), encoder, config.contexts, inside.get(concept.target, ())
         ):
-            _check_width(pairs.erase, backbone)
+            check_width(pairs.erase, backbone)
             context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength)
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
@@ -389,11 +392,3 @@ def _pooled(rows, backbone: Backbone) -> Tensor:
     if rows.pooled is None:
         raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
     return rows.pooled[None, : backbone.width(POOLED)]
-
-
-def _check_width(rows: Tensor, backbone: Backbone) -> None:
-    if rows.shape[1] != backbone.width(CONTEXT):
-        raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
-            "connect the CLIP that belongs to this model"
-        )
