@@ -1,7 +1,8 @@
-"""Write ``workflows/*.json``, their thumbnails, ``object_info.json`` and ``locales/en``: ``make_workflows.py [NAME ...]``.
+"""Write ``workflows/*.json``, their thumbnails, ``object_info.json`` and ``locales/en``: ``make_workflows.py [--texts] [NAME ...]``.
 
 The graphs are written down here, in ``GRAPHS``; where nodes stand, their sizes and the order of their widgets follow from what a
-real server says of its nodes. Every workflow is run, and its thumbnail is the grid that it draws.
+real server says of its nodes. Every workflow is run, and its thumbnail is the grid that it draws; with ``--texts`` none is. What is
+written is the same with every ComfyUI that the pack supports.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Graph:
         """Add a node. A value that is ``(node, slot)`` is a wire, any other a widget's; returns ``(node, 0)``."""
         spec, number = self.info[kind], len(self.nodes) + 1
         inputs, values, height = [], [], 2 * ROW
+        unfolded = self._unfolded(spec, given)
         for name, form, options in self.harness.inputs_of(spec):
             value, widget = given.pop(name, None), self.harness.is_widget(form, options)
             kind_of = "COMBO" if isinstance(form, list) else form
@@ -65,17 +67,24 @@ class Graph:
                 value = None
             if widget:
                 values.append(self._default(form, options) if value is None else value)
-                height += TEXT if options.get("multiline") else ROW
+                if not options.get("advanced") or unfolded:
+                    height += TEXT if options.get("multiline") else ROW
                 if self.harness.has_control(name, form, options):
                     values.append("fixed")
                     height += ROW
         if given:
             raise ValueError(f"{kind} has no input {', '.join(given)}")
+        # What versions of ComfyUI add to a stock node is left to the page, so that a template is the same of all of them
         outputs = [{"name": n, "type": t, "links": [], "slot_index": i}
-                   for i, (t, n) in enumerate(zip(spec["output"], spec["output_name"]))]  # fmt: skip
+                   for i, (t, n) in enumerate(zip(spec["output"], spec["output_name"])) if kind.startswith("TRACE_")]  # fmt: skip
         height += 230 if kind in ("TRACE_CompareErasure", "PreviewAny", "LossGraphNode") else ROW * max(0, len(outputs) - len(inputs))
-        self._place(kind, {"inputs": inputs, "outputs": outputs, "widgets_values": values}, height, title=title)
+        parts = {"inputs": inputs, "outputs": outputs, "widgets_values": values}
+        self._place(kind, parts | ({"showAdvanced": True} if unfolded else {}), height, title=title)
         return number, 0
+
+    def _unfolded(self, spec: dict, given: dict) -> bool:
+        """Whether a value is given to a widget that the page folds away: it is shown then."""
+        return any(name in given and options.get("advanced") for name, _, options in self.harness.inputs_of(spec))
 
     @staticmethod
     def _default(form, options: dict):
@@ -392,8 +401,12 @@ def build(name: str, info: dict, harness) -> dict:
     return graph.workflow()
 
 
+#: What newer versions of ComfyUI say of every node.
+NEWER = ("is_input_list", "search_aliases", "has_intermediate_output")
+
+
 def contract(info: dict) -> dict:
-    """What other people's workflows rely on: our nodes' inputs and outputs in order, less what differs by machine."""
+    """What other people's workflows rely on: our nodes' inputs and outputs in order, less what differs by machine and version."""
     out = {}
     for name in sorted(n for n in info if n.startswith("TRACE_")):
         spec = json.loads(json.dumps(info[name]))
@@ -401,7 +414,8 @@ def contract(info: dict) -> dict:
             for entry, (kind, *_) in group.items():
                 if entry in ("lora_file", "sampler_name", "scheduler"):
                     del kind[1:]
-        spec.pop("python_module")
+        for key in ("python_module", *NEWER):
+            spec.pop(key, None)
         out[name] = spec
     return out
 
@@ -416,7 +430,7 @@ def locale(info: dict) -> dict:
     return out
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], pictures: bool) -> None:
     from trace_core import engine
 
     harness = _harness()
@@ -429,6 +443,8 @@ def main(names: list[str]) -> None:
         for name in names:
             made = build(name, info, harness)
             (WORKFLOWS / f"{name}.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+            if not pictures:
+                continue
             outputs = server.run(harness.to_api(made, info), 1800)
             grid = next(o["images"][0] for o in outputs.values() if "trace_pairs" in o)
             sheet = server.picture(grid)
@@ -440,4 +456,4 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE.parents[1]]
-    main(sys.argv[1:] or list(GRAPHS))
+    main([name for name in sys.argv[1:] if name != "--texts"] or list(GRAPHS), "--texts" not in sys.argv)
