@@ -55,8 +55,7 @@ class Graph:
     def node(self, kind: str, title: str = "", /, **given) -> tuple[int, int]:
         """Add a node. A value that is ``(node, slot)`` is a wire, any other a widget's; returns ``(node, 0)``."""
         spec, number = self.info[kind], len(self.nodes) + 1
-        inputs, values, height = [], [], 2 * ROW
-        unfolded = self._unfolded(spec, given)
+        inputs, values, height, unfolded = [], [], 2 * ROW, self._unfolded(spec, given)
         for name, form, options in self.harness.inputs_of(spec):
             value, widget = given.pop(name, None), self.harness.is_widget(form, options)
             kind_of = "COMBO" if isinstance(form, list) else form
@@ -67,8 +66,7 @@ class Graph:
                 value = None
             if widget:
                 values.append(self._default(form, options) if value is None else value)
-                if not options.get("advanced") or unfolded:
-                    height += TEXT if options.get("multiline") else ROW
+                height += TEXT if options.get("multiline") else ROW
                 if self.harness.has_control(name, form, options):
                     values.append("fixed")
                     height += ROW
