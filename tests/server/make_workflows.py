@@ -30,9 +30,12 @@ def _harness():
     return module
 
 
-#: Pixels that the page adds below a node once it has run.
-PANELS = {"TRACE_LateStageFinetune": 450, "TRACE_ClosedFormProjection": 40, "TRACE_FuseErasureLoras": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
-          "TRACE_CompareErasure": 60}  # fmt: skip
+#: Pixels of a node for what it will show: pictures, or a whole report.
+SHOWS = {"TRACE_CompareErasure": 230, "LossGraphNode": 230, "PreviewAny": 580}
+#: Pixels that the page adds below a node once it has run, in the design that adds more. A report may be longer than its node: it is
+#: the last of its column.
+PANELS = {"TRACE_LateStageFinetune": 490, "TRACE_FuseErasureLoras": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
+          "PreviewAny": 130}  # fmt: skip
 
 
 class Graph:
@@ -75,7 +78,7 @@ class Graph:
         # What versions of ComfyUI add to a stock node is left to the page, so that a template is the same of all of them
         outputs = [{"name": n, "type": t, "links": [], "slot_index": i}
                    for i, (t, n) in enumerate(zip(spec["output"], spec["output_name"])) if kind.startswith("TRACE_")]  # fmt: skip
-        height += 230 if kind in ("TRACE_CompareErasure", "PreviewAny", "LossGraphNode") else ROW * max(0, len(outputs) - len(inputs))
+        height += SHOWS[kind] if kind in SHOWS else ROW * max(0, len(outputs) - len(inputs))
         parts = {"inputs": inputs, "outputs": outputs, "widgets_values": values}
         self._place(kind, parts | ({"showAdvanced": True} if unfolded else {}), height, title=title)
         return number, 0
@@ -167,9 +170,9 @@ def trace_full(g: Graph) -> None:
     second, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), lora=(first, 1), erase="cat", preset="fast",
                        preview_every=20)  # fmt: skip
     g.column("4  What came out")
-    g.node("PreviewAny", "Report", source=(second, 3))
     g.node("LossGraphNode", loss=(second, 2), filename_prefix="trace_loss")
     g.node("TRACE_SaveErasureLora", lora=(second, 1), name="erased-%concepts%-%method%", license="CC0-1.0")
+    g.node("PreviewAny", "Report", source=(second, 3))
     g.column("5  Before and after")
     _compare(g, model, (second, 0), CATS, "cat\nkitty")
 
@@ -276,8 +279,8 @@ def fuse(g: Graph) -> None:
     g.note("Connect the model as the loader gives it, not one that an erasure is on already. Files go into **files**, one a line. Write "
            "`cat = 0.5` into **strengths** for half of one concept.\n\n" + SWAP)  # fmt: skip
     g.column("3  What came out")
-    g.node("PreviewAny", "Report", source=(fused, 2))
     g.node("TRACE_SaveErasureLora", lora=(fused, 1), name="fused-%concepts%")
+    g.node("PreviewAny", "Report", source=(fused, 2))
     g.column("4  Before and after")
     _compare(g, model, (fused, 0), "a photo of a cat, google style\na photo of a truck, fluent style\na photo of a pizza, twitter style\n"
              "a photo of a dog, google style\na photo of a ship, fluent style\na photo of an apple, twitter style", "cat\ntruck\npizza")  # fmt: skip
@@ -301,8 +304,8 @@ def mace(g: Graph) -> None:
         made.append(second)
     g.column("4  Fuse")
     fused, _ = g.node("TRACE_FuseErasureLoras", model=(model, 0), clip=(model, 1), **{f"lora_{i}": (m, 1) for i, m in enumerate(made, 1)})
-    g.node("PreviewAny", "Report", source=(fused, 2))
     g.node("TRACE_SaveErasureLora", lora=(fused, 1), name="mace-%concepts%")
+    g.node("PreviewAny", "Report", source=(fused, 2))
     g.column("5  Before and after")
     _compare(g, model, (fused, 0), "a photo of a cat, google style\na photo of a truck, fluent style\na photo of a pizza, twitter style\n"
              "a photo of a dog, google style\na photo of a ship, fluent style", "cat\ntruck")  # fmt: skip
@@ -318,8 +321,8 @@ def ant(g: Graph) -> None:
     g.column("2  Finetune")
     tuned, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), erase="cat", objective="ant",
                       saliency=0.5, rank=64)  # fmt: skip
-    g.node("PreviewAny", "Report", source=(tuned, 3))
     g.node("TRACE_SaveErasureLora", lora=(tuned, 1), name="ant-%concepts%")
+    g.node("PreviewAny", "Report", source=(tuned, 3))
     g.column("3  Before and after")
     _compare(g, model, (tuned, 0), CATS.replace("pizza, twitter", "truck, fluent"), "cat\nkitty")
 
@@ -336,8 +339,8 @@ def trce(g: Graph) -> None:
     g.column("3  Early steering")
     second, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), lora=(first, 1), erase="cat -> dog", objective="trce",
                        preset="fast")  # fmt: skip
-    g.node("PreviewAny", "Report", source=(second, 3))
     g.node("TRACE_SaveErasureLora", lora=(second, 1), name="trce-%concepts%")
+    g.node("PreviewAny", "Report", source=(second, 3))
     g.column("4  Before and after")
     _compare(g, model, (second, 0), CATS, "cat\nkitty")
 
