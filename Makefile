@@ -14,6 +14,7 @@ TORCH_INDEX ?=
 VENV := .venv
 ENGINE := .engine
 BROWSER := .cache/browser
+FRONTENDS := .cache/frontends
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # The ComfyUIs that the tests run on: what COMFYUI_PATH names, or the checkouts in the home folder.
@@ -28,7 +29,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: setup lint test test-packaged-engine demo bench workflows clean
+.PHONY: setup lint browser frontends test test-packaged-engine demo bench workflows clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed $(ENGINE)/.installed
@@ -54,6 +55,14 @@ $(VENV)/.server-installed: tests/server-requirements.txt | $(VENV)/.installed
 lint: setup
 	$(VENV)/bin/ruff check .
 
+# ComfyUI's page in the versions of tests/frontends, each in a folder of its own.
+frontends: $(patsubst tests/frontends/%.txt,$(FRONTENDS)/%/.installed,$(wildcard tests/frontends/*.txt))
+
+$(FRONTENDS)/%/.installed: tests/frontends/%.txt | $(VENV)/.installed
+	rm -rf $(@D)
+	$(PIP) --no-deps --require-hashes --target $(@D) --requirement $<
+	@touch $@
+
 # Without Node.js or Chromium the browser tier is skipped, and says why.
 browser:
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(BROWSER)/.installed; fi
@@ -72,7 +81,7 @@ $(BROWSER)/.installed: tests/browser/package-lock.json
 # start worker processes are the same on all, and run once.
 test: setup lint
 	-@$(MAKE) --no-print-directory browser
-	@if [ -n "$(ENGINES)" ]; then $(MAKE) --no-print-directory $(VENV)/.server-installed; fi
+	@if [ -n "$(ENGINES)" ]; then $(MAKE) --no-print-directory $(VENV)/.server-installed frontends; fi
 	@status=0; marks="unit or not unit"; \
 	for engine in $(ENGINES); do \
 		COMFYUI_PATH=$$engine $(PYTEST) -m "$$marks" || status=$$?; marks="not unit and not processes"; \
@@ -85,7 +94,7 @@ demo: setup
 	$(PY) -m trace_core demo --out out/demo --overwrite
 
 # After a change of a node, a workflow or a preset; needs a ComfyUI checkout.
-workflows: setup $(VENV)/.server-installed
+workflows: setup $(VENV)/.server-installed frontends
 	$(PY) tests/server/make_workflows.py
 
 bench: setup
@@ -93,4 +102,4 @@ bench: setup
 	$(PY) benchmarks/tables.py
 
 clean:
-	rm -rf $(VENV) $(ENGINE) $(BROWSER) out *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINE) $(BROWSER) $(FRONTENDS) out *.egg-info .pytest_cache .ruff_cache

@@ -43,6 +43,7 @@ class ErasurePresets:
     ID = "TRACE_ErasurePresets"
     TITLE = "Erasure Presets"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["concept list", "artists", "celebrities", "trademarks", "NSFW", "nudity", "unlearn", "concept erasure"]
     DESCRIPTION = (
         "Lists of artists, persons, objects, explicit content and trademarks for the erase and keep inputs. Name the ones to "
         "erase, and the others of the list are kept; name none, and the whole list is erased."

@@ -18,6 +18,8 @@ class ClosedFormProjection:
     ID = "TRACE_ClosedFormProjection"
     TITLE = "Closed-Form Concept Projection"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = [*wire.ALIASES, "UCE", "MACE", "TRCE", "closed form", "NSFW", "safety"]
+    HAS_INTERMEDIATE_OUTPUT = True  # its report is shown again when the run comes from the cache
     DESCRIPTION = (
         "Erases concepts from a model in one closed-form solve: seconds, no images, no training. The base model stays as it "
         "is; the result is a small LoRA."
@@ -30,10 +32,11 @@ class ClosedFormProjection:
         "What was measured, in Markdown: verdict, figures, limits.",
     )
     FUNCTION = "erase"
+    ADVANCED = ("energy", "eta", "alpha", "keep_weight", "max_rank")
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
+        return wire.with_advanced(cls.ADVANCED, {
             "required": {
                 "model": ("MODEL", {"tooltip": "The model to erase from. It is read, never written."}),
                 "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
@@ -58,7 +61,7 @@ class ClosedFormProjection:
                 "max_rank": ("INT", {"default": 0, "min": 0, "max": 4096,
                              "tooltip": "Upper bound of the rank, and so of the file's size. 0: no bound."}),
             },
-        }  # fmt: skip
+        })  # fmt: skip
 
     def erase(self, model, clip, erase, keep, policy, strength, kind="auto", energy=0.97, eta=-1.0, alpha=0.0, keep_weight=1.0,
               max_rank=0):  # fmt: skip
