@@ -1,7 +1,7 @@
 # Everything is installed inside this folder: .venv/ (Python packages) and .engine/ (a packaged ComfyUI).
 #
 #   make demo    erase concepts from the demo models, draw before/after grids, print the table
-#   make test    lint and every test tier whose engine is present (COMFYUI_PATH names a checkout)
+#   make test    lint and every test tier, on every ComfyUI in the home folder (or the one in COMFYUI_PATH) and the packaged one
 #   make bench   time the closed form
 #   make workflows   write workflows/, their thumbnails and the snapshot of the nodes anew
 #
@@ -16,6 +16,8 @@ ENGINE := .engine
 BROWSER := .cache/browser
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# The ComfyUIs that the tests run on: what COMFYUI_PATH names, or the checkouts in the home folder.
+ENGINES ?= $(or $(COMFYUI_PATH),$(patsubst %/comfy/model_patcher.py,%,$(wildcard $(HOME)/ComfyUI/comfy/model_patcher.py $(HOME)/ComfyUI-*/comfy/model_patcher.py)))
 # Files are shared out to WORKERS processes, each with a ComfyUI of its own.
 WORKERS ?= 2
 PYTEST := $(VENV)/bin/pytest -rs -n $(WORKERS) --dist loadfile
@@ -66,18 +68,18 @@ $(BROWSER)/.installed: tests/browser/package-lock.json
 	npm ci --silent --no-audit --no-fund --prefix $(@D)
 	@touch $@
 
-# Two runs, as a process can import only one ComfyUI; the second one runs whatever the first one said.
+# A run for every ComfyUI, as a process can import only one; each runs whatever the others said. The unit tests and those that
+# start worker processes are the same on all, and run once.
 test: setup lint
 	-@$(MAKE) --no-print-directory browser
-	@status=0; \
-	if $(PY) -c 'from trace_core import engine; engine.find().full or exit(1)'; then \
-		$(MAKE) --no-print-directory $(VENV)/.server-installed test-packaged-engine || status=$$?; \
-	fi; \
-	$(PYTEST) || status=$$?; \
+	@if [ -n "$(ENGINES)" ]; then $(MAKE) --no-print-directory $(VENV)/.server-installed; fi
+	@status=0; marks="unit or not unit"; \
+	for engine in $(ENGINES); do \
+		COMFYUI_PATH=$$engine $(PYTEST) -m "$$marks" || status=$$?; marks="not unit and not processes"; \
+	done; \
+	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not processes"; fi; \
+	COMFYUI_PATH=$(CURDIR)/$(ENGINE) $(PYTEST) -m "$$marks" || status=$$?; \
 	exit $$status
-
-test-packaged-engine: setup
-	COMFYUI_PATH=$(ENGINE) $(PYTEST) -m "engine and not full_engine and not processes"
 
 demo: setup
 	$(PY) -m trace_core demo --out out/demo
