@@ -29,7 +29,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: setup lint browser frontends test test-packaged-engine demo bench workflows clean
+.PHONY: setup lint browser frontends test demo bench workflows clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed $(ENGINE)/.installed

@@ -73,6 +73,11 @@ class ClosedFormConfig:
         if self.max_rank is not None and self.max_rank < 1:
             raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether words inside names are kept; the published policies stay as their papers have them."""
+        return self.contrast and self.policy == "trace"
+
 
 #: Overshoot where the concept is steered to the neutral prompt. That prompt still draws the concept by chance: one style
 #: in five, one object in twenty. An anchor draws something else, and needs none.
@@ -254,7 +259,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
     progress("export", 0, 1)
     lora, layers = export(backbone, edits, sums, eta=config.eta)
-    inside = contrast_words(concepts, kept) if config.contrast else {}
+    inside = contrast_words(concepts, kept) if config.contrasts else {}
     told = {}
     if CONTEXT in edits and edits[CONTEXT].rank:
         told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0)
@@ -287,7 +292,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     strengths = {c.strength for c in concepts}
     sums = {s: _Sums(w, policy.solver, strengths) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
-    inside = contrast_words(concepts) if config.contrast else {}
+    inside = contrast_words(concepts) if config.contrasts else {}
     empty = encoder.encode("")
     context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
     for number, concept in enumerate(concepts):
@@ -308,8 +313,8 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
                 context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
-    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrast)
-    shares = keep_shares(policy, prompts, keep, contrast_words(concepts, keep) if config.contrast else {})
+    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrasts)
+    shares = keep_shares(policy, prompts, keep, contrast_words(concepts, keep) if config.contrasts else {})
     for number, (rows, share) in enumerate(zip(encoder.encode_all(prompts), shares)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
