@@ -177,7 +177,7 @@ def _check_clip(model, clip, source: Source) -> None:
         TraceError: naming the remedy.
     """
     from ..backbones import backbone_for
-    from ..clips import check_clip
+    from ..encoders import check_clip
 
     if clip is None or clip.cond_stage_model is None:
         raise TraceError(f"'{Path(source.model).name}' has no text encoder; give its files with --clip, or use a full checkpoint")

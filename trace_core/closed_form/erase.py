@@ -14,8 +14,8 @@ from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..carried import check_weights
-from ..clips import check_clip, check_width
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
+from ..encoders import check_clip, check_width
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
 from ..text import BOS, TextEncoder
