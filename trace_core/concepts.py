@@ -23,12 +23,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import ConceptError
-from .kinds import KINDS, guess_kind, kind_of
+from .kinds import KINDS as KINDS
+from .kinds import guess_kind, kind_of
 from .lists import from_text
-from .syntax import ARROW, BACKWARDS, MAX_CHARACTERS, Item, is_number, masked, plain, reads_as_it_is, short, split
+from .syntax import ARROW, BACKWARDS, Item, is_number, masked, plain, reads_as_it_is, short, split
+from .syntax import MAX_CHARACTERS as MAX_CHARACTERS
 from .syntax import key as _key
-
-__all__ = ["KINDS", "MAX_CHARACTERS", "guess_kind"]  # and all that is defined here
 
 AT, PLUS, FROM = "@", " + ", " from "
 MAX_STRENGTH = 2.0  #: of one concept
