@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..concepts import EVERYDAY, Concept, same
+from ..concepts import EVERYDAY, Concept, same, settled
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
@@ -216,6 +216,7 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     """For the processes. Their number of threads changes the last digits, so it is fixed."""
     load()
     size = None if args.model in DEMO_MODELS else checkpoint_file(args.model).stat().st_size
+    concepts = [settled(c, keep, concepts) for c in concepts]  # while they are all in sight
     return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
                          workers.forced_cpu(), size)  # fmt: skip
 
