@@ -35,6 +35,9 @@ def followed(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
             said.append(_sentence(concept, anchor, way))
             continue
         out.append(concept)
+        part = next((p for p in concept.parts if _name(p) in by_name), "")
+        if part:
+            said.append(f"'{concept.target}': '{part}' is erased altogether, so the two together need no line of their own; remove it")
         other = next((t for t in _held(concept.anchor, by_words) if not same(t, concept.target)), "")
         if other:
             said.append(f"'{concept.anchor}', the anchor of '{concept.target}', holds '{other}', which is erased as well: name an anchor "

@@ -23,12 +23,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import ConceptError
-from .kinds import KINDS, guess_kind, kind_of
+from .kinds import KINDS as KINDS
+from .kinds import guess_kind, kind_of
 from .lists import from_text
-from .syntax import ARROW, BACKWARDS, MAX_CHARACTERS, Item, is_number, masked, plain, reads_as_it_is, short, split
+from .syntax import ARROW, BACKWARDS, Item, is_number, masked, plain, reads_as_it_is, short, split
+from .syntax import MAX_CHARACTERS as MAX_CHARACTERS
 from .syntax import key as _key
-
-__all__ = ["KINDS", "MAX_CHARACTERS", "guess_kind"]  # and all that is defined here
 
 AT, PLUS, FROM = "@", " + ", " from "
 MAX_STRENGTH = 2.0  #: of one concept
@@ -85,16 +85,18 @@ def sort_of(part: str) -> str:
     return "background" if _key(part).endswith("background") else "style" if guess_kind(part) == "style" else "thing"
 
 
-def settled(concept: Concept, keep: Sequence[str]) -> Concept:
+def settled(concept: Concept, keep: Sequence[str], erased: Iterable[Concept] = ()) -> Concept:
     """A combined concept with an anchor: the one given, or what its prompts draw instead by default.
 
     In the place of a background or style stands another (the first of the keep list, or of :data:`OTHERS`): then both prompts
-    have the same words in the same places, and the rest of the picture stays. A thing is left out.
+    have the same words in the same places, and the rest of the picture stays. A thing is left out. What is ``erased`` itself is no
+    other.
     """
     if not concept.parts or concept.anchor:
         return concept
     thing, other = concept.parts
-    found = [o for o in others_of(other, keep) if not same(o, other)]
+    gone = {_key(other), *(_key(c.target) for c in erased)}
+    found = [o for o in (*others_of(other, keep), *OTHERS[sort_of(other)]) if _key(o) not in gone] or [thing]
     return replace(concept, anchor=thing if sort_of(other) == "thing" else found[0])
 
 

@@ -368,7 +368,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
-    concepts = [settled(c, kept) for c in concepts]  # a combination gets its anchor
+    concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
     with training_mode(backbone.engine):
         backbone.load()

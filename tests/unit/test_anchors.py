@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from trace_core.anchors import followed
-from trace_core.concepts import EVERYDAY, TEMPLATES, Concept, combined, kinds_of, parse_concepts, prompt_pairs
+from trace_core.concepts import (
+    EVERYDAY,
+    OTHERS,
+    TEMPLATES,
+    Concept,
+    combined,
+    kinds_of,
+    parse_concepts,
+    prompt_pairs,
+    settled,
+)
 from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
 from trace_core.kinds import DATA, KINDS, LISTS, bare, guess_kind, kind_of
 from trace_core.parts import entry_of, read_concepts
@@ -37,10 +47,23 @@ def test_arrows_are_followed(lines, then, says):
     assert again == concepts, "what comes out is not followed any further"
 
 
-@pytest.mark.parametrize("lines", ["cat -> dog", "cat -> dog; bird -> dog", "cat -> grumpy cat", "cat; dog", "cat -> doggy; dog", "cat + dog; dog"])
+@pytest.mark.parametrize("lines", ["cat -> dog", "cat -> dog; bird -> dog", "cat -> grumpy cat", "cat; dog", "cat -> doggy; dog", "cat + dog; bird"])
 def test_other_anchors_stay(lines):
     concepts = parse_concepts(lines)
     assert followed(concepts) == (concepts, [])
+
+
+def test_a_part_that_is_erased_altogether_is_said():
+    concepts = parse_concepts("cat + hat; cat")
+    assert followed(concepts) == (concepts, ["'cat with hat': 'cat' is erased altogether, so the two together need no line of their own; remove it"])
+
+
+def test_what_stands_in_the_place_of_a_part_is_not_erased_itself():
+    red = combined("cat", "red background")
+    assert settled(red, [], [Concept("White  background"), Concept("dog")]).anchor == "black background"
+    backgrounds = [Concept(b) for b in OTHERS["background"]]
+    assert settled(red, ["sea background"], backgrounds).anchor == "sea background"
+    assert settled(red, [], backgrounds).anchor == "cat", "nothing is left: the part is left out"
 
 
 def test_many_concepts_with_anchors_take_no_time():

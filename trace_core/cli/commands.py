@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..concepts import EVERYDAY, Concept, same
+from ..concepts import EVERYDAY, Concept, same, settled
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
@@ -146,6 +146,7 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     load()
     source = Source.of(args)
     files = source.files()
+    concepts = [settled(c, keep, concepts) for c in concepts]  # while they are all in sight
     return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
                          workers.forced_cpu(), files[0].stat().st_size if files else None, source.clip, source.vae, source.dtype)  # fmt: skip
 

@@ -240,7 +240,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     spelling = spelling_of(backbone, encoder, concepts, config.stream)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
-    concepts = [settled(c, kept) for c in concepts]
+    concepts = [settled(c, kept, concepts) for c in concepts]
     plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
     config = replace(config, eta=resolve_eta(config, plain or both))

@@ -106,6 +106,11 @@ def _of_node(node, done: dict, source: str):
 
 
 def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
+    """The entries of the data of a JSON or YAML file, checked.
+
+    Raises:
+        ConceptError: naming the line where it is known, and the key where several may be meant.
+    """
     found = []
     for item in _Walk(source, columns, keep).read(data):
         if not item.text.strip():

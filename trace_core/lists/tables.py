@@ -17,7 +17,11 @@ KNOWN = frozenset().union(*NAMES.values()) | {"tag", "tags", "prompt", "prompts"
 
 
 def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Item], list[str]]:
-    """Rows of a table. A name that comes again with the same anchor is left out: tables have a row for every prompt."""
+    """The entries of a table, and what was left out: a name that comes again with the same anchor, since tables have a row for every prompt.
+
+    Raises:
+        ConceptError: naming the line, and the columns where several may be meant.
+    """
     lines = _lines(text, source)
     if not lines:
         return [], []
