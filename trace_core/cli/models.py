@@ -22,6 +22,7 @@ ENDINGS = (".safetensors", ".gguf")
 #: What the keys of a file begin with that has more than a diffusion model in it
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
 VAES = ("first_stage_model.", "vae.")
+GGUF_NODES = "dequant.py"  #: a file that only ComfyUI-GGUF has, in whatever folder it is
 GGUF_PACK = "trace_comfyui_gguf"  #: under this name its modules are imported; ComfyUI uses the folder's
 
 
@@ -196,7 +197,7 @@ def gguf():
     if f"{GGUF_PACK}.nodes" in sys.modules:
         return sys.modules[f"{GGUF_PACK}.nodes"]
     packs = load().path / "custom_nodes"
-    found = [f.parent for f in sorted(packs.glob("*/nodes.py")) if (f.parent / "dequant.py").is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")]
+    found = [f.parent for f in sorted(packs.glob("*/nodes.py")) if (f.parent / GGUF_NODES).is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")]
     if not found:
         raise TraceError(f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install them there, or use a "
                          ".safetensors file")  # fmt: skip
