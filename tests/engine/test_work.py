@@ -225,7 +225,8 @@ MISSING = {
     "no safetensors": (["unet.safetensors", "--clip", "clip.pt"], "--clip 'clip.pt' must be a .safetensors or .gguf file; others can run code"),
     "a demo model": (["demo-sd", "--clip", "clip_l.safetensors"], "--clip goes with a model file; demo-sd has all that it needs"),
     "a demo model's type": (["demo-sd", "--dtype", "fp16"], "--dtype goes with a model file"),
-    "a VAE as text encoder": (["unet.safetensors", "--clip", "vae.safetensors", "--vae", "vae.safetensors"], "ComfyUI cannot load 'vae.safetensors'"),
+    "a VAE as text encoder": (["unet.safetensors", "--clip", "vae.safetensors", "--vae", "vae.safetensors"], "--clip 'vae.safetensors' is no text encoder: it has none"),
+    "a text encoder as VAE": (["unet.safetensors", "--clip", "clip_l.safetensors", "--vae", "clip_l.safetensors"], "cannot load 'clip_l.safetensors' as a VAE"),
     "no GGUF loader": (["flux.gguf", "--clip", "clip_l.safetensors", "--vae", "vae.safetensors"], "needs the custom nodes ComfyUI-GGUF"),
 }  # fmt: skip
 
