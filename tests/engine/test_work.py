@@ -132,7 +132,7 @@ def test_ctrl_c_says_where_the_state_is(expected, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr("trace_core.cli.commands.open_model", lambda *_, **__: pytest.fail("the model was loaded"))
     assert main(command(out, "--resume", str(state), erase="dog")) == 2
     said = capsys.readouterr().err
-    assert said == (f"error: cannot resume: the training state was made for 'cat', this run erases 'dog'; give the same concepts, or another "
+    assert said == ("error: cannot resume: the training state was made for 'cat', this run erases 'dog'; give the same concepts, or another "
                     "--resume file\n")  # fmt: skip
     monkeypatch.undo()
     assert main(command(out, "--resume", str(state))) == 0
