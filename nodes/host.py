@@ -35,12 +35,17 @@ def output_loras() -> Path:
     return Path(folder_paths.get_output_directory()).resolve() / "loras"
 
 
-def numbered_path(folder: Path, pattern: str) -> Path:
-    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%year%`` and the like are filled in."""
+def numbered_path(folder: Path, pattern: str, ending: str = "") -> Path:
+    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%year%`` and the like are filled in.
+
+    A number is never that of a file which is there, however it came there: nothing is written over.
+    """
     import folder_paths
 
     where, name, counter, _, _ = folder_paths.get_save_image_path(pattern, str(folder))
-    return Path(where) / f"{name}_{counter:05}_"
+    while (file := Path(where) / f"{name}_{counter:05}_{ending}").exists() or file.is_symlink():
+        counter += 1
+    return file
 
 
 def temp_directory() -> Path:

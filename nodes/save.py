@@ -51,8 +51,7 @@ class SaveErasureLora:
         folder = host.output_loras()
         folder.mkdir(parents=True, exist_ok=True)
         extra = {"modelspec.license": license.strip(), "modelspec.description": notes.strip()}
-        numbered = host.numbered_path(folder, pattern)
-        path = erasure.save(numbered.with_name(numbered.name + ".safetensors"), {k: v for k, v in extra.items() if v})
+        path = erasure.save(host.numbered_path(folder, pattern, ".safetensors"), {k: v for k, v in extra.items() if v})
         shown = path.relative_to(folder).as_posix()
         return {"ui": {"text": [shown], "trace_metadata": [info | extra]}, "result": (shown,)}
 

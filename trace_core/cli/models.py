@@ -22,6 +22,9 @@ ENDINGS = (".safetensors", ".gguf")
 #: What the keys of a file begin with that has more than a diffusion model in it
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
 VAES = ("first_stage_model.", "vae.")
+#: What some layer of every text encoder is called: CLIP, OpenCLIP, T5, language models
+TEXT_LAYERS = ("encoder.layers.", "resblocks.", "encoder.block.", "model.layers.")
+GGUF_NODES = "dequant.py"  #: a file that only ComfyUI-GGUF has, in whatever folder it is
 GGUF_PACK = "trace_comfyui_gguf"  #: under this name its modules are imported; ComfyUI uses the folder's
 
 
@@ -86,6 +89,9 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
 
         return loader.load(source.model)
     path, has = files[0], _contents(files[0])
+    for file in map(Path, source.clip):
+        if file.suffix != ".gguf" and not any(mark in key for key in _keys(file, "a text encoder") for mark in TEXT_LAYERS):
+            raise TraceError(f"--clip '{file.name}' is no text encoder: it has none of the layers of CLIP or T5")
     if not source.clip and not has["clip"]:
         raise TraceError(f"'{path.name}' has no text encoder; give the files of it with --clip, once for each (FLUX: clip_l and t5xxl; "
                          "SDXL: clip_l and clip_g; SD: one), or use a full checkpoint")  # fmt: skip
@@ -103,12 +109,16 @@ def _contents(path: Path) -> dict[str, bool]:
     """Which parts a file has, by the names of its tensors."""
     if path.suffix == ".gguf":
         return {"clip": False, "vae": False}
+    keys = _keys(path, "a checkpoint")
+    return {"clip": any(k.startswith(TEXT_ENCODERS) for k in keys), "vae": any(k.startswith(VAES) for k in keys)}
+
+
+def _keys(path: Path, what: str) -> list[str]:
     try:
         with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
+            return list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise TraceError(f"ComfyUI cannot load '{path.name}' as a checkpoint: {error}") from error
-    return {"clip": any(k.startswith(TEXT_ENCODERS) for k in keys), "vae": any(k.startswith(VAES) for k in keys)}
+        raise TraceError(f"ComfyUI cannot load '{path.name}' as {what}: {error}") from error
 
 
 def _model(path: Path, source: Source, has: dict[str, bool]) -> tuple:
@@ -196,7 +206,7 @@ def gguf():
     if f"{GGUF_PACK}.nodes" in sys.modules:
         return sys.modules[f"{GGUF_PACK}.nodes"]
     packs = load().path / "custom_nodes"
-    found = [f.parent for f in sorted(packs.glob("*/nodes.py")) if (f.parent / "dequant.py").is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")]
+    found = [f.parent for f in sorted(packs.glob("*/nodes.py")) if (f.parent / GGUF_NODES).is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")]
     if not found:
         raise TraceError(f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install them there, or use a "
                          ".safetensors file")  # fmt: skip
