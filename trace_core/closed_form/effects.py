@@ -41,16 +41,14 @@ def side_effects(edit: ContextEdit, encoder: TextEncoder, concepts: Sequence[Con
     """
     out = {}
     for concept, kind in [(c, k) for c, k in zip(concepts, kinds) if not c.parts][:NAMES]:
-        prompt = PROMPT[kind]
-        pairs = _pairs(encoder, concept, prompt)
-        found = {"short": _left(edit, pairs, eta), "long": None, "weighted": _left(edit, _weighted(encoder, pairs, encoder.encode("").embeddings), eta)}
-        try:
-            found["long"] = _left(edit, _pairs(encoder, concept, LONG + prompt), eta)
-        except ConceptError:  # longer than the text encoder reads
-            pass
-        words = sharing(encoder, concept, [*keep, *EVERYDAY], concepts)[:WORDS]
-        left = {word: _stays(edit, _pairs(encoder, Concept(word), PROMPT["object"])) for word in words}
-        out[concept.target] = found | {"words": dict(sorted(left.items(), key=lambda item: item[1]))}
+        pairs = _pairs(encoder, concept, PROMPT[kind])
+        if pairs is None:
+            continue
+        long, empty = _pairs(encoder, concept, LONG + PROMPT[kind]), encoder.encode("").embeddings
+        forms = {"short": pairs, "long": long, "weighted": _weighted(pairs, empty)}
+        found = {w: _pairs(encoder, Concept(w), PROMPT["object"]) for w in sharing(encoder, concept, [*keep, *EVERYDAY], concepts)[:WORDS]}
+        left = sorted((_stays(edit, p), w) for w, p in found.items() if p is not None)
+        out[concept.target] = {name: None if p is None else _left(edit, p, eta) for name, p in forms.items()} | {"words": {w: x for x, w in left}}
     return out
 
 
@@ -67,12 +65,16 @@ def sharing(encoder: TextEncoder, concept: Concept, things: Iterable[str], conce
     return [w for w in found if not any(same(w, c.target) for c in concepts)]
 
 
-def _pairs(encoder: TextEncoder, concept: Concept, template: str) -> Pairs:
+def _pairs(encoder: TextEncoder, concept: Concept, template: str) -> Pairs | None:
+    """A prompt with the concept and its counterpart; None where it does not fit into one, or the name is not found in it."""
     keys = [(fill(template, concept.target), concept.target), (fill(template, concept.anchor), concept.anchor)]
-    return align(*encoder.encode_all(keys))
+    try:
+        return align(*encoder.encode_all(keys))
+    except ConceptError:  # a figure in a report is no reason to lose the work
+        return None
 
 
-def _weighted(encoder: TextEncoder, pairs: Pairs, empty: Tensor) -> Pairs:
+def _weighted(pairs: Pairs, empty: Tensor) -> Pairs:
     """The same prompt with the name at :data:`WEIGHT`, as ComfyUI weighs: away from the row that the empty prompt has there."""
     erase = pairs.erase.clone()
     at = [i for i, group in enumerate(pairs.groups) if group == SUBJECT and i < len(empty)]
