@@ -66,7 +66,7 @@ def test_clips_side_alone_can_be_erased(flux):
     for animal in "猫犬":
         d = encoder.encode(f"a photo of a {animal}").pooled - encoder.encode("a photo of a").pooled
         left.append(((edit.map(d[None]) - d).norm() / d.norm()).item())
-    assert left[0] > 0.9 and left[0] > 2 * left[1], left
+    assert left[0] > 0.9 and left[1] < 0.75 * left[0], left
 
 
 def test_pooled_alone_needs_a_model_that_reads_it(families):
