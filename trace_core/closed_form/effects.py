@@ -145,5 +145,5 @@ def spelling_of(backbone: Backbone, encoder: TextEncoder, concepts: Sequence[Con
         if backbone.width(POOLED) is None:
             raise ModelError("this model reads no pooled vector of the text, so the pooled stream alone cannot be edited; use stream all")
         return []
-    remedy = ", or edit CLIP's pooled vector alone, which can spell it (stream pooled)" if backbone.width(POOLED) else ""
+    remedy = ", or edit CLIP's pooled vector alone, which can spell it (--stream pooled on the command line)" if backbone.width(POOLED) else ""
     return check_spelling(encoder, concepts, remedy)
