@@ -66,9 +66,27 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
     ]), ""]  # fmt: skip
     lines += _kinds(report)
     lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
+    lines += _side_effects(report)
     lines += ["", "## Limits", "", "These are figures of the weights, not of pictures. The closed form removes what the rows of "
               "text carry; what the network finds by other ways stays, and is the finetune's work. " + LIMITS]  # fmt: skip
     return "\n".join(lines)
+
+
+def _side_effects(report: dict) -> list[str]:
+    """What the edit leaves of long and weighted prompts, and of words that share tokens with a name."""
+    rows = []
+    for target, found in report.get("side_effects", {}).items():
+        forms = [("a short prompt", "short"), ("a prompt of 20 words", "long"), (f"({target}:1.3)", "weighted")]
+        rows += [(f"{target} in {title}", f"{100 * found[key]:.0f} %") for title, key in forms if found[key] is not None]
+        rows += [(f"'{word}', {_why(word, target, report)}", f"{100 * max(left, 0.0):.0f} %") for word, left in found["words"].items()]
+    return ["", "## Side effects", "", table(("what", "is left"), rows)] if rows else []
+
+
+def _why(word: str, target: str, report: dict) -> str:
+    """Why a word that shares tokens with a name should stay, if it should."""
+    if word in report.get("contrast", {}).get(target, ()):
+        return "a thing by itself and kept as one"
+    return "kept" if word in report["keep"] else f"shares tokens with {target}"
 
 
 def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
@@ -98,6 +116,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
                  *salient,
                  ("result", _size(lora) + (", the closed form joined in" if joined else "")),
              ]), "", *_kinds(report), "## Limits", ""]  # fmt: skip
+    lines += [f"> **Warning:** {warning}" for warning in report.get("warnings", ())]
     lines.append("Losses are of the training's own samples: they say that it learned, not that the concept is gone. " + LIMITS)
     return "\n".join(lines)
 

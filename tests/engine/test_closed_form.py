@@ -221,9 +221,9 @@ def test_what_a_combination_spills_on_its_parts_is_said(one, monkeypatch):
     spilt = result.report["spill"][red.target]
     assert set(spilt) == {"bird", "red background"} and all(0 < v < 2 for v in spilt.values())
     part = max(spilt, key=spilt.get)
-    monkeypatch.setattr(sys.modules["trace_core.closed_form.erase"], "LIMIT", spilt[part] - 0.01)
+    monkeypatch.setattr(sys.modules["trace_core.closed_form.spill"], "LIMIT", spilt[part] - 0.01)
     assert f"'{part}' without the rest of" in erase(model, family.clip, [red], KEEP).report["warnings"][-1]
-    monkeypatch.setattr(sys.modules["trace_core.closed_form.erase"], "LIMIT", spilt[part] + 0.01)
+    monkeypatch.setattr(sys.modules["trace_core.closed_form.spill"], "LIMIT", spilt[part] + 0.01)
     assert not any("without the rest" in w for w in erase(model, family.clip, [red], KEEP).report["warnings"])
     assert erase(model, family.clip, [CAT], KEEP).report["spill"] == {}
 

@@ -194,3 +194,21 @@ def test_help_pages_have_no_dead_pictures():
         assert found, page.name
         for target in found:
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
+def test_side_effects_stand_in_the_report(part):
+    """Short, and what is in no prompt of the text encoder's length is left out."""
+    lora = part("trace_core.lora").ErasureLora.from_factors({"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))})
+    words = {"gogh": -0.7, "van": 0.43, "boat": 0.9}
+    report = {
+        "concepts": [{"target": "Van Gogh", "anchor": ""}], "solver": "projection", "parameters": {"strength": 1.0}, "method": "trace",
+        "layers": {"a": {"residual": 0.1, "keep_change": 0.2}}, "keep": ["boat"], "contrast": {"Van Gogh": ["van"]}, "warnings": ["look out"],
+        "side_effects": {"Van Gogh": {"short": 0.1, "long": None, "weighted": 0.26, "words": words}},
+    }  # fmt: skip
+    reports = part("nodes.reports")
+    text = reports.closed_form(report, lora)
+    assert text.index("look out") < text.index("## Side effects") < text.index("## Limits")
+    assert "| Van Gogh in a short prompt | 10 % |" in text and "| Van Gogh in (Van Gogh:1.3) | 26 % |" in text and "20 words" not in text
+    assert "| 'van', a thing by itself and kept as one | 43 % |" in text and "| 'boat', kept | 90 % |" in text
+    assert "| 'gogh', shares tokens with Van Gogh | 0 % |" in text
+    assert "## Side effects" not in reports.closed_form({**report, "side_effects": {}}, lora)

@@ -163,7 +163,8 @@ def _closed_form_options(args, method) -> dict:
     """Checked before a model is loaded. Where a finetune follows, --rank and --eta are its own."""
     if method.closed_form is None:
         return {}
-    given = [("strength", args.strength), ("kind", args.kind), ("energy", args.energy), ("alpha", args.alpha)]
+    given = [("strength", args.strength), ("kind", args.kind), ("energy", args.energy), ("alpha", args.alpha), ("stream", args.stream)]
+    given += [("contrast", False)] if args.no_contrast else []
     if method.finetune is None:
         given += [("eta", args.eta), ("max_rank", args.rank)]
     options = {k: v for k, v in given if v is not None}

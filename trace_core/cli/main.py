@@ -103,6 +103,10 @@ def _erase(commands) -> None:
     c.add_argument("--eta", type=float, default=None,
                    help="projection, finetunes: how far past the neutral prompt (default by kind; 0 with an anchor)")  # fmt: skip
     c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
+    c.add_argument("--stream", choices=["all", "pooled"], default="all",
+                   help="closed form: what of the text is edited; pooled: CLIP's pooled vector alone, for names that T5 cannot spell")  # fmt: skip
+    c.add_argument("--no-contrast", action="store_true",
+                   help="closed form: let words inside a name go with it (the van of Van Gogh), which are kept otherwise")  # fmt: skip
     c.add_argument("--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)")
     c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
     out = c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")

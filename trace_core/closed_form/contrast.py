@@ -62,16 +62,16 @@ def words_inside(concept: Concept, others: Sequence[str] = ()) -> list[str]:
     return [w for w in dict.fromkeys(words) if w in THINGS and not any(same(w, other) for other in others)]
 
 
-def contrast_words(concepts: Sequence[Concept], keep: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Words inside the names of concepts that are kept by themselves, by concept; those in the keep list are kept already."""
+def contrast_words(concepts: Sequence[Concept]) -> dict[str, list[str]]:
+    """Words inside the names of concepts that are kept by themselves, by concept."""
     targets = [c.target for c in concepts]
-    found = {c.target: [w for w in words_inside(c, targets) if not any(same(w, k) for k in keep)] for c in concepts}
+    found = {c.target: words_inside(c, targets) for c in concepts}
     return {target: words for target, words in found.items() if words}
 
 
-def contrast_prompts(concepts: Sequence[Concept], keep: Sequence[str], templates: Sequence[str], count: int) -> list[tuple[str, str]]:
+def contrast_prompts(concepts: Sequence[Concept], templates: Sequence[str], count: int) -> list[tuple[str, str]]:
     """``count`` templates and the word for each of :func:`contrast_words`, every word once."""
-    words = dict.fromkeys(w for found in contrast_words(concepts, keep).values() for w in found)
+    words = dict.fromkeys(w for found in contrast_words(concepts).values() for w in found)
     steps = [i * len(templates) // count for i in range(min(count, len(templates)))]
     return [(templates[(number + step) % len(templates)], word) for number, word in enumerate(words) for step in steps]
 

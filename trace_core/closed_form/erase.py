@@ -259,7 +259,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
     progress("export", 0, 1)
     lora, layers = export(backbone, edits, sums, eta=config.eta)
-    inside = contrast_words(concepts, kept) if config.contrasts else {}
+    inside = contrast_words(concepts) if config.contrasts else {}
     told = {}
     if CONTEXT in edits and edits[CONTEXT].rank:
         told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0)
@@ -314,7 +314,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
     prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrasts)
-    shares = keep_shares(policy, prompts, keep, contrast_words(concepts, keep) if config.contrasts else {})
+    shares = keep_shares(policy, prompts, keep, inside)
     for number, (rows, share) in enumerate(zip(encoder.encode_all(prompts), shares)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))

@@ -143,7 +143,7 @@ def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
         contrast: words inside the concepts' names are kept as well, see :mod:`~trace_core.closed_form.contrast`.
     """
     objects = [*TEMPLATES["object"], *contexts.get("object", ())]
-    inside = contrast_prompts(concepts, keep, objects, KEEP_TEMPLATES) if contrast else []
+    inside = contrast_prompts(concepts, objects, KEEP_TEMPLATES) if contrast else []
     both = [c for c in concepts if c.parts]
     if policy.name == "uce":
         parts = [part for c in both for part in c.parts]
@@ -171,7 +171,7 @@ def keep_shares(policy: Policy, prompts: Sequence[tuple[str, str]], keep: Sequen
     words = {word for found in inside.values() for word in found}
     own = sum(entry in words for _, entry in prompts)
     if not own:
-        return [policy.keep * len(keep) / len(prompts)] * len(prompts)
+        return [policy.keep * len(keep) / max(len(prompts), 1)] * len(prompts)
     share = word_weight(len(words), len(keep)) if policy.solver == "projection" else 1.0
     each = policy.keep * share * len(words) / own, policy.keep * len(keep) / max(len(prompts) - own, 1)
     return [each[0] if entry in words else each[1] for _, entry in prompts]
