@@ -309,7 +309,6 @@ def test_a_cast_for_every_device_and_dtype_is_held(made):
 
 
 def test_the_compilers_stance_comes_back_when_the_last_call_is_done():
-    import torch._dynamo
     from torch._dynamo import eval_frame
 
     before, inside, done = eval_frame._stance.stance, threading.Event(), threading.Event()
