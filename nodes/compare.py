@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from ..trace_core.backbones import backbone_for
-from ..trace_core.clips import check_clip
 from ..trace_core.concepts import Concept, asks_for, parse_concepts
+from ..trace_core.encoders import check_clip
 from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift

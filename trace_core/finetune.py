@@ -17,9 +17,9 @@ from .adapters import Adapters, attached
 from .attention import suppression
 from .backbones import Backbone, backbone_for
 from .carried import check_trainable
-from .clips import check_clip
 from .closed_form.policies import POLICIES, keep_prompts
 from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
+from .encoders import check_clip
 from .errors import ConceptError, ModelError, TraceError
 from .gating import erasures_on
 from .gradients import checkpointed, saved_apart, training_mode

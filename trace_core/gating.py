@@ -73,7 +73,8 @@ def erasures_on(model) -> tuple[dict, ...]:
     Raises:
         ModelError: if ``model`` is no ComfyUI model.
     """
-    engine_of(model)
+    if not hasattr(model, "model_options"):
+        engine_of(model)
     return tuple(model.model_options.get(RECORD, ()))
 
 

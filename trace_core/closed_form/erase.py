@@ -13,8 +13,8 @@ from torch import Tensor
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..carried import check_weights
-from ..clips import check_clip
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
+from ..encoders import check_clip
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
 from ..text import BOS, TextEncoder

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
-from ..clips import check_clip
 from ..concepts import EVERYDAY, Concept, check_disjoint, same
+from ..encoders import check_clip
 from ..errors import LoraError
 from ..gating import base_mismatch, check_fits
 from ..lora import ErasureLora, base_metadata
