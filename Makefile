@@ -1,7 +1,7 @@
 # Everything is installed inside this folder: .venv/ (Python packages) and .engine/ (a packaged ComfyUI).
 #
 #   make demo    erase concepts from the demo models, draw before/after grids, print the table
-#   make test    lint and every test tier whose engine is present (COMFYUI_PATH names a checkout)
+#   make test    lint and every test tier, on every ComfyUI in the home folder (or the one in COMFYUI_PATH) and the packaged one
 #   make bench   time the closed form
 #   make workflows   write workflows/, their thumbnails and the snapshot of the nodes anew
 #
@@ -14,8 +14,11 @@ TORCH_INDEX ?=
 VENV := .venv
 ENGINE := .engine
 BROWSER := .cache/browser
+FRONTENDS := .cache/frontends
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+# The ComfyUIs that the tests run on: what COMFYUI_PATH names, or the checkouts in the home folder.
+ENGINES ?= $(or $(COMFYUI_PATH),$(patsubst %/comfy/model_patcher.py,%,$(wildcard $(HOME)/ComfyUI/comfy/model_patcher.py $(HOME)/ComfyUI-*/comfy/model_patcher.py)))
 # Files are shared out to WORKERS processes, each with a ComfyUI of its own.
 WORKERS ?= 2
 PYTEST := $(VENV)/bin/pytest -rs -n $(WORKERS) --dist loadfile
@@ -26,7 +29,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: setup lint test test-packaged-engine demo bench workflows clean
+.PHONY: setup lint browser frontends test demo bench workflows clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed $(ENGINE)/.installed
@@ -52,6 +55,14 @@ $(VENV)/.server-installed: tests/server-requirements.txt | $(VENV)/.installed
 lint: setup
 	$(VENV)/bin/ruff check .
 
+# ComfyUI's page in the versions of tests/frontends, each in a folder of its own.
+frontends: $(patsubst tests/frontends/%.txt,$(FRONTENDS)/%/.installed,$(wildcard tests/frontends/*.txt))
+
+$(FRONTENDS)/%/.installed: tests/frontends/%.txt | $(VENV)/.installed
+	rm -rf $(@D)
+	$(PIP) --no-deps --require-hashes --target $(@D) --requirement $<
+	@touch $@
+
 # Without Node.js or Chromium the browser tier is skipped, and says why.
 browser:
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(BROWSER)/.installed; fi
@@ -66,24 +77,24 @@ $(BROWSER)/.installed: tests/browser/package-lock.json
 	npm ci --silent --no-audit --no-fund --prefix $(@D)
 	@touch $@
 
-# Two runs, as a process can import only one ComfyUI; the second one runs whatever the first one said.
+# A run for every ComfyUI, as a process can import only one; each runs whatever the others said. The unit tests and those that
+# start worker processes are the same on all, and run once.
 test: setup lint
 	-@$(MAKE) --no-print-directory browser
-	@status=0; \
-	if $(PY) -c 'from trace_core import engine; engine.find().full or exit(1)'; then \
-		$(MAKE) --no-print-directory $(VENV)/.server-installed test-packaged-engine || status=$$?; \
-	fi; \
-	$(PYTEST) || status=$$?; \
+	@if [ -n "$(ENGINES)" ]; then $(MAKE) --no-print-directory $(VENV)/.server-installed frontends; fi
+	@status=0; marks="unit or not unit"; \
+	for engine in $(ENGINES); do \
+		COMFYUI_PATH=$$engine $(PYTEST) -m "$$marks" || status=$$?; marks="not unit and not processes"; \
+	done; \
+	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not processes"; fi; \
+	COMFYUI_PATH=$(CURDIR)/$(ENGINE) $(PYTEST) -m "$$marks" || status=$$?; \
 	exit $$status
 
-test-packaged-engine: setup
-	COMFYUI_PATH=$(ENGINE) $(PYTEST) -m "engine and not full_engine and not processes"
-
 demo: setup
-	$(PY) -m trace_core demo --out out/demo
+	$(PY) -m trace_core demo --out out/demo --overwrite
 
 # After a change of a node, a workflow or a preset; needs a ComfyUI checkout.
-workflows: setup $(VENV)/.server-installed
+workflows: setup $(VENV)/.server-installed frontends
 	$(PY) tests/server/make_workflows.py
 
 bench: setup
@@ -91,4 +102,4 @@ bench: setup
 	$(PY) benchmarks/tables.py
 
 clean:
-	rm -rf $(VENV) $(ENGINE) $(BROWSER) out *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINE) $(BROWSER) $(FRONTENDS) out *.egg-info .pytest_cache .ruff_cache

@@ -14,6 +14,8 @@ class ApplyErasureLora:
     ID = "TRACE_ApplyErasureLora"
     TITLE = "Apply Erasure LoRA"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["load LoRA", "LoRA loader", "erasure LoRA", "LoRA timestep range", "LoRA window", *wire.ALIASES]
+    HAS_INTERMEDIATE_OUTPUT = True  # what the file says of itself is shown again when the run comes from the cache
     DESCRIPTION = (
         "Puts an erasure on a model, from a file or from a wire. Within a window every sampling step outside it is the base "
         "model's to the last bit. Several stack, each with its own strength and window."

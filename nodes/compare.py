@@ -12,7 +12,7 @@ from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
 from ..trace_core.sampling import sample
-from . import host, reports
+from . import host, reports, wire
 from .family import demo_name, picture_size, sampler_config
 from .live import Live, save_temporary
 
@@ -24,6 +24,7 @@ class CompareErasure:
     ID = "TRACE_CompareErasure"
     TITLE = "Compare Erasure"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["before after", "compare images", "image compare", "A/B", "side by side", "concept erasure", "evaluate"]
     DESCRIPTION = (
         "Draws the same prompts with the same seeds on the model before and after an erasure: a labelled grid, and how far "
         "the pictures moved. On a demo model a judge says whether the concept is still there."
@@ -37,11 +38,12 @@ class CompareErasure:
         "Verdict, drift and limits, in Markdown.",
     )
     FUNCTION = "compare"
+    ADVANCED = ("guidance", "sampler_name", "scheduler", "width", "height")
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
+        return wire.with_advanced(cls.ADVANCED, {
             "required": {
                 "model_before": ("MODEL", {"tooltip": "The model without the erasure."}),
                 "model_after": ("MODEL", {"tooltip": "The model with it."}),
@@ -68,7 +70,7 @@ class CompareErasure:
                 "height": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 8,
                            "tooltip": "Pixels. 0: 64 on a demo model, 512 for SD 1 and 2, else 1024."}),
             },
-        }  # fmt: skip
+        })  # fmt: skip
 
     def compare(self, model_before, model_after, clip, vae, prompts, seed, seeds, steps, cfg, erase="", guidance=-1.0,
                 sampler_name="auto", scheduler="auto", width=0, height=0):  # fmt: skip

@@ -9,6 +9,7 @@ class LoadDemoModel:
     ID = "TRACE_LoadDemoModel"
     TITLE = "Load Demo Model"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["demo checkpoint", "example model", "load model", "emoji"]
     DESCRIPTION = (
         "A small text-to-image model that comes with this pack: 24 objects in five emoji styles, 64 x 64 pixels, sampled in "
         "seconds without a GPU. Try an erasure on it, then put a checkpoint loader in its place."

@@ -25,6 +25,8 @@ class LateStageFinetune:
     ID = "TRACE_LateStageFinetune"
     TITLE = "TRACE Late-Stage Finetune"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = [*wire.ALIASES, "ESD", "ANT", "MACE", "TRCE", "train LoRA", "fine-tune", "negative guidance"]
+    HAS_INTERMEDIATE_OUTPUT = True  # its panel is filled when the run comes from the cache
     DESCRIPTION = (
         "Trains a small LoRA so that the late part of the sampling no longer draws the concepts, without images. Connect the "
         "projection's LoRA to join both stages into one file. The base model stays as it is, also after cancel."
@@ -38,10 +40,11 @@ class LateStageFinetune:
         "What was trained and how it went, in Markdown.",
     )
     FUNCTION = "train"
+    ADVANCED = tuple("window window_start window_end steps rank lr eta width height checkpointing scope saliency".split())
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
+        return wire.with_advanced(cls.ADVANCED, {
             "required": {
                 "model": ("MODEL", {"tooltip": "The base model, not the projection's: its LoRA goes into lora."}),
                 "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
@@ -51,7 +54,8 @@ class LateStageFinetune:
                               "trce and esd are the published ones, for comparison."}),
                 "preset": (list(PRESETS), {"default": DEFAULTS.preset, "tooltip": "How long to train. fast is enough to see it work."}),
                 "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it, and the "
-                         "objective's values for it. Set style for an artist's name and person for a person's."}),
+                         "objective's values for it. auto: by lists of artists, people and explicit words that come with the pack, and by words "
+                         "such as style; the report says which."}),
                 "window": (["auto", "custom"], {"default": "auto", "tooltip": "Where in the sampling the erasure acts. auto: the "
                            "objective's own, or measured on the model's trajectories; custom: the two fields below."}),
                 "window_start": ("FLOAT", {"default": 0.2, "min": 0.0, "max": 1.0, "step": 0.01,
@@ -84,7 +88,7 @@ class LateStageFinetune:
                 "mask": ("MASK", {"tooltip": "For objective mace: where in the picture the concept is. Without it, where the model's own "
                          "attention says."}),
             },
-        }  # fmt: skip
+        })  # fmt: skip
 
     def train(self, model, clip, erase, keep, objective, preset, kind, window, window_start, window_end, steps, rank, lr, eta, seed,
               width, height, checkpointing, preview_every, lora=None, scope="auto", saliency=0.0, mask=None):  # fmt: skip

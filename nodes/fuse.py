@@ -21,6 +21,8 @@ class FuseErasureLoras:
     ID = "TRACE_FuseErasureLoras"
     TITLE = "Fuse Erasure LoRAs"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["MACE", "merge LoRAs", "combine LoRAs", "multi-concept", "many concepts", *wire.ALIASES]
+    HAS_INTERMEDIATE_OUTPUT = True  # its report is shown again when the run comes from the cache
     DESCRIPTION = (
         "Makes one erasure of many, in closed form and in seconds: on the prompts of every concept it does what that concept's own "
         "LoRA does, without what the others would add there. Every concept can later be graded or taken out again."
@@ -33,6 +35,7 @@ class FuseErasureLoras:
         "What was measured, in Markdown: verdict, figures beside those of the plain sum, limits.",
     )
     FUNCTION = "fuse"
+    ADVANCED = ("integration", "keep_weight", "max_rank")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -40,7 +43,7 @@ class FuseErasureLoras:
             f"lora_{i}": (wire.LORA, {"tooltip": f"Erasure number {i}, made on this model; one that was fused before keeps its parts."})
             for i in range(1, WIRES + 1)
         }
-        return {
+        return wire.with_advanced(cls.ADVANCED, {
             "required": {
                 "model": ("MODEL", {"tooltip": "The model that the erasures were made on, without them. It is read, never written."}),
                 "clip": ("CLIP", {"tooltip": "The text encoder of the same model: it makes the rows that the erasures are fused on."}),
@@ -62,7 +65,7 @@ class FuseErasureLoras:
                 "max_rank": ("INT", {"default": 0, "min": 0, "max": 4096, "tooltip": "Upper bound of the rank, and so of the file's "
                              "size. 0: no bound. With one, the concepts can no longer be graded or taken out one by one."}),
             },
-        }  # fmt: skip
+        })  # fmt: skip
 
     @classmethod
     def VALIDATE_INPUTS(cls, files=""):

@@ -43,6 +43,7 @@ class ErasurePresets:
     ID = "TRACE_ErasurePresets"
     TITLE = "Erasure Presets"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["concept list", "artists", "celebrities", "trademarks", "NSFW", "nudity", "unlearn", "concept erasure"]
     DESCRIPTION = (
         "Lists of artists, persons, objects, explicit content and trademarks for the erase and keep inputs. Name the ones to "
         "erase, and the others of the list are kept; name none, and the whole list is erased."
@@ -56,8 +57,8 @@ class ErasurePresets:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "preset": (list(PRESETS), {"default": "artist", "tooltip": "Which list. Set kind on the erasing nodes to match: "
-                           "artist is style, person is person, explicit is explicit. The demo lists are for the demo models."}),
+                "preset": (list(PRESETS), {"default": "artist", "tooltip": "Which list. kind may stay auto on the erasing nodes: "
+                           "they know these names. The demo lists are for the demo models."}),
                 "only": ("STRING", {"multiline": True, "default": "", "tooltip": "Erase these alone, one a line (`name` or `name -> "
                          "anchor`); the rest of the list is kept. They need not stand in the list. Empty: erase the whole list."}),
                 "keep_more": ("STRING", {"multiline": True, "default": "", "tooltip": "Put these on the keep list too, one a line."}),

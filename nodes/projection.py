@@ -18,6 +18,8 @@ class ClosedFormProjection:
     ID = "TRACE_ClosedFormProjection"
     TITLE = "Closed-Form Concept Projection"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = [*wire.ALIASES, "UCE", "MACE", "TRCE", "closed form", "NSFW", "safety"]
+    HAS_INTERMEDIATE_OUTPUT = True  # its report is shown again when the run comes from the cache
     DESCRIPTION = (
         "Erases concepts from a model in one closed-form solve: seconds, no images, no training. The base model stays as it "
         "is; the result is a small LoRA."
@@ -30,10 +32,11 @@ class ClosedFormProjection:
         "What was measured, in Markdown: verdict, figures, limits.",
     )
     FUNCTION = "erase"
+    ADVANCED = ("energy", "eta", "alpha", "keep_weight", "max_rank")
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
+        return wire.with_advanced(cls.ADVANCED, {
             "required": {
                 "model": ("MODEL", {"tooltip": "The model to erase from. It is read, never written."}),
                 "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
@@ -45,8 +48,8 @@ class ClosedFormProjection:
                              "tooltip": "1 erases, 0 changes nothing, above 1 overshoots, below 0 strengthens the concept."}),
             },
             "optional": {
-                "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it. Set "
-                         "style for an artist's name and person for a person's."}),
+                "kind": (["auto", *KINDS], {"default": "auto", "tooltip": "Kind of concept: which prompts introduce it. auto: by "
+                         "lists of artists, people and explicit words that come with the pack, and by words such as style; the report says which."}),
                 "energy": ("FLOAT", {"default": DEFAULTS.energy, "min": 0.01, "max": 1.0, "step": 0.01,
                            "tooltip": "Share of the concept's energy to project out. Lower drifts less and erases less."}),
                 "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 5.0, "step": 0.05, "tooltip": "How far past the neutral "
@@ -58,7 +61,7 @@ class ClosedFormProjection:
                 "max_rank": ("INT", {"default": 0, "min": 0, "max": 4096,
                              "tooltip": "Upper bound of the rank, and so of the file's size. 0: no bound."}),
             },
-        }  # fmt: skip
+        })  # fmt: skip
 
     def erase(self, model, clip, erase, keep, policy, strength, kind="auto", energy=0.97, eta=-1.0, alpha=0.0, keep_weight=1.0,
               max_rank=0):  # fmt: skip

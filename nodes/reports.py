@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from statistics import median
 
@@ -24,6 +25,18 @@ def _names(concepts: Sequence[dict]) -> str:
     shown = [c["target"] + (f" -> {c['anchor']}" if c["anchor"] else "") + (f" @ {c['strength']:g}" if c.get("strength", 1) != 1 else "")
              for c in concepts[:8]]  # fmt: skip
     return ", ".join(shown) + (f" and {len(concepts) - 8} more" if len(concepts) > 8 else "")
+
+
+def _kinds(report: dict) -> list[str]:
+    """Which kind each concept was taken for, and why; what was changed in the list."""
+    found = report.get("kinds", [])
+    out = [f"> **Note:** {note}" for note in report.get("notes", [])]
+    out += [""] if out else []
+    if 0 < len(found) <= 12:
+        return [*out, table(("concept", "kind", "why"), [(k["concept"], k["kind"], k["why"]) for k in found]), ""]
+    groups = Counter((k["kind"], k["why"]) for k in found)
+    rows = [(f"{count:,} concepts", kind, why) for (kind, why), count in groups.most_common()]
+    return [*out, table(("concepts", "kind", "why"), rows), ""] if rows else out
 
 
 def _size(lora: ErasureLora) -> str:
@@ -51,6 +64,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
         ("size", _size(lora), ""),
         ("method", f"{report['method']} ({report['solver']})", ""),
     ]), ""]  # fmt: skip
+    lines += _kinds(report)
     lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
     lines += ["", "## Limits", "", "These are figures of the weights, not of pictures. The closed form removes what the rows of "
               "text carry; what the network finds by other ways stays, and is the finetune's work. " + LIMITS]  # fmt: skip
@@ -83,7 +97,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
                  ("learning rate, rank, seed", f"{options['lr']:g}, {options['rank']}, {options['seed']}"),
                  *salient,
                  ("result", _size(lora) + (", the closed form joined in" if joined else "")),
-             ]), "", "## Limits", ""]  # fmt: skip
+             ]), "", *_kinds(report), "## Limits", ""]  # fmt: skip
     lines.append("Losses are of the training's own samples: they say that it learned, not that the concept is gone. " + LIMITS)
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ class SaveErasureLora:
     ID = "TRACE_SaveErasureLora"
     TITLE = "Save Erasure LoRA"
     CATEGORY = "TRACE"
+    SEARCH_ALIASES = ["save LoRA", "export LoRA", "erasure LoRA"]
     DESCRIPTION = (
         "Writes an erasure as one small safetensors file into output/loras, where Apply Erasure LoRA and the stock LoRA loader "
         "find it after R. What was erased, how, and from which base model stands in its metadata."

@@ -8,16 +8,26 @@ from ..trace_core.lora import ErasureLora
 
 LORA, LOSSES = "LORA_MODEL", "LOSS_MAP"
 
+#: What people search for who want what the erasing nodes do.
+ALIASES = ("unlearn", "unlearning", "forget", "remove concept", "erase concept", "concept erasure", "concept removal", "ablation")
+
 ERASE = ("STRING", {
     "multiline": True, "default": "cat",
     "tooltip": "What the model must no longer draw, one concept a line. `cat` steers to the same prompt without it, "
     "`cat -> dog` to something else, `cat @ 0.5` takes half of it. `cat + red background` goes only together, "
-    "`glasses from scientist` only there. # starts a comment; what stands in 'double quotes' is one name.",
+    "`glasses from scientist` only there. # starts a comment; what stands in 'double quotes' is one name. "
+    "Lists may be pasted: bullets, numbers and quotes of programs are left out, `;` separates.",
 })  # fmt: skip
 KEEP = ("STRING", {
     "multiline": True, "default": "",
     "tooltip": "What must not change, one a line. Empty: a hundred everyday things (on a demo model all that it knows).",
 })  # fmt: skip
+
+
+def with_advanced(names: tuple[str, ...], inputs: dict[str, dict]) -> dict[str, dict]:
+    """Node inputs, those of ``names`` marked as rarely used: the page folds them away until they are asked for."""
+    marked = lambda name, spec: (spec[0], {**spec[1], "advanced": True}) if name in names else spec  # noqa: E731
+    return {group: {name: marked(name, spec) for name, spec in entries.items()} for group, entries in inputs.items()}
 
 
 class LoraState(dict):

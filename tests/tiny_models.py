@@ -255,6 +255,8 @@ class Snapshot:
             self.facts[f"flags of {name}"] = (module.training, [len(h) for h in hooks])
         for name, p in patcher.model.named_parameters():
             self.facts[f"parameter {name}"] = (id(p), p.data_ptr(), p.requires_grad, p.grad is None, p.is_inference())
+            self.facts[f"stored value of {name}"] = digest(p)  # a state dict need not hold it: GGUF's is empty
+            self.facts[f"patches on {name}"] = [id(x) for x in getattr(p, "patches", [])]
         for name, tensor in patcher.model.state_dict().items():
             self.facts[f"value of {name}"] = digest(tensor)
         backups = patcher.backup, patcher.object_patches_backup
@@ -268,6 +270,13 @@ class Snapshot:
 
 
 def digest(tensor: Tensor) -> tuple:
-    """Tells any two tensors apart that are not bit for bit the same."""
-    data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    """Tells any two tensors apart that are not bit for bit the same, however they are stored."""
+    if hasattr(tensor, "_qdata"):  # ComfyUI's quantised tensors
+        parts = (tensor._qdata, *(v for v in vars(tensor._params).values() if isinstance(v, Tensor)))
+        return (tensor._layout_cls, *map(digest, parts))
+    tensor = tensor.as_subclass(Tensor)  # GGUF's say another shape than their bytes have
+    if tensor.is_meta:
+        return tensor.dtype, tuple(tensor.shape)
+    tensor = tensor.detach().reshape(-1) if tensor.ndim == 0 else tensor.detach()
+    data = tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return tensor.dtype, tuple(tensor.shape), hashlib.sha256(data).hexdigest()

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from . import casting
 from .backbones import Backbone
 from .backbones.base import PREFIX
 from .errors import LoraError
 from .lora import ErasureLora
+from .weights import is_linear, shape_of
 
 STUDENT, START = "student", "start"  #: PEFT's names of the adapter that is trained, and of the one that is given
 BASE = "base"  #: neither of them
@@ -114,7 +116,8 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
     """Adapters on the layers ``targets`` of a loaded model; afterwards it is bit for bit and module for module as before.
 
     Inside, every weight is an alias that autograd accepts: ComfyUI loads models in inference mode, and inference tensors
-    cannot take part in a backward pass. An alias shares the memory, so nothing is held twice.
+    cannot take part in a backward pass. An alias shares the memory, so nothing is held twice. Layers whose weights are no numbers
+    that PyTorch calculates with (float8, quantised, GGUF) stand behind a :class:`~trace_core.casting.CastLinear`.
 
     Args:
         targets: names below ``backbone.network``, from :meth:`Backbone.lora_targets`.
@@ -128,7 +131,7 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
     """
     network = backbone.network
     names = list(targets)
-    shapes = {name: module.weight.shape for name, module in network.named_modules() if name in set(names)}
+    shapes = {name: shape_of(module) for name, module in network.named_modules() if name in set(names)}
     if rank < 1 or not names:
         raise LoraError(f"an adapter of rank {rank} on {len(names)} layers trains nothing; take rank 1 or more")
     narrow = min(min(shape) for shape in shapes.values())
@@ -137,6 +140,7 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
     before = _Before(network)
     try:
         before.alias()
+        casting.install(backbone.engine, network)
         given = {m.removeprefix(PREFIX): pair for m, pair in (start.modules if start else {}).items()}
         if given:
             _inject_start(network, given)
@@ -154,7 +158,7 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
 
 
 def _inject_start(network: nn.Module, given: dict[str, tuple[Tensor, Tensor]]) -> None:
-    missing = [m for m in given if not isinstance(_find(network, m), nn.Linear)]
+    missing = [m for m in given if not (found := _find(network, m)) or not is_linear(found)]
     if missing:
         raise LoraError(f"this erasure does not fit the model: it has no linear layer {missing[0]}")
     _inject(network, START, {m: down.shape[0] for m, (_, down) in given.items()})
@@ -188,6 +192,18 @@ def _inject(network: nn.Module, adapter: str, ranks: dict[str, int]) -> None:
         layer.lora_B[adapter].float()
 
 
+def _can_be_aliased(tensor: Tensor | None) -> bool:
+    """Inference tensors; those of a class of their own (quantised, GGUF) are never part of a graph."""
+    return tensor is not None and type(tensor) in (Tensor, nn.Parameter) and tensor.is_inference()
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """A normal tensor on the same memory. DLPack does not know every type of float8, so those go through as bytes."""
+    if "float8" in str(tensor.dtype):
+        return torch.from_dlpack(tensor.detach().view(torch.uint8)).view(tensor.dtype)
+    return torch.from_dlpack(tensor.detach())
+
+
 class _Before:
     """A network's modules, parameters, buffers and flags, remembered by reference: what :meth:`restore` puts back."""
 
@@ -203,13 +219,15 @@ class _Before:
         """Replace inference tensors by normal ones on the same memory."""
         for module, parameters, buffers in self.tensors:
             for name, p in parameters.items():
-                if p is not None and p.is_inference():
-                    module._parameters[name] = nn.Parameter(torch.from_dlpack(p.detach()), requires_grad=False)
+                if _can_be_aliased(p):
+                    module._parameters[name] = nn.Parameter(_alias(p), requires_grad=False)
             for name, b in buffers.items():
-                if b is not None and b.is_inference():
-                    module._buffers[name] = torch.from_dlpack(b.detach())
+                if _can_be_aliased(b):
+                    module._buffers[name] = _alias(b)
         self.network.eval()
-        self.network.requires_grad_(False)
+        for p in self.network.parameters():
+            if p.requires_grad:
+                p.requires_grad_(False)
 
     def restore(self) -> None:
         for module, children in self.children:

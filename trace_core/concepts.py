@@ -11,24 +11,27 @@ Grammar, the same in a node's text box and in a list file, one concept a line::
     "still from a film"      what stands in quotes is taken as it is
     # a comment, and blank lines, are ignored
 
-A keep list has the same grammar without arrows and strengths.
+Layout (bullets, numbering, quotes and commas of pasted lists) is left out, ``;`` separates, and a comma is refused with the remedy:
+see :mod:`.syntax`. A keep list has the same grammar without arrows and strengths.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import ConceptError
+from .kinds import KINDS, guess_kind, kind_of
+from .lists import from_text
+from .syntax import ARROW, BACKWARDS, MAX_CHARACTERS, Item, is_number, masked, plain, reads_as_it_is, short, split
+from .syntax import key as _key
 
-ARROW, AT, PLUS, FROM, QUOTE = "->", "@", " + ", " from ", '"'
+__all__ = ["KINDS", "MAX_CHARACTERS", "guess_kind"]  # and all that is defined here
+
+AT, PLUS, FROM = "@", " + ", " from "
 MAX_STRENGTH = 2.0  #: of one concept
-MAX_CHARACTERS = 300  #: of one concept; the text encoders read 77 tokens
-
-KINDS = ("object", "style", "person", "explicit")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Concept:
         parts: of a combined concept, which is erased only where both are asked for: a thing, and what is with it (another
             thing, a background, a style). Each alone stays. Its target is the two in one phrase. See :func:`settled` for its
             anchor.
+        kind_given: one of :data:`KINDS` that a list says of it; empty: guessed.
     """
 
     target: str
@@ -48,18 +52,27 @@ class Concept:
     weight: float = 1.0
     strength: float = 1.0
     parts: tuple[str, ...] = ()
+    kind_given: str = ""
 
     def __str__(self) -> str:
         """The line that :func:`parse_concepts` reads it from."""
         line = PLUS.join(map(_quoted, self.parts)) or _quoted(self.target)
         if self.anchor:
-            line += f" {ARROW} {_quoted(self.anchor)}"
+            line += f" -> {_quoted(self.anchor)}"
         return line if self.strength == 1 else f"{line} {AT} {self.strength:g}"
 
     @property
     def kind(self) -> str:
-        """The guessed kind; of a combined concept its first part's."""
-        return guess_kind(self.parts[0] if self.parts else self.target)
+        """The kind given, or guessed; of a combined concept its first part's."""
+        return self.kind_and_why()[0]
+
+    def kind_and_why(self, chosen: str = "auto") -> tuple[str, str]:
+        """The kind to use and what it follows from, where ``chosen`` is set for all concepts that say nothing of their own."""
+        if self.kind_given:
+            return self.kind_given, "given in the list"
+        if chosen != "auto":
+            return chosen, "chosen"
+        return kind_of(self.parts[0] if self.parts else self.target)
 
 
 def combined(thing: str, other: str, anchor: str = "", **options) -> Concept:
@@ -103,44 +116,61 @@ def phrases(thing: str, other: str) -> list[str]:
 
 
 def parse_concepts(text: str, source: str = "erase list") -> list[Concept]:
-    """Parse an erase list.
+    """Parse an erase list, one concept a line; JSON that was pasted into it is read as well.
 
     Raises:
         ConceptError: naming ``source`` and the line: nothing to erase, two arrows, an anchor equal to its concept, a strength
-            that is no number in (0, 2], a concept given twice, a line that is too long, control characters.
+            that is no number in (0, 2], concepts given twice, a comma outside quotes, syntax of prompts, a line that is too long,
+            control characters.
     """
-    concepts: dict[str, tuple[int, Concept]] = {}
-    for number, line in _lines(text, source):
-        where = f"{source}, line {number}"
-        concept = _concept(line, where)
+    return concepts_of(from_text(text, source), source)
+
+
+def concepts_of(items: Iterable[Item], source: str = "erase list") -> list[Concept]:
+    """Concepts of the entries of lists, files and options, see :mod:`.lists`.
+
+    Raises:
+        ConceptError: as :func:`parse_concepts`, naming where each entry stands.
+    """
+    found: dict[str, tuple[Item, Concept]] = {}
+    twice = []
+    for item in items:
+        concept = _concept(item)
         if not concept.target:
-            raise ConceptError(f"{where}: nothing stands before the arrow in '{_short(line)}'")
+            raise ConceptError(f"{item.where}: nothing stands before the arrow in '{short(item.text)}'")
         if same(concept.target, concept.anchor):
-            raise ConceptError(f"{where}: the anchor equals the concept '{_short(concept.target)}'; name something else or leave it out")
-        key = _key(concept.target)
-        if key in concepts:
-            raise ConceptError(f"{where}: '{_short(concept.target)}' already stands on line {concepts[key][0]}; remove one")
-        concepts[key] = (number, concept)
-    if not concepts:
+            raise ConceptError(f"{item.where}: the anchor equals the concept '{short(concept.target)}'; name something else or leave it out")
+        first, _ = found.setdefault(_key(concept.target), (item, concept))
+        if first is not item:
+            on = f"on line {first.line}" if first.source == item.source and first.line else f"in {first.where}"
+            twice.append(f"{item.where}: '{short(concept.target)}' already stands {on}")
+    if twice:
+        more = f"; and {len(twice) - 8} more" if len(twice) > 8 else ""
+        raise ConceptError(f"{'; '.join(twice[:8])}{more}; remove one{' of each' if len(twice) > 1 else ''}")
+    if not found:
         raise ConceptError(f"{source}: nothing to erase; write one concept a line, such as `cat` or `Van Gogh`")
-    return [concept for _, concept in concepts.values()]
+    return [concept for _, concept in found.values()]
 
 
-def _concept(line: str, where: str) -> Concept:
-    """One line's concept."""
-    line, strength = _strength(line, where)
-    parts = _split(line, ARROW)
-    if len(parts) > 2:
-        raise ConceptError(f"{where}: '{_short(line)}' has {len(parts) - 1} arrows; write `concept -> anchor`")
-    anchor = _plain(parts[1]) if len(parts) == 2 else ""
-    both = _both(parts[0], len(parts) == 2, where)
-    if not both:
-        return Concept(_plain(parts[0]), anchor, strength=strength)
+def _concept(item: Item) -> Concept:
+    """One entry's concept. Of a string of a file, arrows and strengths are grammar, and words that may be of a name are not."""
+    where, (line, strength) = item.where, _strength(item.text, item.where, item.string)
+    if BACKWARDS.search(masked(line)):
+        raise ConceptError(f"{where}: the arrow in '{short(line)}' points backwards; write `concept -> anchor`, what is drawn instead behind it")
+    parts = split(line, ARROW)
+    if len(parts) > 2 or (len(parts) == 2 and item.anchor):
+        raise ConceptError(f"{where}: '{short(line)}' has {len(parts) - 1 + bool(item.anchor)} arrows; write `concept -> anchor`")
+    anchor = plain(item.anchor or (parts[1] if len(parts) == 2 else ""))
+    strength = strength if item.strength is None else _checked(item.strength, str(item.strength), line, where)
+    both = _both(parts[0], item.string or len(parts) == 2, where)
+    options = {"strength": strength, "kind_given": item.kind}
+    if not both or (item.string and PLUS not in masked(line)):
+        return Concept(plain(parts[0]), anchor, **options)
     if same(*both):
-        raise ConceptError(f"{where}: '{_short(line)}' names the same thing twice; a combined concept has two different parts")
+        raise ConceptError(f"{where}: '{short(line)}' names the same thing twice; a combined concept has two different parts")
     if anchor and same(anchor, both[1]):
-        raise ConceptError(f"{where}: '{_short(line)}' steers to '{_short(anchor)}', a part of it; write `{_short(PLUS.join(both[::-1]))}`")
-    return combined(*both, anchor, strength=strength)
+        raise ConceptError(f"{where}: '{short(line)}' steers to '{short(anchor)}', a part of it; write `{short(PLUS.join(both[::-1]))}`")
+    return combined(*both, anchor, **options)
 
 
 def _both(text: str, anchored: bool, where: str) -> tuple[str, str] | None:
@@ -148,51 +178,70 @@ def _both(text: str, anchored: bool, where: str) -> tuple[str, str] | None:
 
     ``from`` is grammar only without an arrow: `still from a film -> photo` has it in its name.
     """
-    added = _split(text, PLUS)
-    taken = [] if anchored else _split(text, FROM)
+    added = split(text, PLUS)
+    taken = [] if anchored else split(text, FROM)
     if len(added) > 2 or len(taken) > 2 or (len(added) == 2 and len(taken) == 2):
-        raise ConceptError(f"{where}: '{_short(text)}' combines more than two things; write `thing + other` or `attribute from thing`, "
+        raise ConceptError(f"{where}: '{short(text)}' combines more than two things; write `thing + other` or `attribute from thing`, "
                            "or put quotes around what is one name")  # fmt: skip
     found = added if len(added) == 2 else taken[::-1] if len(taken) == 2 else None
     if found is None:
-        setting = re.fullmatch(r"(.*\S) on an? (\S.* background)", _masked(text), re.IGNORECASE)
+        setting = re.fullmatch(r"(.*\S) on an? (\S.* background)", masked(text), re.IGNORECASE)
         return (text[: setting.end(1)], text[setting.start(2) :]) if setting else None
-    if not all(map(_plain, found)):
-        raise ConceptError(f"{where}: a part is missing in '{_short(text)}'; write `thing + other` or `attribute from thing`")
-    return _plain(found[0]), _plain(found[1])
+    if not all(map(plain, found)):
+        raise ConceptError(f"{where}: a part is missing in '{short(text)}'; write `thing + other` or `attribute from thing`")
+    return plain(found[0]), plain(found[1])
 
 
-def _strength(line: str, where: str) -> tuple[str, float]:
+def _strength(line: str, where: str, string: bool = False) -> tuple[str, float]:
     """A line without its ``@ strength``, and the strength. An @ that touches a word that is no number belongs to the concept."""
-    parts = _split(line, AT)
-    if len(parts) == 1 or not (_is_number(parts[-1]) or f" {AT} " in f"{_masked(line)} "):
+    parts = split(line, AT)
+    if len(parts) == 1 or not (is_number(parts[-1]) or (not string and f" {AT} " in f"{masked(line)} ")):
         return line, 1.0
-    rest, given = line[: _masked(line).rindex(AT)].strip(), parts[-1]
-    strength = float(given) if _is_number(given) else math.nan
-    if not 0 < strength <= MAX_STRENGTH:
-        raise ConceptError(f"{where}: the strength '{_short(given)}' in '{_short(line)}' must be a number above 0, at most "
-                           f"{MAX_STRENGTH:g}, at the end of the line; put quotes around a concept that holds an @")  # fmt: skip
+    rest, given = line[: masked(line).rindex(AT)].strip(), parts[-1]
+    strength = _checked(float(given) if is_number(given) else math.nan, given, line, where)
     if not rest:
-        raise ConceptError(f"{where}: nothing stands before the @ in '{_short(line)}'")
-    if _strength(rest, where) != (rest, 1.0):
-        raise ConceptError(f"{where}: '{_short(line)}' has two strengths; write one, at the end of the line")
+        raise ConceptError(f"{where}: nothing stands before the @ in '{short(line)}'")
+    if _strength(rest, where, string) != (rest, 1.0):
+        raise ConceptError(f"{where}: '{short(line)}' has two strengths; write one, at the end of the line")
     return rest, strength
 
 
+def _checked(strength: float, given: str, line: str, where: str) -> float:
+    if 0 < strength <= MAX_STRENGTH:
+        return strength
+    raise ConceptError(f"{where}: the strength '{short(given)}' in '{short(line)}' must be a number above 0, at most "
+                       f"{MAX_STRENGTH:g}, at the end of the line; put quotes around a concept that holds an @")  # fmt: skip
+
+
 def parse_keep(text: str, source: str = "keep list") -> list[str]:
-    """Parse a keep list; empty is allowed, an arrow or a strength is not.
+    """Parse a keep list; empty is allowed, an arrow or a strength is not. What comes again is left out.
 
     Raises:
         ConceptError: naming ``source`` and the line.
     """
+    return keep_of(from_text(text, source, keep=True))
+
+
+def keep_of(items: Iterable[Item]) -> list[str]:
+    """A keep list of the entries of lists, files and options, see :mod:`.lists`.
+
+    Raises:
+        ConceptError: as :func:`parse_keep`.
+    """
     keep: dict[str, str] = {}
-    for number, line in _lines(text, source):
-        if len(_split(line, ARROW)) > 1:
-            raise ConceptError(f"{source}, line {number}: a keep list has no arrows ('{_short(line)}')")
-        if _strength(line, f"{source}, line {number}")[0] != line:
-            raise ConceptError(f"{source}, line {number}: a keep list has no strengths ('{_short(line)}')")
-        keep.setdefault(_key(_plain(line)), _plain(line))
+    for item in items:
+        if len(split(item.text, ARROW)) > 1:
+            raise ConceptError(f"{item.where}: a keep list has no arrows ('{short(item.text)}')")
+        if _strength(item.text, item.where, item.string)[0] != item.text:
+            raise ConceptError(f"{item.where}: a keep list has no strengths ('{short(item.text)}')")
+        keep.setdefault(_key(plain(item.text)), plain(item.text))
     return list(keep.values())
+
+
+def kinds_of(concepts: Iterable[Concept], chosen: str = "auto") -> list[dict[str, str]]:
+    """For a report: ``{"concept": ..., "kind": ..., "why": ...}`` of each, see :meth:`Concept.kind_and_why`."""
+    found = ((c.target, *c.kind_and_why(chosen)) for c in concepts)
+    return [{"concept": target, "kind": kind, "why": why} for target, kind, why in found]
 
 
 def check_disjoint(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
@@ -202,9 +251,11 @@ def check_disjoint(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
         ConceptError: naming the entry.
     """
     erased = {_key(c.target) for c in concepts}
-    for line in keep:
-        if _key(line) in erased:
-            raise ConceptError(f"'{_short(line)}' stands in the erase list and in the keep list; remove it from one")
+    both = [line for line in keep if _key(line) in erased]
+    if both:
+        names = ", ".join(f"'{short(line)}'" for line in both[:8]) + (f" and {len(both) - 8} more" if len(both) > 8 else "")
+        stands, it = ("stands", "it") if len(both) == 1 else ("stand", "each")
+        raise ConceptError(f"{names} {stands} in the erase list and in the keep list; remove {it} from one")
 
 
 def same(a: str, b: str) -> bool:
@@ -212,58 +263,13 @@ def same(a: str, b: str) -> bool:
     return _key(a) == _key(b)
 
 
-def _key(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _masked(line: str) -> str:
-    """A line, as long as it was, without what stands in quotes, which is no grammar."""
-    return re.sub(r'"[^"]*"', lambda found: "\0" * len(found[0]), line)
-
-
-def _split(line: str, sign: str) -> list[str]:
-    """A line's parts between the signs that stand outside quotes."""
-    parts, start, masked = [], 0, _masked(line)
-    while (at := masked.find(sign, start)) >= 0:
-        parts.append(line[start:at].strip())
-        start = at + len(sign)
-    return [*parts, line[start:].strip()]
-
-
-def _plain(part: str) -> str:
-    """A part without the quotes around it, if they stand around all of it."""
-    whole = len(part) > 1 and part[0] == part[-1] == QUOTE and QUOTE not in part[1:-1]
-    return " ".join(part[1:-1].split()) if whole else part
-
-
 def _quoted(text: str) -> str:
     """A text as a line would have to name it: in quotes, where it would be read as something else."""
     padded = f" {text} "
-    sign = any(mark in padded for mark in (ARROW, "#", AT, PLUS, FROM)) or _both(text, True, "")
-    return f"{QUOTE}{text}{QUOTE}" if sign and QUOTE not in text else text
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.ASCII | re.IGNORECASE) is not None
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _lines(text: str, source: str):
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = " ".join(raw[: end if (end := _masked(raw).find("#")) >= 0 else len(raw)].split())
-        if not line:
-            continue
-        if len(line) > MAX_CHARACTERS:
-            raise ConceptError(
-                f"{source}, line {number}: {len(line)} characters, of which the text encoder would read a part; "
-                f"shorten '{_short(line)}' to {MAX_CHARACTERS} or split it over several lines"
-            )
-        if any(unicodedata.category(c) in ("Cc", "Cs", "Co") for c in line):
-            raise ConceptError(f"{source}, line {number}: '{_short(line)}' holds control characters; remove them")
-        yield number, line
+    sign = any(mark in padded for mark in (AT, PLUS, FROM)) or ARROW.search(text) or BACKWARDS.search(text) or _both(text, True, "")
+    if not sign and reads_as_it_is(text):
+        return text
+    return next((f"{a}{text}{b}" for a, b in ('""', "“”", "«»") if a not in text and b not in text), text)
 
 
 # --------------------------------------------------------------------------------------------- templates
@@ -303,13 +309,6 @@ EVERYDAY: tuple[str, ...] = (
     "book", "pen", "clock", "phone", "computer", "camera", "guitar", "piano", "violin", "ball", "umbrella", "hat",
     "shoe", "shirt", "dress", "bag", "key", "box", "robot", "statue", "painting", "map",
 )  # fmt: skip
-
-
-def guess_kind(target: str) -> str:
-    """``style`` for "... style", "... background", "art by ...", "painting by ..."; otherwise ``object``."""
-    words = _key(target).split()
-    by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
-    return "style" if {"style", "background"} & set(words) or by_artist else "object"
 
 
 def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str, str, str]]:

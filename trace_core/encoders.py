@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from .backbones.base import CONTEXT, POOLED
 from .errors import ConceptError
 
@@ -20,11 +22,7 @@ def check_clip(backbone, clip) -> None:
         what = "no CLIP is connected, or its loader found none in the file" if clip is None else f"{type(clip).__name__} is no CLIP"
         raise ConceptError(f"{what}; connect the CLIP that belongs to this model, from a CLIP loader if the checkpoint has none")
     rows, pooled = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)[:2]
-    if rows.shape[-1] != backbone.width(CONTEXT):
-        raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[-1]} numbers, the model reads {backbone.width(CONTEXT)}; "
-            "connect the CLIP that belongs to this model"
-        )
+    check_width(rows[0], backbone)
     if backbone.width(POOLED) is None:
         return
     if pooled is None:
@@ -32,5 +30,18 @@ def check_clip(backbone, clip) -> None:
     if pooled.shape[-1] != backbone.width(POOLED):
         raise ConceptError(
             f"the text encoder gives a pooled vector of {pooled.shape[-1]} numbers, the model reads {backbone.width(POOLED)}; "
+            "connect the CLIP that belongs to this model"
+        )
+
+
+def check_width(rows: Tensor, backbone) -> None:
+    """Refuse rows ``[n, d]`` of a text encoder that are not those the model reads.
+
+    Raises:
+        ConceptError: naming both widths.
+    """
+    if rows.shape[1] != backbone.width(CONTEXT):
+        raise ConceptError(
+            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
             "connect the CLIP that belongs to this model"
         )

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapters import Adapters, attached
+from .anchors import followed
 from .attention import suppression
 from .backbones import Backbone, backbone_for
 from .carried import check_trainable
 from .closed_form.policies import POLICIES, keep_prompts
-from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, prompt_pairs, same, settled
+from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, kinds_of, prompt_pairs, same, settled
 from .encoders import check_clip
 from .errors import ConceptError, ModelError, TraceError
 from .gating import erasures_on
@@ -29,7 +30,10 @@ from .objectives import OBJECTIVES, Term
 from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
+from .spelling import check_spelling
+from .text import TextEncoder
 from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
+from .weights import shape_of
 from .windows import auto_window, inside
 
 
@@ -87,6 +91,7 @@ class Trainer:
         self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()  # [1, 1, h, w]
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
         self.start, self._report, self._preview = start, report, preview
+        self.concepts = [c.target for c in concepts]  #: as the training state names them
         self.shape = backbone.latent_shape(config.width, config.height)
         self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
         self.uncond = self.prompts.index("")
@@ -104,17 +109,18 @@ class Trainer:
         """Prompts of the concepts and their neutral counterparts, template by template."""
         out = []
         for concept in concepts:
-            kind = concept.kind if self.config.kind == "auto" else self.config.kind
-            for prompt, subject, other, _ in prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind])):
-                out.append((self.prompts.index(prompt, subject), self.prompts.index(other)))
-                self.strengths[out[-1][0]] = concept.strength
+            kind = concept.kind_and_why(self.config.kind)[0]
+            found = prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]))
+            numbers = self.prompts.indices([key for prompt, subject, other, _ in found for key in ((prompt, subject), (other, ""))])
+            out += zip(numbers[::2], numbers[1::2])
+            self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
         return out
 
     def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
         made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts)
-        return [(self.prompts.index(text),) * 2 for text, _ in made]
+        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
 
     # --------------------------------------------------------------------------------------- the bank
 
@@ -267,7 +273,7 @@ class Trainer:
         config, self.started = self.config, bool(start)
         parameters = adapters.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-        half = next(self.backbone.network.parameters()).dtype == torch.float16
+        half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)  # small gradients vanish in float16
         if config.window == AUTO:
             config = self.config = replace(config, window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters))
@@ -350,12 +356,17 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    concepts, notes = followed(concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
     check_trainable(model)
     check_clip(backbone, clip)
-    kinds = {c.kind for c in concepts} if config.kind == "auto" else {config.kind}
+    warnings = check_spelling(TextEncoder(clip), concepts)
+    said = kinds_of(concepts, config.kind)
+    kinds = {k["kind"] for k in said}
+    if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own
+        concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]  # a combination gets its anchor
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
@@ -372,7 +383,9 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
             with blocks, saved_apart(network):
                 trainer.train(adapters, start, resume, checkpoint)
             factors, truncation = adapters.factors(config.rank)
-    return _result(trainer, concepts, kept, factors, start, truncation)
+    result = _result(trainer, concepts, kept, factors, start, truncation)
+    result.report |= {"kinds": said, "notes": notes, "warnings": warnings}
+    return result
 
 
 def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:
@@ -380,7 +393,7 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     rows = backbone.trained_rows(name, config.scope)
     if rows is None:
         return None
-    mask = torch.zeros(backbone.network.get_submodule(name).weight.shape[0], 1, dtype=torch.bool, device=backbone.device)
+    mask = torch.zeros(shape_of(backbone.network.get_submodule(name))[0], 1, dtype=torch.bool, device=backbone.device)
     mask[rows] = True
     return mask
 

@@ -19,6 +19,7 @@ from .called import called_model, eager
 from .carried import check_patches_reach
 from .errors import LoraError, ModelError
 from .lora import ARCHITECTURES, ErasureLora
+from .weights import is_linear, layer_at, shape_of
 
 RECORD = "trace_erasures"  #: key of ``model_options``: a tuple of dicts, one an erasure on the model, in order
 
@@ -33,11 +34,11 @@ def check_fits(model, lora: ErasureLora) -> None:
         LoraError: naming both architectures and the first module that does not fit.
     """
     engine_of(model)
-    shapes = {k: v.shape for k, v in model.model_state_dict(PREFIX).items()}
     base = lora.info().get("trace.base")  # what somebody wrote into a file: it may be anything
     made_for = base["kind"] if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES else "another architecture"
     for module, (up, down) in lora.modules.items():
-        wanted = shapes.get(module + ".weight")
+        layer = layer_at(model.model, module) if module.startswith(PREFIX) else None
+        wanted = None if layer is None else shape_of(layer)
         if wanted is None or up.shape[0] != wanted[0] or down.shape[1] != wanted[1:].numel():
             found = "has no such layer" if wanted is None else f"has {tuple(wanted)} there"
             raise LoraError(
@@ -254,7 +255,7 @@ class _Path:
         if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
             self.conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
             self.up, self.down = up[:, :, None, None], down.view(-1, *module.weight.shape[1:])
-        elif not isinstance(module, nn.Linear):
+        elif not is_linear(module):
             raise LoraError(
                 f"{name} is a {type(module).__name__}, which can only be edited over the whole schedule; "
                 "use start 0 and end 1"

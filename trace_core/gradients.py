@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import compat
 from .called import eager
+from .weights import is_plain
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def training_mode(engine=None) -> Iterator[None]:
 @contextmanager
 def saved_apart(network: nn.Module) -> Iterator[None]:
     """What autograd saves is a copy, safe from blocks that write in place; parameters, which nobody writes, are not copied."""
-    owned = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    owned = {p.untyped_storage().data_ptr() for p in network.parameters() if is_plain(p)}
 
     def pack(tensor: Tensor) -> Tensor:
         return tensor if tensor.untyped_storage().data_ptr() in owned else tensor.clone()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -15,12 +12,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from . import __version__
+from . import __version__, formats
 from .concepts import KINDS
 from .errors import LoraError
+from .files import why, write_whole
 from .numerics import is_finite
 from .parts import (
     DTYPES,
@@ -36,7 +34,6 @@ from .parts import (
     shifted,
 )
 
-KEY = re.compile(r"^(diffusion_model\.[A-Za-z0-9_.]+)\.(lora_up\.weight|lora_down\.weight|alpha)$")
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
 FORMAT = "trace-erasure-1"
 MAX_PARTS = 10_000
@@ -255,22 +252,30 @@ class ErasureLora:
         return out
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> ErasureLora:
-        """Read a LoRA in the ``diffusion_model.<module>.lora_up/lora_down/alpha`` form.
+    def from_state_dict(cls, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> ErasureLora:
+        """Read a LoRA of linear layers in ComfyUI's, kohya's, diffusers' or PEFT's key form; float8 becomes float16.
 
         Raises:
             LoraError: naming the first key that is unknown, missing, misshapen or not finite.
         """
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            match = KEY.match(key)
-            if not match:
-                raise LoraError(f"'{key[:80]}' is no key of an erasure LoRA; use the stock LoRA loader for this file")
-            parts.setdefault(match[1], {})[match[2]] = tensor
-        return cls({m: _factors(m, p) for m, p in parts.items()}, dict(metadata or {}))
+        metadata = dict(metadata or {})
+        modules = formats.read(state, metadata)
+        metadata.pop(formats.RANKS, None)
+        return cls(modules, metadata)
 
-    def save(self, path: str | Path, extra: dict[str, str] | None = None) -> Path:
-        """Write a safetensors file; either the whole file appears or nothing does.
+    def to_bytes(self, extra: dict[str, str] | None = None, form: str = "comfyui") -> bytes:
+        """The safetensors file, in a key form of :data:`~trace_core.formats.FORMATS`; equal contents give equal bytes.
+
+        Raises:
+            LoraError: if there is nothing to save, or the form has no name for a layer.
+        """
+        if not self.modules:
+            raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
+        state, metadata = formats.write(self, form)
+        return canonical(save(_own_memory(state), {**metadata, **(extra or {}), "format": "pt"}))
+
+    def save(self, path: str | Path, extra: dict[str, str] | None = None, form: str = "comfyui") -> Path:
+        """Write a safetensors file; either the whole file appears, or what was there before stays.
 
         Raises:
             LoraError: if the path cannot be written, naming it.
@@ -278,28 +283,15 @@ class ErasureLora:
         path = Path(path)
         if path.suffix != ".safetensors":
             raise LoraError(f"'{path.name}' must end in .safetensors")
-        if not self.modules:
-            raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
-        metadata = {**self.metadata, **(extra or {}), "format": "pt"}
-        data = canonical(save(_own_memory(self.state_dict()), metadata))
-        temporary = None
+        data = self.to_bytes(extra, form)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".trace-", suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            return write_whole(path, data)
         except OSError as error:
-            raise LoraError(f"cannot write '{path}': {error.strerror}; choose a folder that you may write to") from error
-        finally:
-            if temporary:  # moved away, if all went well
-                Path(temporary).unlink(missing_ok=True)
-        return path
+            raise LoraError(f"cannot write '{path}': {why(error)}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> ErasureLora:
-        """Read a file written by :meth:`save`.
+        """Read a file written by :meth:`save`, or any LoRA that :meth:`from_state_dict` can read.
 
         Raises:
             LoraError: if it is missing, truncated, hostile, or no erasure LoRA.
@@ -321,6 +313,12 @@ class ErasureLora:
         if not state:
             raise LoraError(f"'{path.name}' holds no layers; it is no erasure LoRA")
         return cls.from_state_dict(state, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ErasureLora:
+        """The same of what :meth:`to_bytes` gave, without a file."""
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return cls.from_state_dict(load(data), header.get("__metadata__"))
 
     def info(self) -> dict:
         """Metadata with the structured entries parsed, and the size of the edit; what no browser could read stays a string."""
@@ -362,32 +360,6 @@ def canonical(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def _factors(module: str, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    up, down = part.get("lora_up.weight"), part.get("lora_down.weight")
-    if up is None or down is None:
-        raise LoraError(f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete")
-    if not all(isinstance(tensor, Tensor) for tensor in part.values()):
-        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is no tensor")
-    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
-        raise LoraError(f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit")
-    if not (up.is_floating_point() and down.is_floating_point()):
-        raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point")
-    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
-        raise LoraError(f"{module} holds NaN or infinite values; the file is damaged")
-    alpha = part.get("alpha")
-    if alpha is None:
-        return up, down
-    if alpha.numel() != 1:
-        raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one")
-    scale = alpha.float().item() / down.shape[0]
-    if scale == 1.0:
-        return up, down
-    scaled = (up.float() * scale).to(up.dtype)
-    if not torch.isfinite(scaled).all():
-        raise LoraError(f"{module} has an alpha of {alpha.item():g}, which {up.dtype} cannot hold; the file is damaged")
-    return scaled, down
 
 
 def _parsed(text: str | None):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .anchors import followed
 from .errors import TraceError
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def erase(name: str, model, clip, concepts: Sequence, keep: Sequence[str], close
     if len(concepts) > 1 and (method.apart if apart is None else apart):
         if hooks.get("resume") or hooks.get("checkpoint"):
             raise TraceError("a training state is of one concept's run; of several that are made apart, resume each alone")
+        concepts, notes = followed(concepts)  # while they are all in sight
         first = shared_start(name, model, clip, concepts, keep, closed_form, seed, progress)
         parts = [erase_part(name, model, clip, c, keep, closed_form, finetune, seed, first, progress, **hooks) for c in concepts]
-        return fuse_parts(model, clip, parts, keep, closed_form, first, progress)
+        fused = fuse_parts(model, clip, parts, keep, closed_form, first, progress)
+        return Erasure(fused.lora, fused.report | {"notes": notes})
     first = _closed_form(method, model, clip, concepts, keep, closed_form, seed, progress)
     if method.finetune is None:
         return Erasure(first.lora, first.report)

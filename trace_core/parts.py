@@ -44,8 +44,11 @@ class Part:
 
 
 def entry_of(concept) -> list:
-    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a combination."""
+    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a combination; its kind where it
+    was given."""
     more = [concept.strength, list(concept.parts)] if concept.parts else [concept.strength] if concept.strength != 1 else []
+    if concept.kind_given:
+        more = [concept.strength, list(concept.parts), concept.kind_given]
     return [concept.target, concept.anchor, concept.weight, *more]
 
 
@@ -141,7 +144,8 @@ def read_concepts(entries) -> list[Concept]:
         if form and entry[0].strip() and _is_number(entry[2]) and entry[2] > 0:
             both = entry[4] if len(entry) > 4 else []
             combined = isinstance(both, list) and len(both) == 2 and all(isinstance(t, str) and t.strip() for t in both)
-            out.append(Concept(*entry[:3], parts=tuple(both) if combined else ()))
+            kind = entry[5] if len(entry) > 5 and entry[5] in KINDS else ""
+            out.append(Concept(*entry[:3], parts=tuple(both) if combined else (), kind_given=kind))
     return out
 
 

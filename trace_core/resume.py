@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import LoraError
+from .files import why, write_whole
+from .parts import listed
 
 FORMAT = "trace-training-1"
 
@@ -57,30 +57,39 @@ class TrainingState:
         """Refuse the state of another run.
 
         Raises:
-            LoraError: naming the first option that differs.
+            LoraError: naming the first thing that differs, in one sentence.
         """
         mine, theirs = json.loads(trainer.identity), json.loads(self.run)
-        different = [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]
+        if "concepts" in theirs:
+            _check_targets(theirs["concepts"], mine.get("concepts", []))
+        different = {k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)} - {"concepts"}
         if different:
-            k = min(different)
-            raise LoraError(f"cannot resume: {k} was {theirs.get(k)} and is {mine.get(k)}; use the same settings, or start anew")
+            raise LoraError(f"cannot resume: {_difference(min(different), theirs, mine)}; use the same settings, or start anew")
+
+    def check_concepts(self, concepts) -> None:
+        """Refuse the state of a run that erases something else, before a model is loaded.
+
+        Raises:
+            LoraError: naming both.
+        """
+        theirs = json.loads(self.run).get("concepts")
+        if theirs is not None:
+            _check_targets(theirs, [c.target for c in concepts])
 
     def save(self, path: str | Path) -> None:
-        """Write a file; either the whole file appears or nothing does.
+        """Write a file; either the whole file appears, or what was there before stays.
 
         Raises:
             LoraError: if the path cannot be written.
         """
         tensors = {f"{name}.{i}": t.contiguous() for name in ("adapter", "mean", "square") for i, t in enumerate(getattr(self, name))}
         rest = {"format": FORMAT, "step": self.step, "window": self.window, "history": self.history, "run": self.run, "scale": self.scale}
-        path = Path(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trace-") as folder:
-                save_file(tensors, Path(folder) / "state", {"trace.training": json.dumps(rest)})
-                os.replace(Path(folder) / "state", path)
+            write_whole(path, lambda file: save_file(tensors, file, {"trace.training": json.dumps(rest)}))
         except OSError as error:
-            raise LoraError(f"cannot write '{path}': {error.strerror}; choose a folder that you may write to") from error
+            raise LoraError(f"cannot write '{path}': {why(error)}") from error
+        except SafetensorError as error:  # it tells errors of the disk so
+            raise LoraError(f"cannot write '{path}': {error}; make room there, or choose another folder") from error
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingState:
@@ -93,7 +102,11 @@ class TrainingState:
         try:
             with safe_open(path, framework="pt") as file:
                 rest = json.loads((file.metadata() or {}).get("trace.training", "{}"))
+                if not isinstance(rest, dict) or "run" not in rest:  # a checkpoint has gigabytes to read
+                    raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except LoraError:
+            raise
         except (OSError, SafetensorError, ValueError) as error:
             raise LoraError(f"cannot read '{path.name}' as a training state: {error}") from error
         count, names = len(tensors) // 3, ("adapter", "mean", "square")
@@ -115,4 +128,21 @@ def identity(trainer) -> str:
     free = ("window", "contexts", "preview_every", "checkpointing", "lr", "lr_scale")
     options = {k: v for k, v in asdict(trainer.config).items() if k not in free}
     options["start"] = trainer.start.fingerprint if trainer.start else None
+    options["concepts"] = trainer.concepts
     return json.dumps({"base": trainer.backbone.model_hash(), "prompts": trainer.prompts.texts, **options}, sort_keys=True)
+
+
+def _check_targets(theirs: list[str], mine: list[str]) -> None:
+    if sorted(theirs) != sorted(mine):
+        raise LoraError(f"cannot resume: the training state was made for {listed(theirs)}, this run erases {listed(mine)}; give the same "
+                        "concepts, or another --resume file")  # fmt: skip
+
+
+def _difference(name: str, theirs: dict, mine: dict) -> str:
+    """One thing that differs, in a few words: prompts are thousands."""
+    was, now = theirs.get(name), mine.get(name)
+    if isinstance(was, list) and isinstance(now, list):
+        gone, new = ([x for x in a if x not in b] for a, b in ((was, now), (now, was)))
+        shown = lambda some, all_: f"with '{str(some[0])[:60]}'" if some else f"of {len(all_)} entries"  # noqa: E731
+        return f"{name} was a list {shown(gone, was)} and is one {shown(new, now)} (they follow from concepts, anchors and keep list)"
+    return f"{name} was {str(was)[:80]} and is {str(now)[:80]}"

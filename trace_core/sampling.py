@@ -24,6 +24,7 @@ class SamplerConfig:
         sampler, scheduler: names as in ComfyUI's KSampler.
         width, height: pixels.
         batch: pictures sampled at once.
+        negative: the negative prompt; it is read only where cfg is not 1.
     """
 
     steps: int = 12
@@ -34,6 +35,7 @@ class SamplerConfig:
     width: int = 64
     height: int = 64
     batch: int = 64
+    negative: str = ""
 
     @classmethod
     def for_model(cls, model, **changes) -> SamplerConfig:
@@ -97,9 +99,10 @@ def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: Sa
 def _sample_batch(model, conditioner: Conditioner, prompts: Sequence[str], noise: Tensor, config: SamplerConfig,
                   step: Callable | None = None) -> Tensor:  # fmt: skip
     positive = conditioner(prompts, guidance=config.guidance)
-    negative = conditioner([""], guidance=config.guidance)
+    negative = conditioner([config.negative], guidance=config.guidance)
     empty = torch.zeros_like(noise)
-    return engine_of(model).sample.sample(
-        model, noise, config.steps, config.cfg, config.sampler, config.scheduler, positive, negative, empty,
-        denoise=1.0, disable_pbar=True, seed=0, callback=step,
-    )  # fmt: skip
+    with torch.no_grad():  # loading puts patches on the weights, and fp8's rounding cannot be differentiated
+        return engine_of(model).sample.sample(
+            model, noise, config.steps, config.cfg, config.sampler, config.scheduler, positive, negative, empty,
+            denoise=1.0, disable_pbar=True, seed=0, callback=step,
+        )  # fmt: skip

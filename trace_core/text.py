@@ -1,20 +1,23 @@
 """Prompts -> the rows that the model reads, with token ids, groups and alignment.
 
-Rows come from ``clip.encode_from_tokens``, so they are exactly what ComfyUI feeds the model (clip skip, layer norm,
-padding), at weight 1.0. Alignment is on token ids, never on words.
+Rows come from ``clip.encode_from_tokens``, many prompts at once where that gives the same rows, so they are what ComfyUI feeds
+the model (clip skip, layer norm, padding), at weight 1.0. Alignment is on token ids, never on words.
 """
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from .batching import BATCH_ROWS, BatchEncoder, Encoded, rows_of
 from .errors import ConceptError
+from .spelling import pad_id
 
 BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
 REMEMBERED = 256 << 20  #: bytes of rows that an encoder remembers: 1,100 prompts of SD1.5, 60 of FLUX
@@ -74,12 +77,13 @@ class TextEncoder:
         self.limit = REMEMBERED if limit is None else limit
         self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # the last used is the last
         self._bytes = 0
+        self._batch = BatchEncoder(clip)
         empty = self._tokens("")
         bidirectional = "t5xxl" in clip.tokenize("")
         #: the encoder sees the words behind a token, so rows before the concept change with it
         self.bidirectional = bidirectional
         if bidirectional:
-            self.specials = Specials(None, empty[0], empty[1])
+            self.specials = Specials(None, empty[0], empty[1] if len(empty) > 1 else pad_id(clip, "t5xxl"))
         else:
             self.specials = Specials(empty[0], empty[1], empty[-1])
 
@@ -117,27 +121,53 @@ class TextEncoder:
         Raises:
             ConceptError: if the subject has no tokens, cannot be found in the prompt, or the prompt is too long.
         """
-        key = (prompt, subject)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        rows = self._cache[key] = self._encode(prompt, subject)
+        return next(self.encode_all([(prompt, subject)]))
+
+    def encode_all(self, prompts: Iterable[tuple[str, str]]) -> Iterator[TextRows]:
+        """Rows of prompts and their subjects as :meth:`encode` gives them, in order, as many at once as one pass takes.
+
+        Raises:
+            ConceptError: as :meth:`encode`, for the first prompt that is at fault.
+        """
+        prompts = iter(prompts)
+        count = max(1, BATCH_ROWS // rows_of(self.clip.tokenize("")))
+        while part := list(islice(prompts, count)):
+            found = {key: self._cache[key] for key in part if key in self._cache}
+            for key in found:
+                self._cache.move_to_end(key)
+            missing = [key for key in dict.fromkeys(part) if key not in found]
+            for key, rows in zip(missing, self._encode(missing)):
+                found[key] = rows
+                self._remember(key, rows)
+            yield from (found[key] for key in part)
+
+    def _remember(self, key: tuple[str, str], rows: TextRows) -> None:
+        self._cache[key] = rows
         self._bytes += rows.bytes
         while self._bytes > self.limit and len(self._cache) > 1:
             old = [known for known in self._cache if known != key]  # the new one stays, however large
             self._bytes -= self._cache.pop(next((known for known in old if known[1]), old[0])).bytes
-        return rows
 
-    def _encode(self, prompt: str, subject: str) -> TextRows:
-        ids = self._tokens(prompt)
-        encoded = self.clip.encode_from_tokens(self.clip.tokenize(escape(prompt)), return_pooled=True)
-        rows, pooled = encoded[0], encoded[1]
-        if rows.shape[1] != len(ids):
-            raise ConceptError(f"'{prompt}' gives {rows.shape[1]} rows for {len(ids)} tokens; this CLIP is not supported")
+    def _encode(self, keys: Sequence[tuple[str, str]]) -> list[TextRows]:
+        """Prompts with their subjects, each prompt once."""
+        prompts = list(dict.fromkeys(prompt for prompt, _ in keys))
+        ids = {prompt: self._tokens(prompt) for prompt in prompts}
+        groups = [self._groups(ids[prompt], prompt, subject) for prompt, subject in keys]
+        encoded = dict(zip(prompts, self._batch([self.clip.tokenize(escape(prompt)) for prompt in prompts])))
+        plain = {prompt: self._plain(prompt, ids[prompt], *encoded[prompt]) for prompt in prompts}
+        return [TextRows(plain[p][0], tuple(ids[p]), g, plain[p][1]) for (p, _), g in zip(keys, groups)]
+
+    def _plain(self, prompt: str, ids: list[int], rows: Tensor, pooled: Tensor | None) -> Encoded:
+        """A prompt's rows and pooled vector as float32 on the CPU, in memory of their own.
+
+        Raises:
+            ConceptError: if they do not fit the tokens, or hold NaN.
+        """
+        if len(rows) != len(ids):
+            raise ConceptError(f"'{prompt}' gives {len(rows)} rows for {len(ids)} tokens; this CLIP is not supported")
         if not (torch.isfinite(rows).all() and (pooled is None or torch.isfinite(pooled).all())):
             raise ConceptError(f"the text encoder returns NaN for '{prompt}'; load it in float32 or another precision")
-        pooled = None if pooled is None else pooled[0].detach().float().cpu().clone()
-        return TextRows(rows[0].detach().float().cpu().clone(), tuple(ids), self._groups(ids, prompt, subject), pooled)
+        return tuple(None if t is None else t.detach().float().cpu().clone() for t in (rows, pooled))
 
     def _groups(self, ids: list[int], prompt: str, subject: str) -> tuple[int, ...]:
         first = 0 if self.specials.start is None else 1

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from .attention import focus_region
 from .backbones import Backbone
+from .batching import BatchEncoder, Given
 from .errors import ConceptError, TraceError
+from .spelling import same_length
 from .text import FIRST_EOT, PAD, SUBJECT, TextEncoder, escape
 
 #: ``tick(phase, done, total)``, called before every model evaluation; raise from it to cancel
 Tick = Callable[[str, int, int], None]
+
+TOGETHER = 32  #: prompts whose rows are held twice while they are encoded
 
 
 class Prompts:
@@ -27,6 +31,7 @@ class Prompts:
         self._subjects: dict[int, str] = {}
         self._groups: dict[int, tuple[int, ...]] = {}
         self._encoder: TextEncoder | None = None
+        self._batch = BatchEncoder(clip)
         self.texts: list[str] = []
 
     def index(self, prompt: str, subject: str = "") -> int:
@@ -35,16 +40,25 @@ class Prompts:
         Raises:
             ConceptError: if it takes more rows than the others, as a batch cannot hold both.
         """
-        if prompt not in self._index:
-            made = self._backbone.condition(self._clip, escape(prompt), self._shape, self._guidance)
-            if self._made and {k: v.shape for k, v in made.items()} != {k: v.shape for k, v in self._made[0].items()}:
-                raise ConceptError(f"'{prompt[:60]}' takes more rows of text than the other prompts; shorten it")
-            self._index[prompt] = len(self._made)
-            self._made.append(made)
-            self.texts.append(prompt)
-        if subject:
-            self._subjects[self._index[prompt]] = subject
-        return self._index[prompt]
+        return self.indices([(prompt, subject)])[0]
+
+    def indices(self, prompts: Sequence[tuple[str, str]]) -> list[int]:
+        """The numbers of prompts with their subjects, as :meth:`index` gives them; those that are new are encoded together."""
+        new = list(dict.fromkeys(prompt for prompt, _ in prompts if prompt not in self._index))
+        for start in range(0, len(new), TOGETHER):
+            part = new[start : start + TOGETHER]
+            for prompt, encoded in zip(part, self._batch([same_length(self._clip, escape(p)) for p in part])):
+                self._add(prompt, Given(*encoded))
+        self._subjects |= {self._index[prompt]: subject for prompt, subject in prompts if subject}
+        return [self._index[prompt] for prompt, _ in prompts]
+
+    def _add(self, prompt: str, clip: Given) -> None:
+        made = self._backbone.condition(clip, prompt, self._shape, self._guidance)
+        if self._made and {k: v.shape for k, v in made.items()} != {k: v.shape for k, v in self._made[0].items()}:
+            raise ConceptError(f"'{prompt[:60]}' takes more rows of text than the other prompts; shorten it")
+        self._index[prompt] = len(self._made)
+        self._made.append(made)
+        self.texts.append(prompt)
 
     def columns(self, numbers: Tensor | Sequence[int], ends: bool) -> Tensor:
         """Which text rows are a concept's words, ``[n, m]`` bool; ``ends``: and the end and pad rows, which know it as well.
@@ -54,7 +68,8 @@ class Prompts:
         """
         self._encoder = self._encoder or TextEncoder(self._clip)
         for n in {int(n) for n in numbers} - set(self._groups):
-            self._groups[n] = self._encoder.encode(self.texts[n], self._subjects[n]).groups
+            groups, rows = self._encoder.encode(self.texts[n], self._subjects[n]).groups, self._made[n]["c_crossattn"].shape[1]
+            self._groups[n] = (groups + (PAD,) * rows)[:rows]  # padding may be the tokenizer's own here, see same_length
         wanted = torch.tensor([SUBJECT, FIRST_EOT, PAD] if ends else [SUBJECT])
         return torch.stack([torch.isin(torch.tensor(self._groups[int(n)]), wanted) for n in numbers])
 

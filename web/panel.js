@@ -13,10 +13,12 @@ const MARGIN = 10;
 export class Panel {
   /**
    * `view(entry)`: the address of a picture; `canvas()`: ComfyUI's canvas, which gets the mouse wheel and the middle button;
-   * `trains`: whether the node trains, so that the panel is never empty.
+   * `trains`: whether the node trains, so that the panel is never empty; `laidOut()`: whether the page lays nodes out as HTML, its
+   * new design, so that they grow by themselves.
    */
-  constructor(node, { view, canvas, trains }) {
+  constructor(node, { view, canvas, trains, laidOut }) {
     this.node = node;
+    this.laidOut = laidOut;
     this.height = 0;
     this.training = trains ? new TrainingView(view) : null;
     this.compare = new CompareView(view);
@@ -81,7 +83,8 @@ export class Panel {
     const more = height - this.height;
     this.height = height;
     const [width, now] = this.node.size;
-    const wanted = Math.max(this.node.computeSize()[1], now + Math.min(0, more));
+    const least = this.laidOut() ? 0 : this.node.computeSize()[1];
+    const wanted = Math.max(least, now + Math.min(0, more));
     if (wanted !== now) this.node.setSize([width, wanted]);
     this.node.graph?.setDirtyCanvas(true, true);
   }

@@ -6,8 +6,10 @@ import { findNode, movedNode } from "./graphs.js";
 import { Panel } from "./panel.js";
 import { Runs } from "./runs.js";
 import { ended, history, lastStates, originOf, pictureUrl } from "./server.js";
+import { showReports, showReportsOf, unfold } from "./stock.js";
 
 const TRAINS = "TRACE_LateStageFinetune";
+const PICTURED = [TRAINS, "TRACE_CompareErasure"]; //: whose panel shows the pictures that ComfyUI would draw below it
 const SHOWN = ["trace_report", "trace_losses", "trace_pairs", "trace_metadata"];
 const SILENCE = 3000; //: ms without an event after which a running node is asked for
 
@@ -16,6 +18,7 @@ const panels = new WeakMap();
 const restored = new Set();
 let soon; //: a timer, while there are new nodes to draw
 
+const laidOut = () => Boolean(window.LiteGraph?.vueNodesMode);
 const isOurs = (node) => String(node?.comfyClass ?? "").startsWith("TRACE_");
 
 app.registerExtension({
@@ -33,12 +36,19 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (!isOurs(node)) return;
+    if (PICTURED.includes(node.comfyClass)) node.hideOutputImages = true; // of the page's new design, which reads it early on
+    showReportsOf(node);
     if (node.comfyClass === TRAINS) panelOf(node);
     soon ??= setTimeout(drawAll); // a node that moves into a subgraph is made anew there
   },
 
+  loadedGraphNode(node) {
+    if (isOurs(node)) unfold(node);
+  },
+
   afterConfigureGraph() {
     drawAll();
+    showReports(app.graph);
     restore(app.graph.id); // not awaited: the page need not wait for it
   },
 });
@@ -116,7 +126,7 @@ function drawAll() {
 /** The node's panel; it is made when there is first something to show. */
 function panelOf(node) {
   if (panels.has(node)) return panels.get(node);
-  const panel = new Panel(node, { view: pictureUrl, canvas: () => app.canvas, trains: node.comfyClass === TRAINS });
+  const panel = new Panel(node, { view: pictureUrl, canvas: () => app.canvas, trains: node.comfyClass === TRAINS, laidOut });
   panels.set(node, panel);
   hideStockPreview(node, panel);
   const before = node.onRemoved;

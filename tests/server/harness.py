@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,9 +19,24 @@ import requests
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+FRONTENDS = ROOT / ".cache" / "frontends"  #: ComfyUI's page, a folder a version; `make frontends` installs what tests/frontends lists
 PACK = "trace-erasure-0.1.pack"  #: a folder name that no Python module could have
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
 CONTROL = {"fixed", "increment", "decrement", "randomize"}
+
+
+def frontend_of(engine: Path) -> str:
+    """The version of the page that a ComfyUI asks for in its requirements."""
+    pinned = re.search(r"^comfyui-frontend-package==(\S+)", (engine / "requirements.txt").read_text(), re.MULTILINE)
+    if pinned is None:
+        raise ValueError(f"{engine / 'requirements.txt'} names no version of comfyui-frontend-package")
+    return pinned[1]
+
+
+def frontend_root(version: str) -> Path | None:
+    """The folder that a version of the page is in, or None if it is not installed."""
+    root = FRONTENDS / version / "comfyui_frontend_package" / "static"
+    return root if (root / "index.html").is_file() else None
 
 
 def published_files() -> list[str]:
@@ -44,15 +60,24 @@ def install(base: Path) -> Path:
 class Server:
     """ComfyUI's main.py on a free port; use as a context manager."""
 
-    def __init__(self, engine: Path, base: Path):
-        self.base, self.log = base, base / "server.log"
+    def __init__(self, engine: Path, base: Path, frontend: str = ""):
+        """``frontend``: version of the page; empty: the one that the engine asks for.
+
+        Raises:
+            FrontendMissing: naming the version.
+        """
+        self.engine, self.base, self.log = engine, base, base / "server.log"
+        self.frontend = frontend or frontend_of(engine)
+        root = frontend_root(self.frontend)
+        if root is None:
+            raise FrontendMissing(f"the page {self.frontend} is not in {FRONTENDS}; `make frontends` installs those of tests/frontends")
         install(base)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, str(Path(__file__).with_name("boot.py")), "--cpu", "--listen", "127.0.0.1", "--port", str(port),
-                   "--disable-auto-launch", "--base-directory", str(base), "--disable-api-nodes",
+                   "--disable-auto-launch", "--base-directory", str(base), "--disable-api-nodes", "--front-end-root", str(root),
                    "--use-pytorch-cross-attention",  # as the command line has it, so that both can be compared
                    "--database-url", "sqlite:///:memory:"]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -136,6 +161,10 @@ class Server:
             told = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
             raise Failed("\n".join(f"{m['node_type']}: {m['exception_type']}: {m['exception_message']}" for m in told))
         return entry["outputs"]
+
+
+class FrontendMissing(Exception):
+    """ComfyUI's page is not installed in the version that is wanted."""
 
 
 class Rejected(Exception):

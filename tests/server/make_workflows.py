@@ -1,7 +1,8 @@
-"""Write ``workflows/*.json``, their thumbnails, ``object_info.json`` and ``locales/en``: ``make_workflows.py [NAME ...]``.
+"""Write ``workflows/*.json``, their thumbnails, ``object_info.json`` and ``locales/en``: ``make_workflows.py [--texts] [NAME ...]``.
 
 The graphs are written down here, in ``GRAPHS``; where nodes stand, their sizes and the order of their widgets follow from what a
-real server says of its nodes. Every workflow is run, and its thumbnail is the grid that it draws.
+real server says of its nodes. Every workflow is run, and its thumbnail is the grid that it draws; with ``--texts`` none is. What is
+written is the same with every ComfyUI that the pack supports.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ def _harness():
     return module
 
 
-#: Pixels that the page adds below a node once it has run.
-PANELS = {"TRACE_LateStageFinetune": 450, "TRACE_ClosedFormProjection": 40, "TRACE_FuseErasureLoras": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
-          "TRACE_CompareErasure": 60}  # fmt: skip
+#: Pixels of a node for what it will show: pictures, or a whole report.
+SHOWS = {"TRACE_CompareErasure": 230, "LossGraphNode": 230, "PreviewAny": 580}
+#: Pixels that the page adds below a node once it has run, in the design that adds more. A report may be longer than its node: it is
+#: the last of its column.
+PANELS = {"TRACE_LateStageFinetune": 490, "TRACE_FuseErasureLoras": 40, "TRACE_ApplyErasureLora": 40, "TRACE_SaveErasureLora": 40,
+          "PreviewAny": 130}  # fmt: skip
 
 
 class Graph:
@@ -54,7 +58,7 @@ class Graph:
     def node(self, kind: str, title: str = "", /, **given) -> tuple[int, int]:
         """Add a node. A value that is ``(node, slot)`` is a wire, any other a widget's; returns ``(node, 0)``."""
         spec, number = self.info[kind], len(self.nodes) + 1
-        inputs, values, height = [], [], 2 * ROW
+        inputs, values, height, unfolded = [], [], 2 * ROW, self._unfolded(spec, given)
         for name, form, options in self.harness.inputs_of(spec):
             value, widget = given.pop(name, None), self.harness.is_widget(form, options)
             kind_of = "COMBO" if isinstance(form, list) else form
@@ -71,11 +75,17 @@ class Graph:
                     height += ROW
         if given:
             raise ValueError(f"{kind} has no input {', '.join(given)}")
+        # What versions of ComfyUI add to a stock node is left to the page, so that a template is the same of all of them
         outputs = [{"name": n, "type": t, "links": [], "slot_index": i}
-                   for i, (t, n) in enumerate(zip(spec["output"], spec["output_name"]))]  # fmt: skip
-        height += 230 if kind in ("TRACE_CompareErasure", "PreviewAny", "LossGraphNode") else ROW * max(0, len(outputs) - len(inputs))
-        self._place(kind, {"inputs": inputs, "outputs": outputs, "widgets_values": values}, height, title=title)
+                   for i, (t, n) in enumerate(zip(spec["output"], spec["output_name"])) if kind.startswith("TRACE_")]  # fmt: skip
+        height += SHOWS[kind] if kind in SHOWS else ROW * max(0, len(outputs) - len(inputs))
+        parts = {"inputs": inputs, "outputs": outputs, "widgets_values": values}
+        self._place(kind, parts | ({"showAdvanced": True} if unfolded else {}), height, title=title)
         return number, 0
+
+    def _unfolded(self, spec: dict, given: dict) -> bool:
+        """Whether a value is given to a widget that the page folds away: it is shown then."""
+        return any(name in given and options.get("advanced") for name, _, options in self.harness.inputs_of(spec))
 
     @staticmethod
     def _default(form, options: dict):
@@ -160,9 +170,9 @@ def trace_full(g: Graph) -> None:
     second, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), lora=(first, 1), erase="cat", preset="fast",
                        preview_every=20)  # fmt: skip
     g.column("4  What came out")
-    g.node("PreviewAny", "Report", source=(second, 3))
     g.node("LossGraphNode", loss=(second, 2), filename_prefix="trace_loss")
     g.node("TRACE_SaveErasureLora", lora=(second, 1), name="erased-%concepts%-%method%", license="CC0-1.0")
+    g.node("PreviewAny", "Report", source=(second, 3))
     g.column("5  Before and after")
     _compare(g, model, (second, 0), CATS, "cat\nkitty")
 
@@ -269,8 +279,8 @@ def fuse(g: Graph) -> None:
     g.note("Connect the model as the loader gives it, not one that an erasure is on already. Files go into **files**, one a line. Write "
            "`cat = 0.5` into **strengths** for half of one concept.\n\n" + SWAP)  # fmt: skip
     g.column("3  What came out")
-    g.node("PreviewAny", "Report", source=(fused, 2))
     g.node("TRACE_SaveErasureLora", lora=(fused, 1), name="fused-%concepts%")
+    g.node("PreviewAny", "Report", source=(fused, 2))
     g.column("4  Before and after")
     _compare(g, model, (fused, 0), "a photo of a cat, google style\na photo of a truck, fluent style\na photo of a pizza, twitter style\n"
              "a photo of a dog, google style\na photo of a ship, fluent style\na photo of an apple, twitter style", "cat\ntruck\npizza")  # fmt: skip
@@ -294,8 +304,8 @@ def mace(g: Graph) -> None:
         made.append(second)
     g.column("4  Fuse")
     fused, _ = g.node("TRACE_FuseErasureLoras", model=(model, 0), clip=(model, 1), **{f"lora_{i}": (m, 1) for i, m in enumerate(made, 1)})
-    g.node("PreviewAny", "Report", source=(fused, 2))
     g.node("TRACE_SaveErasureLora", lora=(fused, 1), name="mace-%concepts%")
+    g.node("PreviewAny", "Report", source=(fused, 2))
     g.column("5  Before and after")
     _compare(g, model, (fused, 0), "a photo of a cat, google style\na photo of a truck, fluent style\na photo of a pizza, twitter style\n"
              "a photo of a dog, google style\na photo of a ship, fluent style", "cat\ntruck")  # fmt: skip
@@ -311,8 +321,8 @@ def ant(g: Graph) -> None:
     g.column("2  Finetune")
     tuned, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), erase="cat", objective="ant",
                       saliency=0.5, rank=64)  # fmt: skip
-    g.node("PreviewAny", "Report", source=(tuned, 3))
     g.node("TRACE_SaveErasureLora", lora=(tuned, 1), name="ant-%concepts%")
+    g.node("PreviewAny", "Report", source=(tuned, 3))
     g.column("3  Before and after")
     _compare(g, model, (tuned, 0), CATS.replace("pizza, twitter", "truck, fluent"), "cat\nkitty")
 
@@ -329,8 +339,8 @@ def trce(g: Graph) -> None:
     g.column("3  Early steering")
     second, _ = g.node("TRACE_LateStageFinetune", model=(model, 0), clip=(model, 1), lora=(first, 1), erase="cat -> dog", objective="trce",
                        preset="fast")  # fmt: skip
-    g.node("PreviewAny", "Report", source=(second, 3))
     g.node("TRACE_SaveErasureLora", lora=(second, 1), name="trce-%concepts%")
+    g.node("PreviewAny", "Report", source=(second, 3))
     g.column("4  Before and after")
     _compare(g, model, (second, 0), CATS, "cat\nkitty")
 
@@ -392,8 +402,12 @@ def build(name: str, info: dict, harness) -> dict:
     return graph.workflow()
 
 
+#: What newer versions of ComfyUI say of every node.
+NEWER = ("is_input_list", "search_aliases", "has_intermediate_output")
+
+
 def contract(info: dict) -> dict:
-    """What other people's workflows rely on: our nodes' inputs and outputs in order, less what differs by machine."""
+    """What other people's workflows rely on: our nodes' inputs and outputs in order, less what differs by machine and version."""
     out = {}
     for name in sorted(n for n in info if n.startswith("TRACE_")):
         spec = json.loads(json.dumps(info[name]))
@@ -401,7 +415,8 @@ def contract(info: dict) -> dict:
             for entry, (kind, *_) in group.items():
                 if entry in ("lora_file", "sampler_name", "scheduler"):
                     del kind[1:]
-        spec.pop("python_module")
+        for key in ("python_module", *NEWER):
+            spec.pop(key, None)
         out[name] = spec
     return out
 
@@ -416,7 +431,7 @@ def locale(info: dict) -> dict:
     return out
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], pictures: bool) -> None:
     from trace_core import engine
 
     harness = _harness()
@@ -429,6 +444,8 @@ def main(names: list[str]) -> None:
         for name in names:
             made = build(name, info, harness)
             (WORKFLOWS / f"{name}.json").write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+            if not pictures:
+                continue
             outputs = server.run(harness.to_api(made, info), 1800)
             grid = next(o["images"][0] for o in outputs.values() if "trace_pairs" in o)
             sheet = server.picture(grid)
@@ -440,4 +457,4 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE.parents[1]]
-    main(sys.argv[1:] or list(GRAPHS))
+    main([name for name in sys.argv[1:] if name != "--texts"] or list(GRAPHS), "--texts" not in sys.argv)

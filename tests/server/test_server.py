@@ -67,6 +67,18 @@ def applied(model: tuple, **changes) -> dict:
 
 
 @pytest.fixture(scope="module")
+def stock(info, harness):
+    """``stock(kind, **inputs)``: a node of ComfyUI itself; inputs that this version added have their defaults."""
+
+    def made(kind: str, **inputs) -> dict:
+        required = {name: spec for name, spec in info[kind]["input"]["required"].items() if name not in inputs}
+        widgets = {n: s for n, s in required.items() if harness.is_widget(s[0], s[1] if len(s) > 1 else {})}
+        return node(kind, **{name: spec[1]["default"] for name, spec in widgets.items()}, **inputs)
+
+    return made
+
+
+@pytest.fixture(scope="module")
 def draw(server):
     """``draw(prompt, "image")``: the pixels that a node saved, int16."""
 
@@ -87,6 +99,46 @@ def saved(server) -> str:
 def test_node_contract_is_unchanged(info, maker):
     """Ids, inputs, their order and defaults stand in people's workflows: change the snapshot only by adding to it."""
     assert maker.contract(info) == json.loads((ROOT / "tests" / "server" / "object_info.json").read_text())
+
+
+#: Words that people type for what a node does; each must find it.
+SEARCHED = {
+    "TRACE_ClosedFormProjection": {"unlearn", "forget", "remove concept", "concept erasure", "UCE", "MACE"},
+    "TRACE_LateStageFinetune": {"unlearn", "forget", "remove concept", "concept erasure", "ESD"},
+    "TRACE_FuseErasureLoras": {"MACE", "unlearn"},
+    "TRACE_ApplyErasureLora": {"load LoRA", "unlearn"},
+    "TRACE_SaveErasureLora": {"save LoRA"},
+    "TRACE_CompareErasure": {"before after"},
+    "TRACE_ErasurePresets": {"artists", "unlearn"},
+    "TRACE_LoadDemoModel": {"example model"},
+}
+REPORTING = {"TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_FuseErasureLoras", "TRACE_ApplyErasureLora"}
+
+
+def ours(info: dict) -> dict:
+    return {name: spec for name, spec in info.items() if name.startswith("TRACE_")}
+
+
+def test_nodes_are_found_by_what_people_search_for(info):
+    if "search_aliases" not in info["TRACE_LoadDemoModel"]:
+        pytest.skip("this ComfyUI has no search aliases")
+    for name, spec in ours(info).items():
+        assert SEARCHED[name] <= set(spec["search_aliases"]), name
+        assert len(set(spec["search_aliases"])) == len(spec["search_aliases"]), name
+
+
+def test_nodes_with_a_panel_say_so_to_the_cache(info):
+    if "has_intermediate_output" not in info["TRACE_LoadDemoModel"]:
+        pytest.skip("this ComfyUI sends no output of nodes that come from the cache")
+    assert {name for name, spec in ours(info).items() if spec["has_intermediate_output"]} == REPORTING
+
+
+def test_rarely_used_widgets_are_folded_away(info, harness):
+    """And those that everybody needs are not."""
+    for name, spec in ours(info).items():
+        shown = [n for n, form, options in harness.inputs_of(spec) if harness.is_widget(form, options) and not options.get("advanced")]
+        assert len(shown) <= 7, name
+        assert {"erase", "keep", "prompts", "strength", "objective", "preset", "kind", "seed"} & {n for n, *_ in harness.inputs_of(spec)} <= set(shown)
 
 
 def test_pack_is_served(server, harness):
@@ -131,14 +183,14 @@ def test_saved_file_draws_the_same_in_the_stock_loader(draw, saved):
     assert np.abs(without - ours).max() > 50
 
 
-def test_wire_and_file_and_model_are_the_same(draw, saved):
+def test_wire_and_file_and_model_are_the_same(draw, saved, stock):
     prompt = base() | {
         "erase": erased(),
         "wired": applied(("demo", 0), lora=("erase", 1)),
         "filed": applied(("demo", 0), lora_file=saved),
         "save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="t/%concepts%"),
         "named": applied(("demo", 0), file_name=("save", 0)),
-        "stock": node("LoraModelLoader", model=("demo", 0), lora=("erase", 1), strength_model=1.0),
+        "stock": stock("LoraModelLoader", model=("demo", 0), lora=("erase", 1), strength_model=1.0),
         **picture(("erase", 0), tag="1"),
         **picture(("wired", 0), tag="2"),
         **picture(("filed", 0), tag="3"),
@@ -172,12 +224,13 @@ def test_metadata_of_the_file(server, saved):
     assert info["trace.base"]["kind"] == "sd1"
 
 
-def test_stock_nodes_take_our_outputs(server, draw):
+def test_stock_nodes_take_our_outputs(server, draw, info):
+    save = next(name for name in ("SaveLoRA", "SaveLoRANode") if name in info)
     prompt = base() | {
         "erase": erased(eta=0.0),
         "tune": tuned(lora=("erase", 1)),
         "graph": node("LossGraphNode", loss=("tune", 2), filename_prefix="loss"),
-        "save": node("SaveLoRANode", lora=("tune", 1), prefix="loras/stock"),
+        "save": node(save, lora=("tune", 1), prefix="loras/stock"),
         **picture(("tune", 0), tag="1"),
     }
     outputs = server.run(prompt)
@@ -189,21 +242,22 @@ def test_stock_nodes_take_our_outputs(server, draw):
     assert np.abs(first - second).max() <= 1
 
 
-def test_stock_training_works_in_apply(server, draw, harness):
+def test_stock_training_works_in_apply(server, draw, harness, info, stock):
+    made = info["TrainLoraNode"]["output"].index("LORA_MODEL")
     train = base() | {
         "empty": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
         "latent": node("VAEEncode", pixels=("empty", 0), vae=("demo", 2)),
         "yes": node("CLIPTextEncode", clip=("demo", 1), text="a photo of a cat"),
-        "train": node("TrainLoraNode", model=("demo", 0), latents=("latent", 0), positive=("yes", 0), batch_size=1,
-                      grad_accumulation_steps=1, steps=2, learning_rate=0.01, rank=4, optimizer="AdamW", loss_function="MSE", seed=0,
-                      training_dtype="fp32", lora_dtype="fp32", algorithm="LoRA", gradient_checkpointing=False,
-                      existing_lora="[None]"),
+        "train": stock("TrainLoraNode", model=("demo", 0), latents=("latent", 0), positive=("yes", 0), batch_size=1,
+                       grad_accumulation_steps=1, steps=2, learning_rate=0.01, rank=4, optimizer="AdamW", loss_function="MSE", seed=0,
+                       training_dtype="fp32", lora_dtype="fp32", algorithm="LoRA", gradient_checkpointing=False,
+                       existing_lora="[None]"),
     }  # fmt: skip
-    whole = train | {"apply": applied(("demo", 0), lora=("train", 1))} | picture(("apply", 0), tag="1") | picture(("demo", 0), tag="2")
+    whole = train | {"apply": applied(("demo", 0), lora=("train", made))} | picture(("apply", 0), tag="1") | picture(("demo", 0), tag="2")
     trained, without = draw(whole, "image1", "image2")
     assert np.abs(trained - without).max() > 0
     with pytest.raises(harness.Failed, match="start_percent 0 and end_percent 1"):
-        server.run(train | {"apply": applied(("demo", 0), lora=("train", 1), start_percent=0.5), **picture(("apply", 0))})
+        server.run(train | {"apply": applied(("demo", 0), lora=("train", made), start_percent=0.5), **picture(("apply", 0))})
 
 
 def test_same_seed_same_tensors_as_the_command_line(server, tmp_path):

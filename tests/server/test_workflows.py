@@ -132,9 +132,12 @@ def test_merged_checkpoint_holds_the_edit(runs, server):
     assert all("attn2.to_k" in k or "attn2.to_v" in k for k in moved)
 
 
-def test_queued_again_it_comes_from_the_cache(server, workflow, harness):
+def test_queued_again_it_comes_from_the_cache(server, workflow, info):
+    """All of it, and what its panels show is in the outputs again where ComfyUI sends what comes from the cache."""
     first = workflow("quickstart")
-    server.run(first)
+    before = server.run(first)
     entry = server.wait(server.queue(first))
     cached = next(m[1]["nodes"] for m in entry["status"]["messages"] if m[0] == "execution_cached")
     assert set(cached) == set(first)
+    if "has_intermediate_output" in info["TRACE_ClosedFormProjection"]:
+        assert entry["outputs"] == before

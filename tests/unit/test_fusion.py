@@ -523,8 +523,9 @@ def test_a_file_can_be_cut_alone():
 def test_a_combination_is_fused_on_prompts_of_both_parts_and_kept_apart(fake, monkeypatch):
     """The parts of a combined concept come back from the file's metadata."""
     asked = []
-    plain = TextEncoder.encode
-    monkeypatch.setattr(TextEncoder, "encode", lambda self, prompt, subject="": asked.append(prompt) or plain(self, prompt, subject))
+    plain = TextEncoder.encode_all
+    heard = lambda prompts: (asked.append(prompt) or (prompt, subject) for prompt, subject in prompts)  # noqa: E731
+    monkeypatch.setattr(TextEncoder, "encode_all", lambda self, prompts: plain(self, heard(prompts)))
     one, other = adapter(1, "dog"), adapter(2, "cat")
     both = combined("cat", "red background")
     other.lora.metadata["trace.concepts"] = json.dumps([entry_of(both)])

@@ -205,3 +205,24 @@ def test_path_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(LoraError, match="cannot write .*file/state"):
         trained()[2].save(tmp_path / "file" / "state")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_concept_is_told_in_one_sentence():
+    state = trained()[2]
+    state.run = json.dumps({**json.loads(RUN), "concepts": ["cat"], "prompts": [f"a photo of a cat {i}" for i in range(500)]})
+    trainer = SimpleNamespace(identity=json.dumps({**json.loads(RUN), "concepts": ["dog"], "prompts": ["a dog"] * 500}))
+    sentence = "cannot resume: the training state was made for 'cat', this run erases 'dog'; give the same concepts, or another --resume file"
+    for check in (lambda: state.check(trainer), lambda: state.check_concepts([SimpleNamespace(target="dog")])):
+        with pytest.raises(LoraError) as error:
+            check()
+        assert str(error.value) == sentence
+    state.check_concepts([SimpleNamespace(target="cat")])
+
+
+def test_thousands_of_prompts_make_no_long_error():
+    state = trained()[2]
+    state.run = json.dumps({**json.loads(RUN), "prompts": [f"a photo of a cat {i}" for i in range(5000)]})
+    trainer = SimpleNamespace(identity=json.dumps({**json.loads(RUN), "prompts": ["a dog", "a photo of a cat 7"]}))
+    with pytest.raises(LoraError, match="prompts was a list with 'a photo of a cat 0' and is one with 'a dog'") as error:
+        state.check(trainer)
+    assert len(str(error.value)) < 300

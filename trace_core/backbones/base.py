@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import compat
+from .. import casting, compat
 from ..errors import ModelError, TraceError
 from ..numerics import is_finite
+from ..weights import effective, is_linear, original, shape_of
 
 PREFIX = "diffusion_model."
 
@@ -53,7 +54,7 @@ class Layer:
 class Backbone:
     """A ComfyUI ModelPatcher, seen as the places where text enters it.
 
-    Weights are read through ``get_key_patches``: originals, with the patches already on the model applied, dequantised.
+    Weights are read through :mod:`~trace_core.weights`: originals, dequantised, with the patches already on the model applied.
     They are never written.
     """
 
@@ -90,15 +91,10 @@ class Backbone:
         """Effective weights ``[out, in]`` float32, one at a time, on the device where they are stored.
 
         Raises:
-            ModelError: if a weight holds NaN or infinity.
+            ModelError: if a weight holds NaN or infinity, or is of a format that this engine cannot read.
         """
-        layers = self._layers if layers is None else layers
-        entries = self.patcher.get_key_patches(PREFIX)
-        for layer in layers:
-            (stored, convert), *patches = entries[layer.key]
-            weight = convert(stored.detach().to(torch.float32, copy=True), inplace=False)
-            if patches:
-                weight = self.engine.lora.calculate_weight(patches, weight, layer.key)
+        for layer in self._layers if layers is None else layers:
+            weight = effective(self.patcher, layer.key, self.engine.lora.calculate_weight)
             if not is_finite(weight):
                 raise ModelError(f"{layer.key} holds NaN or infinite values; load the model again from an intact file")
             yield layer, weight
@@ -117,13 +113,13 @@ class Backbone:
         """
         if scope not in SCOPES:
             raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
-        linear = [name for name, module in self.network.named_modules() if isinstance(module, torch.nn.Linear)]
+        linear = [name for name, module in self.network.named_modules() if is_linear(module)]
         wanted = "" if scope == "linear" else getattr(self._family, scope.upper())
         return [name for name in linear if re.search(wanted, name) and (scope == "linear" or name not in self._excluded)]
 
     def trained_rows(self, name: str, scope: str) -> slice | None:
         """Which outputs of a scope's layer are trained; None for all."""
-        return self._family.trained_rows(name, scope, self.network.get_submodule(name).weight.shape[0])
+        return self._family.trained_rows(name, scope, shape_of(self.network.get_submodule(name))[0])
 
     def attention_maps(self, found: list):
         """A context in which every forward pass appends ``(queries, keys)`` of each layer where the picture reads the text.
@@ -159,13 +155,16 @@ class Backbone:
         tensors that stay. So this backbone goes over to a copy of the usual sort, as ComfyUI's own training does.
 
         Raises:
-            ModelError: for fp8 weights, whose products have no gradient; for a dynamic model that cannot be copied.
+            ModelError: for quantised weights that this engine cannot turn into numbers; for a dynamic model that cannot be copied.
         """
         self.patcher = compat.static_patcher(self.patcher)
-        for name, parameter in self.network.named_parameters():
-            if "float8" in str(parameter.dtype):
-                raise ModelError(f"{name} is {parameter.dtype}, which cannot be finetuned; load the fp16 or bf16 file")
         self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        casting.check(self.engine, self.network, self.device)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the network calculates in, whatever its weights are kept in."""
+        return self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``[c, h, w]`` of a picture's latent, sizes in pixels."""
@@ -215,11 +214,10 @@ class Backbone:
     def model_hash(self) -> str:
         """Fingerprint of the unpatched base: sha256 over every 16th row of the layers that read text, 16 hex digits."""
         digest = hashlib.sha256()
-        entries = self.patcher.get_key_patches(PREFIX)
         for layer in self._layers:
-            stored = entries[layer.key][0][0]
-            digest.update(f"{layer.module}{tuple(stored.shape)}".encode())
-            digest.update(stored.detach()[::16].float().cpu().contiguous().numpy().tobytes())
+            weight = original(self.patcher, layer.key)
+            digest.update(f"{layer.module}{tuple(weight.shape)}".encode())
+            digest.update(weight[::16].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from ..weights import is_linear
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, comfy_class
 
 TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
@@ -27,7 +28,7 @@ def matches(patcher) -> bool:
     network = bare(patcher.model.diffusion_model)
     ways = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
     blocks_of_both_kinds = hasattr(network, "double_blocks") and hasattr(network, "single_blocks")
-    return comfy_class(patcher.model) == "Flux" and blocks_of_both_kinds and all(hasattr(way, "in_features") for way in ways)
+    return comfy_class(patcher.model) == "Flux" and blocks_of_both_kinds and all(is_linear(way) for way in ways)
 
 
 def build(patcher) -> Backbone:

@@ -3,142 +3,52 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..concepts import Concept, parse_concepts, parse_keep
+from ..concepts import EVERYDAY, Concept, same
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
-from . import jobs, training, workers
+from . import intake, jobs, outputs, training, workers
+from .clock import Bars, Clock
+from .models import DEMO_MODELS, Source, open_model
+from .outputs import write_text
 
-DEMO_MODELS = ("demo-sd", "demo-flux")
+__all__ = ["open_model", "run", "write_text"]
 
 
 def run(args) -> None:
     """Dispatch; errors of the engine finder become user errors."""
+    outputs.check(args)
     if args.threads:
         import torch
 
         torch.set_num_threads(args.threads)
-    if args.json:
-        check_writable(Path(args.json))
-    action = {"demo": demo, "erase": erase, "generate": generate, "evaluate": evaluate, "info": info, "bench": bench, "fuse": fuse}
+    action = {"demo": demo, "erase": erase, "generate": generate, "evaluate": evaluate, "info": info, "bench": bench, "fuse": fuse,
+              "export": export}  # fmt: skip
+    args.clock = Clock()
     try:
         result = action[args.command](args)
     except EngineNotFound as error:
         raise TraceError(str(error)) from error
+    if args.command not in ("info", "bench", "export"):
+        print(args.clock.line())
+        if isinstance(result, dict):
+            result = result | {"phases": args.clock.seconds()}
     if args.json and result is not None:
-        write_text(Path(args.json), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        written = result.get("file") if isinstance(result, dict) else None
+        outputs.write_json(args.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n", written)
         print(f"wrote {args.json}")
 
 
 # ------------------------------------------------------------------------------------------- shared parts
 
 
-def check_writable(path: Path) -> None:
-    """Fail before the work, not after it.
-
-    Raises:
-        TraceError: naming the path.
-    """
-    folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise TraceError(f"cannot write '{path}'; choose a file in a folder that you may write to")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"cannot read '{path}': {error}") from error
-
-
-def concepts_of(args) -> list[Concept]:
-    """Concepts of ``--erase`` and ``--erase-file``; empty only where the command allows it."""
-    lines = "\n".join(args.erase)
-    source = "--erase"
-    if args.erase_file:
-        lines, source = f"{read_text(args.erase_file)}\n{lines}", f"--erase-file {args.erase_file}"
-    if not (args.erase or args.erase_file) and not args.erase_required:
-        return []
-    return parse_concepts(lines, source)
-
-
-def open_model(name: str):
-    """``(model, clip, vae)`` of a demo model or a checkpoint file.
-
-    Raises:
-        TraceError: if the file is missing or holds no whole checkpoint.
-    """
-    if name in DEMO_MODELS:
-        load()
-        from ..demo import loader
-
-        return loader.load(name)
-    path = checkpoint_file(name)
-    load()
-    import comfy.sd
-
-    try:
-        model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)[:3]
-    except Exception as error:  # ComfyUI raises whatever the first odd tensor leads to
-        raise TraceError(f"ComfyUI cannot load '{path.name}' as a checkpoint: {error}") from error
-    if model is None or clip is None or clip.cond_stage_model is None:
-        raise TraceError(f"'{path.name}' has no {'denoiser' if model is None else 'text encoder'}; use a full checkpoint")
-    return model, clip, vae
-
-
-def checkpoint_file(name: str) -> Path:
-    """The file that ``--model`` names, where it is no demo model.
-
-    Raises:
-        TraceError: if there is none, or it could run code.
-    """
-    path = Path(name)
-    if not path.is_file():
-        raise TraceError(f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file")
-    if path.suffix != ".safetensors":
-        raise TraceError(f"--model '{path.name}' must be a .safetensors file; others can run code when they are opened")
-    return path
-
-
-class Bars:
-    """One progress bar a phase."""
-
-    def __init__(self):
-        self._bar = None
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None or self._bar.desc != phase:
-            self.close()
-            self._bar = tqdm(total=total, desc=phase, leave=False)
-            self._bar.desc = phase
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 def sampler_of(args, model, demo: bool):
@@ -173,41 +83,60 @@ def with_loras(model, files: Sequence[str], strength: float, start: float | None
 def erase(args) -> dict:
     from ..methods import METHODS
 
-    concepts = concepts_of(args)
-    keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
+    read = intake.read(args)
+    said = intake.report(read, args.kind, _default_keep(args, read.concepts))
+    print("\n".join(intake.lines(said) + (intake.table(said) if args.dry_run else [])), flush=True)
+    if args.dry_run:
+        print("--dry-run: no model was loaded and nothing was written")
+        return said
+    concepts, keep = read.concepts, read.keep
     method = METHODS[args.method]
     apart = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
-    for path in filter(None, (args.out, args.resume)):
-        check_writable(Path(path))
     if args.model in DEMO_MODELS:
         from ..demo import domain
 
         closed, tuned = closed | {"contexts": domain.CONTEXTS}, domain.FINETUNE[args.model] | tuned
         keep = keep or domain.keep_list(concepts)
     if args.jobs is not None:
-        result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned))
+        result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned), args.clock)
     else:
         result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
-    print(f"erased {', '.join(map(str, concepts))}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
+    print(f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
           f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
     for warning in [w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])]:
         print(f"warning: {warning}")
-    return result.report | {"model": args.model, "file": str(path), "bytes": path.stat().st_size}
+    return result.report | {"read": said, "model": args.model, "file": str(path), "bytes": path.stat().st_size}
+
+
+def _listed(concepts: Sequence[Concept]) -> str:
+    return ", ".join(map(str, concepts[:20])) + (f" and {len(concepts) - 20:,} more" if len(concepts) > 20 else "")
+
+
+def _default_keep(args, concepts: Sequence[Concept]) -> int:
+    """How many things are kept where nothing is named."""
+    if args.model in DEMO_MODELS:
+        from ..demo import domain
+
+        return len(domain.keep_list(concepts))
+    return sum(not any(same(k, c.target) for c in concepts) for k in EVERYDAY)
 
 
 def _erase_here(args, method, concepts, keep, closed, tuned, apart):
     """In this process: the erasure, and where it was written."""
     from ..methods import erase as erase_by
 
-    state, bars = training.saved_state(args, method), Bars()
-    model, clip, _ = open_model(args.model)
+    state, bars = training.saved_state(args, method, concepts), Bars(args.clock)
+    model, clip, _ = open_model(Source.of(args), clock=args.clock)
     try:
-        with training.hooks(args, method, state) as hooks:
-            result = erase_by(args.method, model, clip, concepts, keep, closed, tuned, args.seed, bars, apart, **hooks)
-            return result, result.lora.save(args.out)
+        with training.Training(args, method, state, args.clock) as run:
+            result = erase_by(args.method, model, clip, concepts, keep, closed, tuned, args.seed, bars, apart, **run.hooks())
+            args.clock.enter("save")
+            path = outputs.keep(result.lora.to_bytes(), args.out, "the erasure", run.left())
+            result.report.setdefault("warnings", []).extend(run.finish())
+            return result, path
     finally:
         bars.close()
 
@@ -215,9 +144,10 @@ def _erase_here(args, method, concepts, keep, closed, tuned, apart):
 def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     """For the processes. Their number of threads changes the last digits, so it is fixed."""
     load()
-    size = None if args.model in DEMO_MODELS else checkpoint_file(args.model).stat().st_size
+    source = Source.of(args)
+    files = source.files()
     return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
-                         workers.forced_cpu(), size)  # fmt: skip
+                         workers.forced_cpu(), files[0].stat().st_size if files else None, source.clip, source.vae, source.dtype)  # fmt: skip
 
 
 def _done(report: dict) -> str:
@@ -244,13 +174,12 @@ def generate(args) -> dict:
     from ..evaluate.grid import grid
     from ..sampling import sample
 
-    check_writable(Path(args.out))
     if Path(args.out).suffix.lower() != ".png":
         raise TraceError(f"--out '{args.out}' must end in .png")
     loras = [ErasureLora.load(f) for f in args.lora]
-    model, clip, vae = open_model(args.model)
+    model, clip, vae = open_model(Source.of(args), vae=True, clock=args.clock)
     config = sampler_of(args, model, args.model in DEMO_MODELS)
-    bars, rows = Bars(), []
+    bars, rows = Bars(args.clock), []
     variants = [("base", model)]
     if loras:
         names = " + ".join(Path(f).stem for f in args.lora)
@@ -258,12 +187,16 @@ def generate(args) -> dict:
     for row in range(args.count):
         for label, variant in variants:
             seeds = [args.seed + row] * len(args.prompt)
+            bars("sampling", 0, len(seeds))
             latents = sample(variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b))
+            args.clock.enter("decode")
             rows.append((f"{label}\nseed {args.seed + row}", vae.decode(latents)))
     bars.close()
+    args.clock.enter("save")
     sheet = grid(rows, args.prompt, scale=2 if config.width <= 128 else 1)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(args.out)
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    outputs.keep(picture.getvalue(), args.out, "the picture")
     print(f"wrote {args.out}")
     return {"model": args.model, "loras": args.lora, "prompts": args.prompt, "file": args.out, "sampler": vars(config)}
 
@@ -275,11 +208,11 @@ def evaluate(args) -> dict:
         raise TraceError("evaluate needs a judge, and only the demo models have one; use demo-sd or demo-flux")
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
-    concepts = concepts_of(args)
-    model, clip, vae = open_model(args.model)
+    concepts, _ = intake.concepts(args)
+    model, clip, vae = open_model(Source.of(args), vae=True, clock=args.clock)
     from ..demo.domain import domain
 
-    bars = Bars()
+    bars = Bars(args.clock)
     config = sampler_of(args, model, True)
     if args.recover:
         return recover(args, (model, clip, vae), domain(), concepts, config, bars)
@@ -326,7 +259,17 @@ def info(args) -> dict:
 def fuse(args) -> dict:
     from . import fuse as fusing
 
-    return fusing.run(args, Bars())
+    return fusing.run(args, Bars(args.clock))
+
+
+def export(args) -> dict:
+    """The same erasure in another key form."""
+    lora = ErasureLora.load(args.file)
+    if Path(args.out).suffix != ".safetensors":
+        raise TraceError(f"--out '{args.out}' must end in .safetensors")
+    path = outputs.keep(lora.to_bytes(form=args.format), args.out, "the file")
+    print(f"wrote {path}: {len(lora.modules)} layers for {args.format} ({path.stat().st_size / 1024:.0f} KB)")
+    return {"file": str(path), "from": args.file, "format": args.format, "modules": len(lora.modules), "bytes": path.stat().st_size}
 
 
 def bench(args) -> dict:
@@ -343,8 +286,7 @@ def bench(args) -> dict:
 def demo(args) -> dict:
     from . import demo as show
 
-    check_writable(Path(args.out) / "report.json")
-    return show.run(SimpleNamespace(**vars(args)), Bars())
+    return show.run(SimpleNamespace(**vars(args)), Bars(args.clock))
 
 
 def table(rows: Sequence[tuple[str, dict]]) -> str:

@@ -28,9 +28,18 @@ SHOWS = (
 )
 
 
+def _stem(model: str, method: str, concept: str) -> str:
+    return f"{model}-{concept.replace(' ', '-')}" + ("-trace" if METHODS[method].finetune is not None else "")
+
+
+#: What the command writes into its folder
+FILES = ["report.json", *(f"{_stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png"))]
+
+
 def run(args, bars) -> dict:
     """Erase, save, judge and draw each of :data:`SHOWS`; returns the report and writes it beside the pictures."""
-    from .commands import table, write_text
+    from .commands import table
+    from .outputs import write_text
 
     load()
     out, started = Path(args.out), time.perf_counter()
@@ -62,7 +71,7 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
         if bar:
             bar.close()
     seconds = time.perf_counter() - start
-    stem = f"{name}-{concept.replace(' ', '-')}" + ("-trace" if trained else "")
+    stem = _stem(name, method, concept)
     file = result.lora.save(out / f"{stem}.safetensors")
     edited = apply(evaluator.model, ErasureLora.load(file))
     scores = evaluator.evaluate(edited, concepts)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from .. import __version__
 from ..errors import TraceError
+from ..files import why, write_whole
 from ..lora import ErasureLora
 from .workers import Setup
 
@@ -24,6 +23,7 @@ class Folder:
         self.path, self.setup = Path(f"{out}.parts"), setup
         width = max(2, len(str(len(setup.concepts))))
         names = ["start", *(_slug(c.target) for c in setup.concepts)]
+        self.unwritten: dict[int, bytes] = {}  #: finished parts for which there was no room
         self.files = [self.path / f"{number:0{width}d}-{name}.safetensors" for number, name in enumerate(names)]
 
     def open(self) -> None:
@@ -57,12 +57,26 @@ class Folder:
     def read(self, number: int) -> ErasureLora | None:
         """A finished part, or None: a damaged file counts as none."""
         try:
+            if number in self.unwritten:
+                return ErasureLora.from_bytes(self.unwritten[number])
             return ErasureLora.load(self.files[number]) if self.files[number].exists() else None
         except TraceError:
             return None
 
-    def write(self, number: int, data: bytes) -> None:
-        self._write(self.files[number], data)
+    def write(self, number: int, data: bytes) -> str:
+        """Keep a finished part: as a file, or in memory where there is no room on the disk.
+
+        Returns:
+            why it is no file, or nothing.
+        """
+        self.unwritten[number] = data
+        try:
+            for waiting in list(self.unwritten):  # there may be room again
+                self._write(self.files[waiting], self.unwritten[waiting])
+                del self.unwritten[waiting]
+        except TraceError as error:
+            return str(error)
+        return ""
 
     def _write(self, file: Path, data: bytes) -> None:
         """The whole file or none, on the disk when this returns.
@@ -71,16 +85,9 @@ class Folder:
             TraceError: naming it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=TEMPORARY)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(handle)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
+            write_whole(file, data, TEMPORARY)
         except OSError as error:
-            raise TraceError(f"cannot write '{file}': {error.strerror}; finished parts stay, the same command goes on") from error
+            raise TraceError(f"cannot write '{file}': {why(error)}") from error
 
     def remove(self) -> None:
         """Take away what the job has written; what else there is stays."""
@@ -99,11 +106,13 @@ def _slug(text: str) -> str:
 def identity(setup: Setup) -> dict:
     """What makes a job the job it is: everything that its result follows from."""
     model = setup.model if setup.size is None else {"file": Path(setup.model).name, "bytes": setup.size}
+    parts = {"clip": [Path(c).name for c in setup.clip], "dtype": setup.dtype} if setup.clip or setup.dtype != "auto" else {}
     return {
+        **parts,
         "version": __version__,
         "model": model,
         "method": setup.method,
-        "concepts": [asdict(c) for c in setup.concepts],
+        "concepts": [{k: v for k, v in asdict(c).items() if k != "kind_given" or v} for c in setup.concepts],
         "keep": list(setup.keep),
         "closed form": dict(setup.closed_form),
         "finetune": dict(setup.finetune),

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..concepts import parse_keep, same
+from ..concepts import same
 from ..errors import TraceError
 from ..lora import ErasureLora
 from ..parts import grades
+from . import intake
+from .models import DEMO_MODELS, Source, open_model
+from .outputs import keep as keep_file
 
 
 def run(args, bars) -> dict:
     """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
     from ..fusion import FusionConfig, check_compatible, compress, parse_strengths
-    from .commands import check_writable, read_text
 
     config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
                           alpha=args.alpha, max_rank=args.max_rank)  # fmt: skip
     strengths = parse_strengths("\n".join(args.strength), "--strength")
-    keep = parse_keep("\n".join(args.keep + ([read_text(args.keep_file)] if args.keep_file else [])), "--keep")
+    keep, notes = intake.keep(args)
+    for note in notes:
+        print(f"note: {note}")
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
-    check_writable(Path(args.out))
     names = [Path(f).name for f in args.files]
     names = args.files if len(set(names)) < len(names) else names
     loras = _without([ErasureLora.load(f) for f in args.files], args.without)
@@ -40,7 +43,8 @@ def run(args, bars) -> dict:
     else:
         result = _fused(args, names, loras, keep, config, strengths, bars)
         lora, report = result.lora, result.report
-    path = lora.save(args.out)
+    args.clock.enter("save")
+    path = keep_file(lora.to_bytes(), args.out, "the erasure")
     known = [t for part in lora.parts() for t in part.targets]
     print(f"{_done(report, len(loras))}: {len(known)} concepts in {len(lora.parts())} parts, {len(lora.modules)} layers, rank {lora.rank}; "
           f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
@@ -60,9 +64,8 @@ def _fused(args, names, loras, keep, config, strengths, bars):
     from dataclasses import replace
 
     from ..fusion import fuse
-    from .commands import DEMO_MODELS, open_model
 
-    model, clip, _ = open_model(args.model)
+    model, clip, _ = open_model(Source.of(args), clock=args.clock)
     if args.model in DEMO_MODELS:
         from ..demo import domain
 

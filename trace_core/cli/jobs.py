@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 from ..concepts import Concept
 from ..errors import TraceError
+from .clock import Bars
 from .folder import Folder
+from .models import open_model
+from .outputs import keep
+from .training import Stopped
 from .workers import REPORT, START, Setup, pool_for
 
 RETRIES = 3  #: of a concept whose worker is lost
 FALSE_STARTS = 3  #: workers lost in a row before any was ready
 TICK = 0.5  #: seconds between two looks at the workers, where nothing is said
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C, and what to do about it."""
 
 
 @dataclass
@@ -43,13 +43,14 @@ class Foreman:
         hired: how many workers there have been.
     """
 
-    def __init__(self, pool, workers: int, write: Callable[[int, bytes], None], show: Display):
+    def __init__(self, pool, workers: int, write: Callable[[int, bytes], str | None], show: Display):
         self.pool, self.workers, self.write, self.show = pool, workers, write, show
         self.at: dict = {}  #: what each worker is at: a number, or None while it waits for one
         self.ready: set = set()  #: those that have loaded the model
         self.tries: dict[int, int] = {}
         self.lost: list[Lost] = []
         self.hired = self._false_starts = 0
+        self.full = False  #: the last part could not be written
 
     def run(self, todo: Sequence[int], start: bytes | None = None, shared: bool = False) -> None:
         """All that is to do, in order. Concepts that cannot be made are left in :attr:`lost`; the others are made all the same.
@@ -95,7 +96,10 @@ class Foreman:
 
     def _done(self, worker, number: int, data: bytes | None) -> None:
         if data is not None:
-            self.write(number, data)
+            failed = self.write(number, data)
+            if failed and not self.full:
+                self.show.say(f"warning: {failed}. Work goes on; what is finished is kept in memory until there is room")
+            self.full = bool(failed)
         if number == START:
             self.start, self.shared = data, False
         self.at[worker] = None
@@ -215,7 +219,7 @@ def check(args, method, concepts: Sequence[Concept]) -> bool | None:
     return apart
 
 
-def run(args, setup: Setup):
+def run(args, setup: Setup, clock=None):
     """Make what is missing, then fuse all.
 
     Returns:
@@ -228,26 +232,37 @@ def run(args, setup: Setup):
     folder = Folder(args.out, setup)
     folder.open()
     try:
-        lost = _work(args, setup, folder)
+        lost = _work(args, setup, folder, clock)
         if lost:
             reasons = "; ".join(f"'{setup.concepts[found.number - 1].target}': {found.reason}" for found in lost)
-            raise TraceError(f"{len(lost)} of {len(setup.concepts)} concepts could not be made. {reasons}. The others are in '{folder.path}'")
-        erasure = _fused(setup, folder)
-        path = erasure.lora.save(args.out)
+            raise TraceError(f"{len(lost)} of {len(setup.concepts)} concepts could not be made. {reasons}. {_left(setup, folder)}")
+        erasure = _fused(setup, folder, clock)
+        if clock:
+            clock.enter("save")
+        path = keep(erasure.lora.to_bytes(), args.out, "the erasure", _left(setup, folder))
     except KeyboardInterrupt:
-        there = sum(folder.read(n) is not None for n in range(1, len(folder.files)))
-        raise Stopped(f"stopped; {there} of {len(setup.concepts)} concepts are in '{folder.path}': the same command goes on") from None
+        raise Stopped(f"stopped; {_left(setup, folder)}") from None
     folder.remove()
     return erasure, path
 
 
-def _work(args, setup: Setup, folder: Folder) -> list[Lost]:
+def _left(setup: Setup, folder: Folder) -> str:
+    """What of a job is on the disk, and what is not."""
+    there = sum(n not in folder.unwritten and folder.read(n) is not None for n in range(1, len(folder.files)))
+    lost = len([n for n in folder.unwritten if n != START])
+    gone = f" (no room was left on the disk for {lost} more, which must be made again)" if lost else ""
+    return f"{there} of {len(setup.concepts)} concepts are in '{folder.path}'{gone}: the same command goes on"
+
+
+def _work(args, setup: Setup, folder: Folder, clock=None) -> list[Lost]:
     """Make the concepts that are not there. Returns those that cannot be made."""
     from ..methods import METHODS
 
     numbers = range(1, len(setup.concepts) + 1)
     shared = METHODS[setup.method].apart and len(numbers) > 1
     start = folder.files[START].read_bytes() if shared and folder.read(START) else None
+    if clock:
+        clock.enter("concepts")
     todo = [n for n in numbers if folder.read(n) is None]
     if len(todo) < len(numbers):
         print(f"going on: {len(numbers) - len(todo)} of {len(numbers)} concepts are there")
@@ -264,20 +279,18 @@ def _work(args, setup: Setup, folder: Folder) -> list[Lost]:
     return foreman.lost
 
 
-def _fused(setup: Setup, folder: Folder):
+def _fused(setup: Setup, folder: Folder, clock=None):
     """The parts as one erasure, in this process; a concept alone is its own."""
     import torch
 
     from ..methods import Erasure, fuse_parts
-    from .commands import Bars, open_model
-
     parts = [folder.read(n) for n in range(1, len(folder.files))]
     parts = [Erasure(part, json.loads(part.metadata.pop(REPORT, "{}"))) for part in parts]
     if len(parts) == 1:
         return parts[0]
     torch.set_num_threads(setup.threads)
-    model, clip, _ = open_model(setup.model)
-    bars = Bars()
+    model, clip, _ = open_model(setup.source, clock=clock)
+    bars = Bars(clock)
     try:
         return fuse_parts(model, clip, parts, setup.keep, setup.closed_form, folder.read(START), bars)
     finally:

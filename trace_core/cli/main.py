@@ -8,10 +8,13 @@ import sys
 
 from .. import __version__
 from ..errors import TraceError
+from ..formats import FORMATS
 from ..methods import METHODS
+from .intake import DryRun
+from .models import DTYPES
 
 TRAINED = [name for name, method in METHODS.items() if method.finetune is not None]
-MODEL_HELP = "demo-sd, demo-flux, or the path of a checkpoint (.safetensors with UNet, CLIP and VAE)"
+MODEL_HELP = "demo-sd, demo-flux, the path of a checkpoint (.safetensors), or of a diffusion model alone (.safetensors, .gguf) with --clip and --vae"
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -31,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     _generate(commands)
     _evaluate(commands)
     _fuse(commands)
+    _export(commands)
     _info(commands)
     _bench(commands)
     return root
@@ -40,6 +44,7 @@ def _command(commands, name: str, help: str, description: str = "") -> argparse.
     command = commands.add_parser(name, help=help, description=description or help,
                                   formatter_class=Help)  # fmt: skip
     command.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    command.add_argument("--overwrite", action="store_true", help="write over files that are there; never over one that the command reads")
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads for torch")
     return command
 
@@ -51,27 +56,48 @@ def _demo(commands) -> None:
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
 
 
+def _model(c: argparse.ArgumentParser, required: bool = True, more: str = "") -> None:
+    c.add_argument("--model", required=required, help=MODEL_HELP + more)
+    c.add_argument("--clip", action="append", default=[], metavar="FILE",
+                   help="text encoder of a diffusion model (.safetensors, .gguf); once for each (FLUX: clip_l and t5xxl, SDXL: clip_l and clip_g); "
+                   "also instead of a checkpoint's own")  # fmt: skip
+    c.add_argument("--vae", metavar="FILE", help="its VAE, which pictures need; also instead of a checkpoint's own")
+    c.add_argument("--dtype", choices=DTYPES, default="auto",
+                   help="how the diffusion model's weights are held in memory (default: as ComfyUI chooses)")  # fmt: skip
+
+
 def _concepts(c: argparse.ArgumentParser, required: bool) -> None:
     c.add_argument("--erase", action="append", default=[], metavar="CONCEPT",
                    help="what to erase: `cat`, `cat -> dog` with an anchor, `cat @ 0.5` half of it, `cat + red background` only together, "
                    "`glasses from scientist`; may be repeated")  # fmt: skip
-    c.add_argument("--erase-file", metavar="FILE", help="a text file with one concept a line (# starts a comment)")
+    c.add_argument("--erase-file", metavar="FILE",
+                   help="a list: one concept a line (# starts a comment), a table (.csv, .tsv), .json or .yaml")
+    c.add_argument("--column", metavar="NAME", help="of that list: the column or key with the concepts, by header or number (default: 'concept', "
+                   "'name', 'artist' ...); with it a text file is a table")
+    c.add_argument("--anchor-column", metavar="NAME", help="of that list: the one with the anchors (default: 'anchor', 'guide' ...; `none`)")
+    c.add_argument("--kind-column", metavar="NAME", help="of that list: the one with the kinds (default: 'kind', 'type' ...; `none`)")
     c.set_defaults(erase_required=required)
+
+
+def _keep_file(c: argparse.ArgumentParser) -> None:
+    c.add_argument("--keep-file", metavar="FILE", help="a list, as of --erase-file")
+    c.add_argument("--keep-column", metavar="NAME", help="of that list: the column or key with the names")
 
 
 def _erase(commands) -> None:
     c = _command(commands, "erase", "erase concepts and save them as one LoRA",
                  "Erase concepts from a model, without images, and save one LoRA: in closed form (projection, uce, mace, trce), "
                  "by a finetune (ant, esd), or by both (trace).")  # fmt: skip
-    c.add_argument("--model", required=True, help=MODEL_HELP)
+    _model(c)
     _concepts(c, required=True)
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: all the demo knows, or everyday things)")  # fmt: skip
-    c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
+    _keep_file(c)
     c.add_argument("--method", choices=METHODS, default="projection",
                    help="; ".join(f"{m.name}: {m.help}" for m in METHODS.values()))  # fmt: skip
     c.add_argument("--kind", choices=["auto", "object", "style", "person", "explicit"], default="auto",
-                   help="kind of concept: which prompt templates introduce it")  # fmt: skip
+                   help="kind of concept: which prompt templates introduce it (auto: by lists of artists, people and explicit words that come "
+                   "with this program, and by words such as `style`)")  # fmt: skip
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
     c.add_argument("--energy", type=float, default=None, help="projection: share of the concept's energy to remove")
     c.add_argument("--eta", type=float, default=None,
@@ -79,7 +105,8 @@ def _erase(commands) -> None:
     c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
     c.add_argument("--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)")
     c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
-    c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    out = c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    c.add_argument("--dry-run", action=DryRun, spares=out, help="read the lists, say what they hold, and stop")
     _jobs(c)
     t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
     t.add_argument("--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train")
@@ -132,7 +159,7 @@ def _sampler(c: argparse.ArgumentParser) -> None:
 
 def _generate(commands) -> None:
     c = _command(commands, "generate", "make pictures, with or without erasure LoRAs")
-    c.add_argument("--model", required=True, help=MODEL_HELP)
+    _model(c)
     c.add_argument("--prompt", action="append", required=True, help="may be repeated; one column each")
     _lora(c)
     _sampler(c)
@@ -145,7 +172,7 @@ def _evaluate(commands) -> None:
     c = _command(commands, "evaluate", "measure an erasure with the judge of the demo models",
                  "Sample and judge: erased concept (acc_e), everything else (acc_s), synonyms (acc_g), H_o, drift. "
                  "Without --erase: the accuracies of the model itself, per class.")  # fmt: skip
-    c.add_argument("--model", required=True, help="demo-sd or demo-flux")
+    _model(c, more="; only the demo models have a judge")
     _concepts(c, required=False)
     _lora(c)
     _sampler(c)
@@ -162,10 +189,10 @@ def _fuse(commands) -> None:
                  "which can be graded or taken out again. One file alone is not fused: --strength and --without change its parts, "
                  "and no model is needed.")  # fmt: skip
     c.add_argument("files", nargs="+", metavar="FILE", help="erasures (.safetensors); a fused one may be among them")
-    c.add_argument("--model", help=MODEL_HELP + "; of it, the text encoder makes the rows")
+    _model(c, required=False, more="; of it, the text encoder makes the rows")
     c.add_argument("--keep", action="append", default=[], metavar="CONCEPT",
                    help="what must not change; may be repeated (default: what the files kept)")  # fmt: skip
-    c.add_argument("--keep-file", metavar="FILE", help="a text file with one entry a line")
+    _keep_file(c)
     c.add_argument("--keep-weight", type=float, default=0.1, help="weight of an entry of the keep list against a concept; 0: none")
     c.add_argument("--naive", action="store_true", help="put the erasures side by side (their sum) instead")
     c.add_argument("--integration", type=float, default=1.0, metavar="MU",
@@ -177,6 +204,15 @@ def _fuse(commands) -> None:
     c.add_argument("--max-rank", type=int, default=None, metavar="R",
                    help="upper bound of a layer's rank; the concepts can then no longer be told apart")  # fmt: skip
     c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+
+
+def _export(commands) -> None:
+    c = _command(commands, "export", "write an erasure LoRA in the key form of other software",
+                 "Write an erasure in another key form, for software that does not read ComfyUI's names. The edit is the same to the last "
+                 "digit, its metadata stay, and this library reads all the forms.")  # fmt: skip
+    c.add_argument("file", metavar="FILE", help="an erasure, in whatever form (.safetensors)")
+    c.add_argument("--format", required=True, choices=FORMATS, help="; ".join(f"{name}: {text}" for name, text in FORMATS.items()))
+    c.add_argument("--out", required=True, metavar="FILE", help="file to write (.safetensors)")
 
 
 def _info(commands) -> None:

@@ -93,7 +93,10 @@ class RayPool:
         share = 1 / math.ceil(count / gpus) if gpus else 0
         ray.method(concurrency_group="look")(RayEraser.look)  # a mark on the function
         self._actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, concurrency_groups={"look": 1})(RayEraser)
-        self._setup = ray.put(replace(setup, model=setup.model if setup.size is None else str(Path(setup.model).resolve())))
+        here = lambda name: str(Path(name).resolve())  # noqa: E731
+        files = {} if setup.size is None else {"model": here(setup.model), "clip": tuple(map(here, setup.clip)),
+                                               "vae": here(setup.vae) if setup.vae else None}  # fmt: skip
+        self._setup = ray.put(replace(setup, **files))
 
     def hire(self, number: int) -> RayWorker:
         self.workers.append(RayWorker(self._ray, number, self._actor.remote(self._setup)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import TraceError
+from ..concepts import Concept
+from ..errors import LoraError, TraceError
 
 
 def options(args, method) -> dict:
@@ -50,44 +52,100 @@ def _weight(text: str) -> tuple[str, float]:
         raise TraceError(f"--weight '{text}' is not TERM=NUMBER, such as keep=2") from None
 
 
-def saved_state(args, method):
+def saved_state(args, method, concepts: Sequence[Concept]):
     """The training state of ``--resume``, or None if there is none yet.
 
     Raises:
-        LoraError: if the file is something else.
+        LoraError: if the file is something else, or of another run.
     """
     from ..resume import TrainingState
 
     file = Path(args.resume) if args.resume and method.finetune is not None else None
-    return TrainingState.load(file) if file and file.exists() else None
+    if not file or not file.exists():
+        return None
+    state = TrainingState.load(file)
+    state.check_concepts(concepts)
+    return state
 
 
-@contextmanager
-def hooks(args, method, resume):
-    """Live bar and training state of a finetune; the state is removed once the result is saved."""
-    if method.finetune is None:
-        yield {}
-        return
-    file, bar = Path(args.resume) if args.resume else None, Bar()
-    if resume:
-        print(f"going on from step {resume.step} of '{file}'")
-    try:
-        yield {"report": bar, "resume": resume, "checkpoint": (lambda state: state.save(file)) if file else None}
-    finally:
-        bar.close()
-    if file:
-        file.unlink(missing_ok=True)
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, and what to do about it."""
+
+
+class Training:
+    """A finetune of the command line: its live bar and its training state in a file.
+
+    A state that cannot be written is no reason to stop: it is told once, the last good one stays, and training goes on.
+    """
+
+    def __init__(self, args, method, resume, clock=None):
+        self.wanted = method.finetune is not None
+        self.file = Path(args.resume) if args.resume and self.wanted else None
+        self.resume, self.steps = resume, resume.step if resume else None
+        self.unwritten = ""  #: why the last state is not in the file
+        self.bar = Bar(clock) if self.wanted else None
+        if resume:
+            print(f"going on from step {resume.step} of '{self.file}'")
+
+    def hooks(self) -> dict:
+        """Arguments of :func:`trace_core.finetune.finetune`."""
+        if not self.wanted:
+            return {}
+        return {"report": self.bar, "resume": self.resume, "checkpoint": self._keep if self.file else None}
+
+    def _keep(self, state) -> None:
+        try:
+            state.save(self.file)
+        except LoraError as error:
+            if not self.unwritten:
+                self.bar.say(f"warning: {error}. Training goes on, {self.where()}")
+            self.unwritten = str(error)
+        else:
+            self.steps, self.unwritten = state.step, ""
+
+    def where(self) -> str:
+        """What is left of the training on the disk, as a part of a sentence."""
+        return f"the state of step {self.steps} stays in '{self.file}'" if self.steps is not None else "without a state on the disk"
+
+    def left(self) -> str:
+        """What can be done if the result is lost; empty where there is nothing."""
+        if self.steps is None:
+            return ""
+        return f"The training state of step {self.steps} is in '{self.file}': make room, and the same command goes on from there"
+
+    def finish(self) -> list[str]:
+        """The result is on the disk, so the state is not needed any more. Returns warnings for the report."""
+        if self.file:
+            self.file.unlink(missing_ok=True)
+        return [f"the training state could not be written ({self.unwritten}); the result is whole all the same"] if self.unwritten else []
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self.bar:
+            self.bar.close()
+        if not self.wanted or not isinstance(error, KeyboardInterrupt) or isinstance(error, Stopped):
+            return
+        if self.steps is not None:
+            raise Stopped(f"stopped; the training state of step {self.steps} is in '{self.file}': the same command goes on from there") from None
+        if self.file:
+            because = f" ({self.unwritten})" if self.unwritten else ", as no training state was due yet"
+            raise Stopped(f"stopped; nothing was written{because}") from None
+        raise Stopped("stopped; nothing was written. With --resume FILE a training keeps its state there, and the same command goes on") from None
 
 
 class Bar:
     """One line: phase, steps, losses by term, steps per second, time left, cached latents."""
 
-    def __init__(self):
-        self._bar = None
+    def __init__(self, clock=None):
+        self._bar, self.clock = None, clock
 
     def __call__(self, progress) -> None:
         from tqdm import tqdm
 
+        if self.clock:
+            self.clock.enter(progress.phase)
         if self._bar is None:
             self._bar = tqdm(total=progress.steps, leave=False, dynamic_ncols=True)
         bar = self._bar
@@ -97,6 +155,12 @@ class Bar:
         bar.set_postfix({**terms, "bank": f"{progress.bank_bytes / 2**20:.0f} MB"}, refresh=False)
         bar.update(progress.step - bar.n)
         bar.refresh()
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         if self._bar is not None:

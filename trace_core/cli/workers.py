@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -30,6 +29,7 @@ from pathlib import Path
 
 from ..concepts import Concept
 from ..errors import TraceError
+from .models import Source, open_model
 
 START = 0  #: number of the task that comes before the concepts, which count from 1
 REPORT = "trace.report"  #: metadata of a part file: the report of what made it
@@ -39,7 +39,8 @@ PATIENCE = 5.0  #: seconds that a worker has to end
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.engine.load`; ``size``: bytes of the checkpoint."""
+    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.engine.load`; ``size``: bytes of the model's file; ``clip``,
+    ``vae`` and ``dtype``: as on the command line."""
 
     model: str
     method: str
@@ -51,6 +52,14 @@ class Setup:
     threads: int
     cpu: bool | None = None
     size: int | None = None
+    clip: tuple[str, ...] = ()
+    vae: str | None = None
+    dtype: str = "auto"
+
+    @property
+    def source(self) -> Source:
+        """The model and what belongs to it."""
+        return Source(self.model, self.clip, self.vae, self.dtype)
 
 
 # ------------------------------------------------------------------------------------------- in the process
@@ -64,7 +73,6 @@ class Eraser:
         import torch
 
         from ..engine import load
-        from .commands import open_model
 
         torch.set_num_threads(setup.threads)
         load(setup.cpu)
@@ -72,7 +80,7 @@ class Eraser:
         if setup.size is not None and file.is_file() and file.stat().st_size != setup.size:
             raise TraceError(f"'{setup.model}' has {file.stat().st_size} bytes here and {setup.size} where the job was started; "
                              "use the same file")  # fmt: skip
-        self.setup, (self.model, self.clip, _) = setup, open_model(setup.model)
+        self.setup, (self.model, self.clip, _) = setup, open_model(setup.source)
         self._given, self._start = None, None
 
     def work(self, number: int, start: bytes | None, tell: Callable[[str, int, int], None]) -> bytes | None:
@@ -104,27 +112,26 @@ class Eraser:
         Raises:
             ConceptError: naming it.
         """
+        from ..spelling import check_spelling
         from ..text import TextEncoder
 
         encoder = TextEncoder(self.clip)
+        if self.setup.closed_form.get("stream") != "pooled":
+            check_spelling(encoder, self.setup.concepts)
         for concept in self.setup.concepts:
             encoder.encode(concept.target, concept.target)
             encoder.encode(concept.anchor, concept.anchor)
 
 
 def as_bytes(lora, extra: dict[str, str] | None = None) -> bytes:
-    """What :meth:`~trace_core.lora.ErasureLora.save` writes."""
-    with tempfile.TemporaryDirectory() as folder:
-        return lora.save(Path(folder) / "part.safetensors", extra).read_bytes()
+    """What :meth:`~trace_core.lora.ErasureLora.save` writes; no disk is needed."""
+    return lora.to_bytes(extra)
 
 
 def from_bytes(data: bytes):
     from ..lora import ErasureLora
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "part.safetensors"
-        file.write_bytes(data)
-        return ErasureLora.load(file)
+    return ErasureLora.from_bytes(data)
 
 
 def said(action: Callable[[], tuple]) -> tuple:

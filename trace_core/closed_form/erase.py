@@ -10,19 +10,22 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..carried import check_weights
-from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, same, settled
-from ..encoders import check_clip
+from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
+from ..encoders import check_clip, check_width
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
 from ..text import BOS, TextEncoder
 from . import solvers
+from .contrast import contrast_words
 from .edit import ContextEdit
+from .effects import effect_warnings, side_effects, spelling_of, weight_warnings
 from .gram import Cross, Gram, add_symmetric, mirror
-from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_weights, row_weights
-from .spill import LIMIT, spill
+from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
+from .spill import spill
 
 ALL_GROUPS = tuple(range(6))
 
@@ -44,6 +47,8 @@ class ClosedFormConfig:
     alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
+    stream: str = field(default="all", metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"})
+    contrast: bool = field(default=True, metadata={"help": "words inside names (the van of Van Gogh) are kept by themselves"})
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
     )
@@ -53,6 +58,8 @@ class ClosedFormConfig:
             raise TraceError(f"policy '{self.policy}' is unknown; use one of {', '.join(POLICIES)}")
         if self.kind not in ("auto", *KINDS):
             raise TraceError(f"kind '{self.kind}' is unknown; use auto, {', '.join(KINDS)}")
+        if self.stream not in ("all", POOLED):
+            raise TraceError(f"stream '{self.stream}' is unknown; use all or {POOLED}")
         if not 0 < self.energy <= 1:
             raise TraceError(f"energy is {self.energy}; it must lie in (0, 1]")
         if not -10 <= self.strength <= 10:
@@ -65,6 +72,11 @@ class ClosedFormConfig:
             raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
         if self.max_rank is not None and self.max_rank < 1:
             raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether words inside names are kept; the published policies stay as their papers have them."""
+        return self.contrast and self.policy == "trace"
 
 
 #: Overshoot where the concept is steered to the neutral prompt. That prompt still draws the concept by chance: one style
@@ -82,7 +94,7 @@ def resolve_eta(config: ClosedFormConfig, concepts: Sequence[Concept]) -> float:
 
 
 def _kind(concept: Concept, config: ClosedFormConfig) -> str:
-    return concept.kind if config.kind == "auto" else config.kind
+    return concept.kind_and_why(config.kind)[0]
 
 
 @dataclass
@@ -220,10 +232,12 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    concepts, notes = followed(concepts)
     backbone = backbone_for(model)
     check_weights(model)
     check_clip(backbone, clip)
     encoder = TextEncoder(clip)
+    spelling = spelling_of(backbone, encoder, concepts, config.stream)
     policy = POLICIES[config.policy]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept) for c in concepts]
@@ -231,8 +245,10 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
     config = replace(config, eta=resolve_eta(config, plain or both))
     edits, solved, sums, spilt = {}, {}, {}, {}
+    progress = progress or (lambda *_: None)
     for policy, part in ((policy, part) for policy, part in groups if part):
-        found = collect(backbone, encoder, policy, part, kept, config, progress or (lambda *_: None))
+        found = collect(backbone, encoder, policy, part, kept, config, progress)
+        progress("solve", 0, 1)
         for stream, rows in found.items():
             edit, info = solve(policy, rows, config)
             before = solved.get(stream)
@@ -241,38 +257,29 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
             sums.setdefault(stream, []).append(rows)
             if stream == CONTEXT:
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
+    progress("export", 0, 1)
     lora, layers = export(backbone, edits, sums, eta=config.eta)
+    inside = contrast_words(concepts, kept) if config.contrasts else {}
+    told = {}
+    if CONTEXT in edits and edits[CONTEXT].rank:
+        told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0)
     report = {
         "method": policy.name,
         "solver": policy.solver if not plain else POLICIES[config.policy].solver,
         "parameters": asdict(config),
         "concepts": [asdict(c) for c in concepts],
+        "kinds": kinds_of(concepts, config.kind),
+        "notes": notes,
         "keep": kept,
+        "contrast": inside,
         "solved": solved,
         "layers": layers,
         "spill": spilt,
-        "warnings": warnings_of(backbone, solved, layers, spilt),
+        "side_effects": told,
+        "warnings": [*spelling, *weight_warnings(backbone, solved, layers, spilt), *effect_warnings(told, kept, inside)],
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
     return ClosedFormResult(lora, edits, report)
-
-
-def warnings_of(backbone: Backbone, solved: dict, layers: dict, spilt: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What a user should hear before sharing the result."""
-    out = []
-    for stream, info in solved.items():
-        width = backbone.width(stream)
-        if info["rank"] > 0.9 * width:
-            out.append(f"the edit takes {info['rank']} of {width} directions of the {stream}; little text is left, lower energy")
-    worst = max(layers, key=lambda m: layers[m]["keep_change"], default=None)
-    if worst and (change := layers[worst]["keep_change"]) > 0.75:
-        out.append(f"the keep set's rows change by {100 * change:.0f} % in {worst}; lower strength or energy, or keep more")
-    for target, parts in spilt.items():
-        part = max(parts, key=parts.get)
-        if parts[part] > LIMIT:
-            out.append(f"'{part}' without the rest of '{target}' gets {100 * parts[part]:.0f} % of its change and may go as well: this text encoder "
-                       "hardly tells them apart; TRACE's finetune after it gives most of that back")  # fmt: skip
-    return out
 
 
 def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: Sequence[Concept], keep: Sequence[str],
@@ -285,15 +292,16 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     strengths = {c.strength for c in concepts}
     sums = {s: _Sums(w, policy.solver, strengths) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
+    inside = contrast_words(concepts) if config.contrasts else {}
     empty = encoder.encode("")
     context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
         before = context.count
         for pairs, weights, erased, wanted in erased_pairs(
-            policy, concept, _kind(concept, config), encoder, config.contexts
+            policy, concept, _kind(concept, config), encoder, config.contexts, inside.get(concept.target, ())
         ):
-            _check_width(pairs.erase, backbone)
+            check_width(pairs.erase, backbone)
             context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength)
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
@@ -305,16 +313,16 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
                 context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
         if context.count == before:
             raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
-    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts)
-    for number, (prompt, entry) in enumerate(prompts):
+    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrasts)
+    shares = keep_shares(policy, prompts, keep, contrast_words(concepts, keep) if config.contrasts else {})
+    for number, (rows, share) in enumerate(zip(encoder.encode_all(prompts), shares)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
-        rows = encoder.encode(prompt, entry)
-        share = config.keep_weight * policy.keep * len(keep) / len(prompts)
+        share *= config.keep_weight
         context.add_keep(rows.embeddings, keep_weights(policy, rows) * share, rows.groups)
         if POOLED in sums:
             sums[POOLED].add_keep(_pooled(rows, backbone), torch.tensor([share], dtype=torch.float64))
-    return sums
+    return sums if config.stream == "all" else {config.stream: sums[config.stream]}
 
 
 def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
@@ -389,11 +397,3 @@ def _pooled(rows, backbone: Backbone) -> Tensor:
     if rows.pooled is None:
         raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
     return rows.pooled[None, : backbone.width(POOLED)]
-
-
-def _check_width(rows: Tensor, backbone: Backbone) -> None:
-    if rows.shape[1] != backbone.width(CONTEXT):
-        raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
-            "connect the CLIP that belongs to this model"
-        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..concepts import TEMPLATES, Concept, apart, asks_for, fill, prompt_pairs
 from ..text import AFTER, BEFORE, BOS, FIRST_EOT, GROUPS, PAD, SUBJECT, Pairs, TextEncoder, TextRows, align
+from .contrast import contrast_prompts, shared_rows, word_weight
 
 #: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so weights go to
 #: groups and are divided among their rows.
@@ -19,6 +20,9 @@ GROUP_WEIGHTS = {"bos": 1.0, "before": 1.0, "subject": 1.0, "after": 1.0, "first
 
 #: Prompts for each entry of the keep set, another choice of templates for every entry
 KEEP_TEMPLATES = 6
+#: Of a long list an entry has fewer, two at least, so that there are about as many in all: the demo's 37 entries have six each, the
+#: 112 everyday things two. Every prompt of 77 rows costs SD1.5's text encoder 14 GFLOP, and each entry's weight stays the same.
+KEEP_PROMPTS = 224
 
 
 @dataclass(frozen=True)
@@ -102,19 +106,21 @@ def keep_weights(policy: Policy, rows: TextRows) -> Tensor:
 
 
 def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncoder,
-                 contexts: Mapping[str, Sequence[str]]) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
+                 contexts: Mapping[str, Sequence[str]], words: Sequence[str] = ()) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
     """For each prompt of a concept: the pairs, the weight of every row, and both prompts' rows.
 
-    A concept's weights sum to ``concept.weight``.
+    A concept's weights sum to ``concept.weight``, less those of rows that are kept because ``words`` inside the name are.
     """
     if policy.name == "uce":
         yield _last_tokens(concept, encoder)
         return
     found = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
-    for prompt, subject, other, instead in found:
-        erase, want = encoder.encode(prompt, subject), encoder.encode(other, instead)
+    rows = encoder.encode_all(key for prompt, subject, other, instead in found for key in ((prompt, subject), (other, instead)))
+    for erase, want in zip(rows, rows):
         pairs = align(erase, want)
-        yield pairs, row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(found), erase, want
+        weights = row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(found)
+        weights[shared_rows(encoder, erase, concept.target, words)] = 0.0
+        yield pairs, weights, erase, want
 
 
 def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor, TextRows, TextRows]:
@@ -128,21 +134,44 @@ def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor,
 
 
 def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
-                 contexts: Mapping[str, Sequence[str]], concepts: Sequence[Concept] = ()) -> list[tuple[str, str]]:  # fmt: skip
+                 contexts: Mapping[str, Sequence[str]], concepts: Sequence[Concept] = (), contrast: bool = True) -> list[tuple[str, str]]:  # fmt: skip
     """Prompts of the keep set, each with the entry it introduces (to be marked as subject).
 
     Args:
         concepts: what is erased. A combined concept's parts are kept apart from each other, see
             :func:`~trace_core.concepts.apart`, and no prompt asks for both of them.
+        contrast: words inside the concepts' names are kept as well, see :mod:`~trace_core.closed_form.contrast`.
     """
+    objects = [*TEMPLATES["object"], *contexts.get("object", ())]
+    inside = contrast_prompts(concepts, keep, objects, KEEP_TEMPLATES) if contrast else []
     both = [c for c in concepts if c.parts]
     if policy.name == "uce":
         parts = [part for c in both for part in c.parts]
-        return [(entry, entry) for entry in dict.fromkeys([*keep, *parts])]
+        return [(entry, entry) for entry in dict.fromkeys([*keep, *parts, *(word for _, word in inside)])]
     out = []
+    count = max(2, min(KEEP_TEMPLATES, KEEP_PROMPTS // max(len(keep), 1)))
     for number, (entry, kind) in enumerate(zip(keep, kinds)):
         templates = [*TEMPLATES[kind], *contexts.get(kind, ())]
-        chosen = {(number + i * len(templates) // KEEP_TEMPLATES) % len(templates) for i in range(KEEP_TEMPLATES)}
+        chosen = {(number + i * len(templates) // count) % len(templates) for i in range(count)}
         out += [(fill(templates[i], entry), entry) for i in sorted(chosen)]
+    out += [(fill(template, word), word) for template, word in inside]
     out += [pair for c in both for pair in apart(c, keep, contexts)]
     return [(prompt, entry) for prompt, entry in out if not any(asks_for(prompt, c) for c in both)]
+
+
+def keep_shares(policy: Policy, prompts: Sequence[tuple[str, str]], keep: Sequence[str], inside: Mapping[str, Sequence[str]]) -> list[float]:
+    """Weight of every keep prompt: each entry of the keep list counts once, in all its prompts together.
+
+    Args:
+        prompts: of :func:`keep_prompts`.
+        inside: words inside the concepts' names that it added. A projection takes whole directions, and spares those of such a word
+            only where it counts as much as the list, see :func:`~trace_core.closed_form.contrast.word_weight`; a ridge weighs them
+            against the name's own rows, and there it counts once.
+    """
+    words = {word for found in inside.values() for word in found}
+    own = sum(entry in words for _, entry in prompts)
+    if not own:
+        return [policy.keep * len(keep) / len(prompts)] * len(prompts)
+    share = word_weight(len(words), len(keep)) if policy.solver == "projection" else 1.0
+    each = policy.keep * share * len(words) / own, policy.keep * len(keep) / max(len(prompts) - own, 1)
+    return [each[0] if entry in words else each[1] for _, entry in prompts]

@@ -21,7 +21,8 @@ def spill(edit: ContextEdit, encoder: TextEncoder, concept: Concept, keep: Seque
     """
 
     def change(prompts: Sequence[str]) -> float:
-        rows = [encoder.encode(p).embeddings.double() for p in prompts[:: -(-len(prompts) // PROMPTS)]]
+        chosen = prompts[:: -(-len(prompts) // PROMPTS)]
+        rows = [r.embeddings.double() for r in encoder.encode_all((p, "") for p in chosen)]
         return fmean((edit.map(r) - r).norm().item() for r in rows)
 
     together = change([prompt for prompt, *_ in prompt_pairs(concept, TEMPLATES[concept.kind])])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..concepts import EVERYDAY, Concept, check_disjoint, same
@@ -192,6 +193,8 @@ def _warnings(model, adapters: Sequence[Adapter], report: dict, streams: Sequenc
             if twice:
                 out.append(f"'{concept.target}' is erased by {twice} and by {adapter.name}; on its prompts the result is their mean")
             named.setdefault(concept.target, adapter.name)
+    notes = followed([c for a in adapters for c, _ in a.concepts])[1] if len(adapters) > 1 else []
+    out += [f"{note.split(', so ')[0]}: on its prompts that may be drawn; erase them in one list instead" for note in notes if ", so " in note]
     beside = {kind: v for kind, v in report["layers"].items() if v["how"] == "side by side"}
     if beside and report["method"] == "fuse" and len(adapters) > 1:
         out.append(f"{sum(v['layers'] for v in beside.values())} layers do not read the text's rows and cannot be fused by them "

@@ -203,7 +203,7 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
             progress("encode concepts", done, total)
             pairs = prompt_pairs(settled(concept, keep), _templates(concept, kind, config))
             with timed(clock, "rows"):
-                prompts = [encoder.encode(prompt, subject) for prompt, subject, *_ in pairs]
+                prompts = list(encoder.encode_all((prompt, subject) for prompt, subject, *_ in pairs))
             with timed(clock, "sums"):
                 for stream in streams:
                     found = [_read(rows, stream, config, concept.weight / len(prompts)) for rows in prompts]
@@ -214,11 +214,12 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
             for stream in streams:
                 stream.add_adapter(adapter, own[stream.name].value(), weight, starts[stream.name])
     prompts = _keep_prompts(keep, config, [c for a in adapters for c, _ in a.concepts])
-    for number, (prompt, entry) in enumerate(prompts):
+    kept = encoder.encode_all(prompts)
+    for number in range(len(prompts)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
         with timed(clock, "rows"):
-            rows = encoder.encode(prompt, entry)
+            rows = next(kept)
         share = len(keep) / len(prompts)
         with timed(clock, "sums"):
             for stream in streams:
@@ -226,7 +227,7 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
 
 
 def _templates(concept: Concept, kind: str, config: FusionConfig) -> list[str]:
-    kind = concept.kind if kind == "auto" else kind
+    kind, _ = concept.kind_and_why(kind)
     return [*TEMPLATES[kind], *config.contexts.get(kind, ())]
 
 
@@ -234,7 +235,7 @@ def _keep_prompts(keep: Sequence[str], config: FusionConfig, concepts: Sequence[
     """Some templates for every entry, others for the next, and the parts of combinations apart, as the closed form does."""
     if not keep:
         return []
-    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts)
+    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False)
 
 
 def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) -> tuple[Tensor, Tensor, float]:

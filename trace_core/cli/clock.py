@@ -1,0 +1,60 @@
+"""Where the time of a command goes."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Seconds by phase, in the order in which the phases began. One phase runs at a time, and may come again."""
+
+    def __init__(self):
+        self._began = self._since = time.perf_counter()
+        self._name, self._seconds = "start", {}
+
+    def enter(self, name: str) -> None:
+        """What was running ends, and ``name`` begins."""
+        if name != self._name:
+            self._stop()
+            self._name = name
+
+    def _stop(self) -> None:
+        now = time.perf_counter()
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        self._since = now
+
+    def seconds(self) -> dict[str, float]:
+        """By phase so far, and ``all``; rounded to milliseconds."""
+        self._stop()
+        found = {k: round(v, 3) for k, v in self._seconds.items() if v >= 0.001}
+        return found | {"all": round(time.perf_counter() - self._began, 3)}
+
+    def line(self) -> str:
+        """For people: ``load 1.2, encode concepts 3.4, save 0.1; 4.7 in all``."""
+        *phases, (_, total) = self.seconds().items()
+        shown = [f"{name} {value:.1f}" for name, value in phases if value >= 0.05]
+        return f"seconds: {', '.join(shown)}; {total:.1f} in all" if shown else f"seconds: {total:.1f} in all"
+
+
+class Bars:
+    """One progress bar a phase; the phases are those of the clock."""
+
+    def __init__(self, clock: Clock | None = None):
+        self._bar, self.clock = None, clock
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self.clock:
+            self.clock.enter(phase)
+        if self._bar is None or self._bar.desc != phase:
+            self.close()
+            self._bar = tqdm(total=total, desc=phase, leave=False)
+            self._bar.desc = phase
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

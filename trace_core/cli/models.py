@@ -1,0 +1,227 @@
+"""The model of a command: a demo model, a checkpoint, or a diffusion model with its text encoders and VAE in files of their own.
+
+All is loaded by the functions that ComfyUI's own loader nodes call; GGUF files by the loader nodes of ComfyUI-GGUF (city96).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..engine import load
+from ..errors import TraceError
+
+DEMO_MODELS = ("demo-sd", "demo-flux")
+DTYPES = {"auto": None, "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+ENDINGS = (".safetensors", ".gguf")
+#: What the keys of a file begin with that has more than a diffusion model in it
+TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
+VAES = ("first_stage_model.", "vae.")
+GGUF_PACK = "trace_comfyui_gguf"  #: under this name its modules are imported; ComfyUI uses the folder's
+
+
+@dataclass(frozen=True)
+class Source:
+    """What ``--model``, ``--clip``, ``--vae`` and ``--dtype`` say."""
+
+    model: str
+    clip: tuple[str, ...] = ()
+    vae: str | None = None
+    dtype: str = "auto"
+
+    @classmethod
+    def of(cls, args) -> Source:
+        return cls(args.model, tuple(getattr(args, "clip", None) or ()), getattr(args, "vae", None), getattr(args, "dtype", None) or "auto")
+
+    @property
+    def is_demo(self) -> bool:
+        return self.model in DEMO_MODELS
+
+    def files(self) -> list[Path]:
+        """The files, checked to be there and to be of a kind that holds no code.
+
+        Raises:
+            TraceError: naming the option.
+        """
+        if self.is_demo:
+            other = "--clip" if self.clip else "--vae" if self.vae else "--dtype" if self.dtype != "auto" else None
+            if other:
+                raise TraceError(f"{other} goes with a model file; {self.model} has all that it needs")
+            return []
+        return [_file("--model", self.model), *(_file("--clip", c) for c in self.clip), *([_file("--vae", self.vae)] if self.vae else [])]
+
+
+def _file(option: str, name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise TraceError(f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file" if option == "--model" else
+                         f"{option} '{name}' is no file")  # fmt: skip
+    if path.suffix not in ENDINGS:
+        raise TraceError(f"{option} '{path.name}' must be a .safetensors or .gguf file; others can run code when they are opened")
+    return path
+
+
+def open_model(source: Source | str, vae: bool = False, clock=None):
+    """``(model, clip, vae)`` of a demo model, a checkpoint, or a diffusion model and what belongs to it.
+
+    Args:
+        vae: whether the command draws pictures and so needs one.
+
+    Raises:
+        TraceError: if a file is missing, is not what its option says, or something is not given; before anything is loaded,
+            where the files' keys tell.
+    """
+    source = Source(source) if isinstance(source, str) else source
+    files = source.files()
+    if clock:
+        clock.enter("load")
+    if source.is_demo:
+        load()
+        from ..demo import loader
+
+        return loader.load(source.model)
+    path, has = files[0], _contents(files[0])
+    if not source.clip and not has["clip"]:
+        raise TraceError(f"'{path.name}' has no text encoder; give the files of it with --clip, once for each (FLUX: clip_l and t5xxl; "
+                         "SDXL: clip_l and clip_g; SD: one), or use a full checkpoint")  # fmt: skip
+    if vae and not source.vae and not has["vae"]:
+        raise TraceError(f"'{path.name}' has no VAE, which pictures need; give its file with --vae")
+    load()
+    model, clip, decoder = _model(path, source, has)
+    if source.clip:
+        clip = _clip(model, source.clip)
+    _check_clip(model, clip, source)
+    return model, clip, _vae(source.vae) if source.vae else decoder
+
+
+def _contents(path: Path) -> dict[str, bool]:
+    """Which parts a file has, by the names of its tensors."""
+    if path.suffix == ".gguf":
+        return {"clip": False, "vae": False}
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise TraceError(f"ComfyUI cannot load '{path.name}' as a checkpoint: {error}") from error
+    return {"clip": any(k.startswith(TEXT_ENCODERS) for k in keys), "vae": any(k.startswith(VAES) for k in keys)}
+
+
+def _model(path: Path, source: Source, has: dict[str, bool]) -> tuple:
+    import comfy.sd
+    import torch
+
+    options = {"dtype": getattr(torch, DTYPES[source.dtype])} if DTYPES[source.dtype] else {}
+    if path.suffix == ".gguf":
+        if options:
+            raise TraceError("--dtype goes with a .safetensors model; a .gguf file says itself how its weights are stored")
+        return _loaded(path, "a diffusion model", lambda: gguf().UnetLoaderGGUF().load_unet(_gguf_name(path))[0]), None, None
+    if not (has["clip"] or has["vae"]):
+        return _loaded(path, "a diffusion model", lambda: comfy.sd.load_diffusion_model(str(path), model_options=options)), None, None
+    parts = _loaded(path, "a checkpoint", lambda: comfy.sd.load_checkpoint_guess_config(
+        str(path), output_vae=not source.vae and has["vae"], output_clip=not source.clip, model_options=options))  # fmt: skip
+    if parts[0] is None:
+        raise TraceError(f"'{path.name}' has no denoiser; give --model a checkpoint or a diffusion model")
+    return parts[:3]
+
+
+def _loaded(path: Path, what: str, action: Callable):
+    """The result of one of ComfyUI's loaders, which raise whatever the first odd tensor leads to."""
+    try:
+        found = action()
+    except TraceError:
+        raise
+    except Exception as error:
+        text = str(error).split("\n")[0]
+        raise TraceError(f"ComfyUI cannot load '{path.name}' as {what}: {text or type(error).__name__}") from error
+    if found is None:
+        raise TraceError(f"ComfyUI cannot load '{path.name}' as {what}: it does not know what kind of model that is")
+    return found
+
+
+def _clip(model, files: Sequence[str]):
+    """Text encoders of a model's family."""
+    import comfy.sd
+
+    from ..backbones import backbone_for
+
+    kind = comfy.sd.CLIPType.FLUX if backbone_for(model).kind.startswith("flux") else comfy.sd.CLIPType.STABLE_DIFFUSION
+    if any(Path(f).suffix == ".gguf" for f in files):
+        loader = gguf().CLIPLoaderGGUF()
+        return _loaded(Path(files[0]), "text encoders", lambda: loader.load_patcher(list(files), kind, loader.load_data(list(files))))
+    shown = Path(" and ".join(Path(f).name for f in files))
+    return _loaded(shown, "text encoders", lambda: comfy.sd.load_clip(ckpt_paths=list(files), clip_type=kind))
+
+
+def _vae(file: str):
+    import comfy.sd
+    import comfy.utils
+
+    def action():
+        vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(file, safe_load=True))
+        if vae.first_stage_model is None:
+            raise ValueError("no VAE that it knows is in it")
+        return vae
+
+    return _loaded(Path(file), "a VAE", action)
+
+
+def _check_clip(model, clip, source: Source) -> None:
+    """That there is a text encoder, and that its rows are those the model reads.
+
+    Raises:
+        TraceError: naming the remedy.
+    """
+    from ..backbones import backbone_for
+    from ..encoders import check_clip
+
+    if clip is None or clip.cond_stage_model is None:
+        raise TraceError(f"'{Path(source.model).name}' has no text encoder; give its files with --clip, or use a full checkpoint")
+    check_clip(backbone_for(model), clip)
+
+
+# ------------------------------------------------------------------------------------------- GGUF
+
+
+def gguf():
+    """The ``nodes`` module of ComfyUI-GGUF, where ComfyUI has it among its custom nodes.
+
+    Raises:
+        TraceError: if it is not there, or cannot be imported.
+    """
+    if f"{GGUF_PACK}.nodes" in sys.modules:
+        return sys.modules[f"{GGUF_PACK}.nodes"]
+    packs = load().path / "custom_nodes"
+    found = [f.parent for f in sorted(packs.glob("*/nodes.py")) if (f.parent / "dequant.py").is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")]
+    if not found:
+        raise TraceError(f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install them there, or use a "
+                         ".safetensors file")  # fmt: skip
+    _open_to_nodes(load().path)
+    spec = importlib.util.spec_from_file_location(GGUF_PACK, found[0] / "__init__.py", submodule_search_locations=[str(found[0])])
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[GGUF_PACK] = package
+    try:
+        spec.loader.exec_module(package)
+    except Exception as error:
+        sys.modules.pop(GGUF_PACK, None)
+        raise TraceError(f"the custom nodes in '{found[0]}' cannot be imported: {error}") from error
+    return sys.modules[f"{GGUF_PACK}.nodes"]
+
+
+def _open_to_nodes(engine: Path) -> None:
+    """They import ComfyUI's ``nodes``, which must be found before any other module of that name."""
+    if str(engine) in sys.path:
+        sys.path.remove(str(engine))
+    sys.path.insert(0, str(engine))
+
+
+def _gguf_name(path: Path) -> str:
+    """The name by which the loader node finds a file anywhere on the disk: its folder becomes one of the model folders."""
+    import folder_paths
+
+    folder_paths.add_model_folder_path("diffusion_models", str(path.resolve().parent), is_default=True)
+    return path.name

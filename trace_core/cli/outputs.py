@@ -1,0 +1,194 @@
+"""What a command reads and what it writes: checked before any work, so that no file is lost; and the writing itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LoraError, TraceError
+from ..files import is_stream, real, why, write_whole
+
+#: Options that name files which a command reads; each may be one name or a list of them
+READ = {"model": "--model", "clip": "--clip", "vae": "--vae", "lora": "--lora", "files": "FILE", "file": "FILE", "erase_file": "--erase-file",
+        "keep_file": "--keep-file"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file that a command reads or writes, and the option that names it. ``kept``: it may be there, and is read first."""
+
+    option: str
+    path: Path
+    kept: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.option} '{self.path}'"
+
+
+def check(args) -> None:
+    """Refuse what would lose a file, before anything is done.
+
+    An output is never an input, nor another output, by whatever spelling, link or hard link; one that is there already is
+    written over only with ``--overwrite``, and never a folder or a place that cannot be written to.
+
+    Raises:
+        TraceError: naming both options, and the remedy.
+    """
+    read, written = inputs(args), outputs(args)
+    for place in written:
+        check_writable(place.path)
+    for place in written:
+        found = next((other for other in read if same(place.path, other.path)), None)
+        if found:
+            raise TraceError(f"{place} is the same file as {found}, which this command reads; choose another name for {place.option}")  # fmt: skip
+    _check_apart(written)
+    _check_folder(args, read, written)
+    for place in written:
+        if place.path.exists() and not place.kept and not is_stream(place.path) and not getattr(args, "overwrite", False):
+            raise TraceError(f"{place} is there already; choose another name, or add --overwrite to write over it")
+
+
+def inputs(args) -> list[Place]:
+    """The files that a command reads, as far as they are there."""
+    from .models import DEMO_MODELS
+
+    found = []
+    for name, option in READ.items():
+        value = getattr(args, name, None)
+        for path in [value] if isinstance(value, str) else value or []:
+            if name == "model" and path in DEMO_MODELS:
+                from ..demo.networks import ASSETS
+
+                found += [Place(f"{option} {path}", file) for file in sorted(ASSETS.rglob("*")) if file.is_file()]
+            else:
+                found.append(Place(option, Path(path)))
+    return found
+
+
+def outputs(args) -> list[Place]:
+    """The files that a command writes."""
+    found = []
+    out = None if getattr(args, "dry_run", False) else getattr(args, "out", None)
+    if args.command == "demo":
+        from .demo import FILES
+
+        found += [Place("--out", Path(out) / name) for name in FILES]
+    elif out is not None:
+        found.append(Place("--out", Path(out)))
+    if getattr(args, "resume", None):
+        found.append(Place("--resume", Path(args.resume), kept=True))
+    if args.json:
+        found.append(Place("--json", Path(args.json)))
+    return found
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two paths are one file, or would be."""
+    first, second = str(real(a)), str(real(b))
+    if sys.platform in ("win32", "darwin"):  # where most file systems do not tell capitals apart
+        first, second = first.casefold(), second.casefold()
+    try:
+        return first == second or os.path.samefile(a, b)
+    except OSError:
+        return False
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the work, not after it.
+
+    Raises:
+        TraceError: naming the path.
+    """
+    if is_stream(path) and os.access(path, os.W_OK):
+        return
+    target = real(path)
+    folder = target.parent
+    while not folder.exists():
+        folder = folder.parent
+    if target.is_dir() or not folder.is_dir() or target.is_symlink() or not os.access(target if target.exists() else folder, os.W_OK):
+        raise TraceError(f"cannot write '{path}'; choose a file in a folder that you may write to")
+
+
+def _check_apart(written: Sequence[Place]) -> None:
+    for i, place in enumerate(written):
+        for other in written[i + 1 :]:
+            if same(place.path, other.path):
+                raise TraceError(f"{place} and {other} are one file; give each a name of its own")
+            if real(place.path) in real(other.path).parents or real(other.path) in real(place.path).parents:
+                raise TraceError(f"{place} and {other}: one would be a folder of the other; give each a name of its own")
+
+
+def _check_folder(args, read: Sequence[Place], written: Sequence[Place]) -> None:
+    """The folder of a job is the job's own."""
+    if getattr(args, "jobs", None) is None:
+        return
+    folder = real(f"{args.out}.parts")
+    inside = next((p for p in (*read, *written) if folder in (real(p.path), *real(p.path).parents)), None)
+    if inside:
+        raise TraceError(f"{inside} is in the folder '{args.out}.parts', where --jobs keeps what is finished; choose another place")
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def keep(data: bytes, path: str | Path, what: str, left: str = "") -> Path:
+    """Write a result that took work. Where it cannot be written, it is kept elsewhere, and the error says where.
+
+    Args:
+        what: what the error calls it, such as "the erasure".
+        left: a sentence on what else is left of the work.
+
+    Raises:
+        LoraError: always where ``path`` could not be written.
+    """
+    path = Path(path)
+    try:
+        return write_whole(path, data)
+    except OSError as error:
+        reason = why(error)
+    for folder in dict.fromkeys((Path(tempfile.gettempdir()), Path.home())):
+        rescued = _rescued(data, folder, path.name)
+        if rescued is None:
+            continue
+        raise LoraError(f"cannot write '{path}': {reason}. Nothing is lost: {what} is in '{rescued}'; move it where you want it")
+    raise LoraError(f"cannot write '{path}': {reason}. There is no room in '{tempfile.gettempdir()}' either. "
+                    f"{left or f'{what[0].upper()}{what[1:]} is lost: make room, and run the same command again'}")  # fmt: skip
+
+
+def _rescued(data: bytes, folder: Path, name: str) -> Path | None:
+    """A file in a new folder of ``folder``, or None if there is no room for it either."""
+    try:
+        new = Path(tempfile.mkdtemp(prefix="trace-", dir=folder))
+    except OSError:
+        return None
+    try:
+        return write_whole(new / name, data)
+    except OSError:
+        new.rmdir()
+        return None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file or none.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_whole(path, text.encode())
+
+
+def write_json(path: str | Path, text: str, written: str | None) -> None:
+    """The report; ``written``: the command's result, which is not lost with it.
+
+    Raises:
+        TraceError: naming both.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        result = f"; the result itself is in '{written}'" if written else ""
+        raise TraceError(f"cannot write --json '{path}': {why(error)}{result}") from error

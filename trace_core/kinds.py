@@ -1,0 +1,76 @@
+"""What kind of thing a concept is: by words in it, and by lists of names that come with the pack (``data/``, see NOTICE).
+
+A name is looked up whole, without case, accents, hyphens and dots: "Dali" is "Dalí", and "Turner Prize" is no artist.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from pathlib import Path
+
+from .syntax import key
+
+KINDS = ("object", "style", "person", "explicit")
+DATA = Path(__file__).parent / "data"
+
+#: Kind -> file, what it is called in reports; the first that has a name decides: a painter who is famous as a face is an artist
+LISTS = {
+    "style": ("artists.txt", "list of artists"),
+    "person": ("people.txt", "list of people"),
+    "explicit": ("explicit.txt", "list of explicit words"),
+}
+#: Words that may stand beside explicit ones without making another thing of them
+BESIDE = frozenset(
+    "a an the of and with or in very fully completely totally partially explicit content scene scenes image images photo photos picture "
+    "pictures pose posing person people man men woman women adult adults couple body bodies male female human figure art model models".split()
+)
+#: What may be said of an artist's work without naming something else
+WORKS = frozenset("painting paintings artwork artworks art drawing drawings illustration illustrations".split())
+
+
+def kind_of(target: str) -> tuple[str, str]:
+    """The kind of a concept and why: ``("style", "list of artists")``, ``("style", "words")``, or ``("object", "on no list of names")``."""
+    words = key(target).split()
+    by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
+    if {"style", "background"} & set(words) or by_artist:
+        return "style", "words"
+    name = bare(target)
+    names = {kind: _names(file) for kind, (file, _) in LISTS.items()}
+    for kind, (_, called) in LISTS.items():
+        if name in names[kind]:
+            return kind, called
+    *first, last = name.split() or [""]
+    if last in WORKS and " ".join(first) in names["style"]:
+        return "style", LISTS["style"][1]
+    if _is_explicit(name.split(), names["explicit"]):
+        return "explicit", LISTS["explicit"][1]
+    return "object", "on no list of names"
+
+
+def guess_kind(target: str) -> str:
+    """``style`` for an artist of the list and "... style", "... background", "art by ...", "painting by ..."; ``person`` and ``explicit``
+    by the lists; otherwise ``object``."""
+    return kind_of(target)[0]
+
+
+_LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "_": " "})
+
+
+def bare(text: str) -> str:
+    """A name without case, accents and signs."""
+    letters = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return " ".join(re.findall(r"\w+", re.sub(r"['’.]", "", letters.translate(_LETTERS))))
+
+
+def _is_explicit(words: list[str], explicit: frozenset[str]) -> bool:
+    """Whether explicit words and what may stand beside them are all there is: "a naked woman", and not "naked mole rat"."""
+    found = [w in explicit for w in words]
+    return any(found) and all(is_one or w in BESIDE for w, is_one in zip(words, found))
+
+
+@lru_cache(None)
+def _names(file: str) -> frozenset[str]:
+    lines = (DATA / file).read_text(encoding="utf-8").splitlines()
+    return frozenset(bare(line) for line in lines if line and not line.startswith("#"))
