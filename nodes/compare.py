@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..trace_core.backbones import backbone_for
 from ..trace_core.concepts import Concept, asks_for, parse_concepts
+from ..trace_core.encoders import check_clip
 from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
@@ -72,6 +74,8 @@ class CompareErasure:
 
     def compare(self, model_before, model_after, clip, vae, prompts, seed, seeds, steps, cfg, erase="", guidance=-1.0,
                 sampler_name="auto", scheduler="auto", width=0, height=0):  # fmt: skip
+        for model in (model_before, model_after):
+            check_clip(backbone_for(model), clip)
         columns = [" ".join(line.split()) for line in prompts.splitlines() if line.strip()]
         if not columns or len(columns) * seeds > MOST:
             raise TraceError(f"{len(columns)} prompts with {seeds} seeds; give 1 prompt or more, and {MOST} pictures at most")

@@ -8,7 +8,7 @@ knows, often by the noise level of a whole batch; a training would teach another
 from __future__ import annotations
 
 from .backbones.base import PREFIX, bare_name
-from .errors import ModelError
+from .errors import LoraError, ModelError
 
 COMPILED = "torch.compile"  #: key of the wrapper of ComfyUI's TorchCompileModel, which leaves the result as it is
 IN_THE_NETWORK = ("apply_model", "diffusion_model")  #: kinds of wrappers around the network's own pass
@@ -43,6 +43,22 @@ def check_weights(patcher) -> None:
     wrapped = sorted(key for key in getattr(patcher, "weight_wrapper_patches", {}) if key.startswith(PREFIX))
     if wrapped:
         raise ModelError(f"another node computes {wrapped[0]} anew each time it is used; erase from the model as it was before that node")
+
+
+def check_patches_reach(patcher, modules) -> None:
+    """Refuse patches on layers that a node has put into a compiled shell as an object patch: ComfyUI then knows them by another name
+    and leaves their patches out without a word. Its own TorchCompileModel does that in versions of 2024 only.
+
+    Raises:
+        LoraError: naming what is compiled, and the remedy.
+    """
+    shells = [name for name, part in patcher.object_patches.items() if hasattr(part, "_orig_mod")]
+    for name in shells:
+        if any(module.startswith(f"{name}.") for module in modules):
+            raise LoraError(
+                f"{name} is compiled by another node in a way that loses patches on its weights; apply the erasure in a window (start 0, "
+                "end 0.999), which is added in the forward pass, or compile with a newer ComfyUI's TorchCompileModel"
+            )
 
 
 def check_trainable(patcher) -> None:

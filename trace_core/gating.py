@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .backbones import backbone_for
 from .backbones.base import PREFIX, engine_of
 from .called import called_model, eager
+from .carried import check_patches_reach
 from .errors import LoraError, ModelError
 from .lora import ARCHITECTURES, ErasureLora
 from .weights import is_linear, layer_at, shape_of
@@ -133,6 +134,7 @@ def _doubled(model, entry: dict) -> str | None:
 
 def _patched(model, lora: ErasureLora, strength: float):
     """The erasure as the stock loader's own patches: no cost at sampling time."""
+    check_patches_reach(model, lora.modules)
     patches = engine_of(model).lora.load_lora(lora.state_dict(), {m: m + ".weight" for m in lora.modules})
     clone = model.clone()
     accepted = clone.add_patches(patches, strength)

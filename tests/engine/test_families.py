@@ -75,7 +75,7 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True)
-def few_templates(monkeypatch, nothing_stays_loaded):
+def few_templates(monkeypatch, engine, nothing_stays_loaded):
     monkeypatch.setitem(TEMPLATES, "object", ("a {}", "the {}"))
 
 
