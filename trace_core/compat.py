@@ -33,3 +33,9 @@ def training_flag(engine) -> Iterator[None]:
         yield
     finally:
         management.in_training = before
+
+
+def seed_of(engine, key: str) -> int:
+    """By which ComfyUI rounds a weight at random; the function has moved, and warns where it was."""
+    moved = getattr(engine.utils, "string_to_seed", None)
+    return (moved or engine.model_patcher.string_to_seed)(key)

@@ -150,10 +150,14 @@ class Backbone:
     def load(self) -> None:
         """Let ComfyUI put the model on its device, whole, with its patches on the weights.
 
+        To be called before :func:`~trace_core.gradients.training_mode`: patches that go on a quantised weight in inference mode, as in
+        ComfyUI's nodes, come off only there, and the other way round.
+
         Raises:
             ModelError: for quantised weights that this engine cannot turn into numbers.
         """
-        self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        with torch.no_grad():  # rounding patches to float8 has no gradient
+            self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
         casting.check(self.engine, self.network, self.device)
 
     @property
