@@ -5,7 +5,10 @@ Every writer takes ``{key: tensor}`` with the network's own keys and gives what 
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -95,3 +98,39 @@ def q4_k(weight: Tensor):
     nibbles = (q[:, 0::2] | (q[:, 1::2] << 4)).flatten(1)
     blocks = torch.cat([d.view(torch.uint8), dmin.view(torch.uint8), *first, last, nibbles], 1)
     return blocks.view(weight.shape[0], -1).numpy()
+
+
+# ------------------------------------------------------------------------------------------------ city96's loader
+
+
+def gguf_missing(engine: Path) -> str | None:
+    """Why GGUF files cannot be loaded with the ComfyUI in that folder, or None."""
+    if importlib.util.find_spec("gguf") is None:
+        return "the package gguf is not installed"
+    if not (engine / "nodes.py").is_file():
+        return "ComfyUI-GGUF needs a ComfyUI checkout"
+    if _gguf_folder(engine) is None:
+        return "ComfyUI-GGUF is not there; clone github.com/city96/ComfyUI-GGUF into custom_nodes or name it in COMFYUI_GGUF_PATH"
+    return None
+
+
+def _gguf_folder(engine: Path) -> Path | None:
+    named = os.environ.get("COMFYUI_GGUF_PATH")
+    folders = [Path(named)] if named else [engine / "custom_nodes" / "ComfyUI-GGUF", Path.home() / "ComfyUI-GGUF"]
+    return next((folder for folder in folders if (folder / "ops.py").is_file()), None)
+
+
+def load_gguf(engine: Path, path: Path):
+    """A MODEL by city96's own node, from ``COMFYUI_GGUF_PATH``, the engine's custom_nodes or ``~/ComfyUI-GGUF``."""
+    name = "trace_comfyui_gguf"
+    if name not in sys.modules:
+        folder = _gguf_folder(engine)
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    paths = sys.modules["folder_paths"]
+    before, paths.get_full_path = paths.get_full_path, lambda *_: str(path)
+    try:
+        return sys.modules[f"{name}.nodes"].UnetLoaderGGUF().load_unet(path.name)[0]
+    finally:
+        paths.get_full_path = before

@@ -82,7 +82,9 @@ class ApplyErasureLora:
             found = None if strength == 0 else host.patched_by_stock_loader(model, lora, strength)
             return self._answer(found or model.clone(), {})
         window = (None, None) if whole else (start_percent, end_percent)
-        return self._answer(gating.apply(model, erasure, strength, *window), erasure.info())
+        applied = gating.apply(model, erasure, strength, *window)
+        rounded = [e["rounding"] for e in gating.erasures_on(applied)[-1:] if strength and "rounding" in e]
+        return self._answer(applied, erasure.info() | ({"rounding": rounded[0]} if rounded else {}))
 
     @staticmethod
     def _answer(model, info: dict):

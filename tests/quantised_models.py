@@ -6,7 +6,6 @@ The loader is the engine's; only the sizes that it finds in a file are put right
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ENGINE = Path(comfy.sd.__file__).parents[1]
 FLUX = dict(hidden=256, heads=4, depth=1, depth_single=1, context_dim=256, pooled_dim=256)
 SD = dict(context_dim=32)
 PLAIN = ("bf16",)
@@ -42,20 +42,6 @@ def _module(name: str, path: Path, **options):
 formats = _module("trace_benchmark_formats", BENCHMARKS / "formats.py")
 
 
-def gguf_nodes():
-    """city96's ComfyUI-GGUF: from ``COMFYUI_GGUF_PATH``, the engine's custom_nodes, or ``~/ComfyUI-GGUF``; else the test is skipped."""
-    pytest.importorskip("gguf", reason="the package gguf is not installed")
-    engine = Path(comfy.sd.__file__).parents[1]
-    if not (engine / "nodes.py").is_file():
-        pytest.skip("ComfyUI-GGUF needs a ComfyUI checkout")
-    named = os.environ.get("COMFYUI_GGUF_PATH")
-    for folder in [Path(named)] if named else [engine / "custom_nodes" / "ComfyUI-GGUF", Path.home() / "ComfyUI-GGUF"]:
-        if (folder / "ops.py").is_file():
-            _module("trace_comfyui_gguf", folder / "__init__.py", submodule_search_locations=[str(folder)])
-            return sys.modules["trace_comfyui_gguf.nodes"]
-    pytest.skip("ComfyUI-GGUF is not there; clone github.com/city96/ComfyUI-GGUF into custom_nodes or name it in COMFYUI_GGUF_PATH")
-
-
 @contextmanager
 def sizes(kind: str, found: dict):
     """The loader takes any file for this family, with these sizes: it knows SD 1.5 by its width, and v0.3.64 FLUX's by heart."""
@@ -74,8 +60,8 @@ def needs(fmt: str) -> None:
         algorithms = getattr(getattr(comfy, "quant_ops", None), "QUANT_ALGOS", {})
         if formats.QUANTISED[fmt][0] not in algorithms or not hasattr(comfy.ops, "mixed_precision_ops"):
             pytest.skip(f"this ComfyUI has no {fmt} files")
-    if fmt in GGUF:
-        gguf_nodes()
+    if fmt in GGUF and (why := formats.gguf_missing(ENGINE)):
+        pytest.skip(why)
     if not hasattr(comfy.sd, "load_diffusion_model_state_dict"):
         pytest.skip("this ComfyUI has no load_diffusion_model_state_dict")
 
@@ -123,8 +109,6 @@ def load(tiny, fmt: str, folder: Path, kind: str = "flux", seed: int = 0, **chan
 
 
 def _load_gguf(fmt: str, state: dict, path: Path, kind: str):
-    nodes = gguf_nodes()
     if not path.exists():  # a model that was loaded from it is mapped to it
         formats.write_gguf(path, state, fmt.split()[0], "flux" if kind == "flux" else "sd1", fmt.endswith("everything"))
-    with mock.patch.object(sys.modules["folder_paths"], "get_full_path", lambda *_: str(path)):
-        return nodes.UnetLoaderGGUF().load_unet(path.name)[0]
+    return formats.load_gguf(ENGINE, path)

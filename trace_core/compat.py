@@ -65,3 +65,9 @@ def static_patcher(patcher):
         )
     with torch.inference_mode(False):  # tensors that are made in inference mode take part in no gradient
         return patcher.clone(disable_dynamic=True)
+
+
+def seed_of(engine, key: str) -> int:
+    """By which ComfyUI rounds a weight at random; the function has moved, and warns where it was."""
+    moved = getattr(engine.utils, "string_to_seed", None)
+    return (moved or engine.model_patcher.string_to_seed)(key)

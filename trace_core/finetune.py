@@ -370,8 +370,8 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
+    backbone.load()
     with training_mode(backbone.engine):
-        backbone.load()
         trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview, start, region)
         if resume:
             resume.check(trainer)

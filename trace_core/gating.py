@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import rounding
 from .backbones import backbone_for
 from .backbones.base import PREFIX, engine_of
 from .called import called_model, eager
@@ -69,7 +70,8 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
 
 
 def erasures_on(model) -> tuple[dict, ...]:
-    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end.
+    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end, and of
+    a warning about ``rounding`` if there is one.
 
     Raises:
         ModelError: if ``model`` is no ComfyUI model.
@@ -104,9 +106,11 @@ def apply(model, lora: ErasureLora, strength: float = 1.0, start: float | None =
         return model.clone()
     entry = {"fingerprint": lora.fingerprint, "title": lora.metadata.get("modelspec.title", ""),
              "strength": float(strength), "start": start, "end": end}  # fmt: skip
-    for warning in filter(None, (base_mismatch(model, lora), _doubled(model, entry))):
-        log.warning(warning)
     whole = (start, end) == (0.0, 1.0)
+    rounded = rounding.warning(model, lora, strength) if whole else None
+    entry |= {"rounding": rounded} if rounded else {}
+    for warning in filter(None, (base_mismatch(model, lora), _doubled(model, entry), rounded)):
+        log.warning(warning)
     clone = _patched(model, lora, strength) if whole else _gated(model, lora, strength, start, end)
     clone.model_options[RECORD] = (*erasures_on(model), entry)
     return clone

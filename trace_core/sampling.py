@@ -96,6 +96,7 @@ def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: Sa
     return torch.cat(out)
 
 
+@torch.no_grad()  # v0.3.64 cannot round patches to float8 where gradients are possible; inference mode stays the caller's choice
 def _sample_batch(model, conditioner: Conditioner, prompts: Sequence[str], noise: Tensor, config: SamplerConfig,
                   step: Callable | None = None) -> Tensor:  # fmt: skip
     positive = conditioner(prompts, guidance=config.guidance)

@@ -48,12 +48,13 @@ def stored(patcher, key: str) -> Tensor:
 
 
 def storage_of(tensor: Tensor) -> str:
-    """How a tensor is kept, as its format is called: ``float16``, ``float8_e4m3fn``, ``nvfp4``, ``Q4_K`` ..."""
+    """How a tensor is kept, as its format is called: ``float16``, ``float8_e4m3fn``, ``scaled float8_e4m3fn``, ``nvfp4``, ``Q4_K``"""
     if getattr(tensor, "tensor_type", None) is not None:
         return str(getattr(tensor.tensor_type, "name", tensor.tensor_type))
     layout = getattr(tensor, "_layout_cls", None)
     if layout is not None:
-        return str(layout).removeprefix("TensorCore").removeprefix("TensorWise").removesuffix("Layout").lower()
+        name = str(layout).removeprefix("TensorCore").removeprefix("TensorWise").removesuffix("Layout").lower()
+        return f"scaled {storage_of(tensor._qdata)}" if name.startswith("fp8") else name
     return str(tensor.dtype).removeprefix("torch.")
 
 

@@ -26,6 +26,7 @@ export class MetadataView {
 export function facts(info) {
   const base = info["trace.base"];
   const found = [
+    ["careful:", text(info.rounding)],
     ["erases", concepts(info["trace.concepts"])],
     ["method", text(info["trace.method"])],
     ["base", base && typeof base === "object" ? [base.kind, base.hash].map(text).filter(Boolean).join(", ") : text(base)],

@@ -691,15 +691,6 @@ def test_training_teaches(families):
 # ------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("kind", ["sd1", "flux"])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_fp8_weights_are_refused_with_a_sentence(families, kind, dtype):
-    family = families[kind]
-    model = family.model(dtype=dtype, **TINY[kind])
-    with pytest.raises(ModelError, match=rf"is {dtype}, which cannot be finetuned; load the fp16 or bf16 file"):
-        run(family, model)
-
-
 REFUSED = {
     "no concept": (dict(concepts=[]), ConceptError, "nothing to erase; name at least one concept"),
     "kept": (dict(keep=["CAT"]), ConceptError, "stands in the erase list and in the keep list"),

@@ -154,11 +154,15 @@ class Backbone:
         A model of dynamic memory management keeps its weights in a mapped file and casts them for each operation; a gradient needs
         tensors that stay. So this backbone goes over to a copy of the usual sort, as ComfyUI's own training does.
 
+        To be called before :func:`~trace_core.gradients.training_mode`: patches that go on a quantised weight in inference mode, as in
+        ComfyUI's nodes, come off only there, and the other way round.
+
         Raises:
             ModelError: for quantised weights that this engine cannot turn into numbers; for a dynamic model that cannot be copied.
         """
         self.patcher = compat.static_patcher(self.patcher)
-        self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        with torch.no_grad():  # rounding patches to float8 has no gradient
+            self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
         casting.check(self.engine, self.network, self.device)
 
     @property

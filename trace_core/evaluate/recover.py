@@ -168,8 +168,8 @@ def inversion(model, lora: ErasureLora, clip, prompt: str, judge: Callable[[Tens
     config = config or SamplerConfig.for_model(model)
     progress, backbone = progress or (lambda *_: None), backbone_for(model)
     shape, cfg = backbone.latent_shape(config.width, config.height), config.cfg
+    backbone.load()
     with training_mode(backbone.engine):
-        backbone.load()
         prompts = _Rows(backbone, clip, shape, config.guidance)
         uncond, number = prompts.index(""), prompts.index(prompt)
         target = backbone.lora_targets("text")[:1]  # an adapter that stays zero; the erasure is the one it starts from
