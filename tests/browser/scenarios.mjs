@@ -300,7 +300,8 @@ async function folded(page, given) {
   await lookAt(page, FINETUNE, 0.6);
   const made = await rows(FINETUNE);
   const came = await rows(PROJECTION);
-  await page.locator("[data-testid='advanced-inputs-button']").last().click();
+  const id = await page.evaluate((type) => app.graph.nodes.find((n) => n.type === type).id, FINETUNE);
+  await page.locator(`[data-node-id="${id}"] [data-testid="advanced-inputs-button"]`).click();
   await page.waitForTimeout(500);
   return { made, came, unfolded: await rows(FINETUNE) };
 }
