@@ -11,7 +11,7 @@ const SHORT_TRAP = "<b>x</b>"; // a demo model reads 24 tokens
 
 const shot = (given, name) => `${given.out}/${name}.jpg`;
 
-export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed, translated, help, folded };
+export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed, translated, help, folded, cached };
 
 /** By mouse alone: category, template, Run; and the time from the template's click to the first picture. */
 async function quickstart(page, given) {
@@ -268,17 +268,29 @@ async function removed(page, given) {
   return { left };
 }
 
+/** A workflow that is loaded and queued once more: its results come from the cache, its panels were never filled. */
+async function cached(page, given) {
+  await open(page, given);
+  for (const _ of [1, 2]) {
+    await load(page, given, "quickstart");
+    await queue(page);
+    await until(page, COMPARE, (p) => p.pictures === 2);
+  }
+  return { projected: await until(page, PROJECTION, (p) => p.report !== null, 20_000) };
+}
+
 /** The help page of a node, opened by its own button as a user does. */
 async function help(page, given) {
   await open(page, given);
   await load(page, given, "quickstart");
-  await lookAt(page, PROJECTION, 0.8);
   const title = await page.evaluate((type) => {
     const node = app.graph.nodes.find((n) => n.type === type);
-    const { scale, offset } = app.canvas.ds;
+    const { scale, offset } = Object.assign(app.canvas.ds, { scale: 0.8, offset: [400 - node.pos[0], 320 - node.pos[1]] }); // its toolbox is above it
+    app.canvas.setDirty(true, true);
     const box = app.canvas.canvas.getBoundingClientRect();
     return [box.left + (node.pos[0] + 60 + offset[0]) * scale, box.top + (node.pos[1] - 15 + offset[1]) * scale];
   }, PROJECTION);
+  await page.waitForTimeout(400);
   await page.mouse.click(...title);
   await page.locator("[data-testid='info-button']").first().click();
   const text = page.getByText("Every layer that reads text gets one low-rank edit").first();
