@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from ..trace_core.lora import ErasureLora
@@ -14,6 +16,19 @@ LIMITS = (
     "This is no safety guarantee: whoever has the base model can leave the LoRA out, and adversarial prompts can bring a "
     "concept back. Look at pictures before you share a result: Compare Erasure draws them side by side."
 )
+
+
+def escaped(report: Callable[..., str]) -> Callable[..., str]:
+    """A report in which names and warnings are text alone: no tags, links or pictures.
+
+    ComfyUI's text preview draws Markdown with HTML in it, and names may come from a file that somebody shared.
+    """
+
+    @functools.wraps(report)
+    def plain(*given, **named) -> str:
+        return re.sub(r"\\(?=[\\<\]])|<|\](?=[(\[])", r"\\\g<0>", report(*given, **named))
+
+    return plain
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -44,6 +59,7 @@ def _size(lora: ErasureLora) -> str:
     return f"{len(lora.modules)} layers, rank {lora.rank}, {size / 1024:.0f} KB"
 
 
+@escaped
 def closed_form(report: dict, lora: ErasureLora) -> str:
     """The report of :func:`trace_core.closed_form.erase`."""
     layers = report["layers"]
@@ -89,6 +105,7 @@ def _why(word: str, target: str, report: dict) -> str:
     return "kept" if word in report["keep"] else f"shares tokens with {target}"
 
 
+@escaped
 def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
     """The report of :func:`trace_core.finetune.finetune`."""
     options, history = report["parameters"], report["losses"]
@@ -121,6 +138,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
     return "\n".join(lines)
 
 
+@escaped
 def fusion(report: dict, lora: ErasureLora) -> str:
     """The report of :func:`trace_core.fusion.fuse`."""
     count = len(report["adapters"])
@@ -166,6 +184,7 @@ def _short(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
+@escaped
 def compare(parts: Sequence[dict], judged: Sequence[dict], settings: str) -> str:
     """Of Compare Erasure.
 

@@ -2,7 +2,7 @@
 
 import { el } from "./dom.js";
 
-const INLINE = /\*\*(.+?)\*\*|`([^`]+)`/g;
+const INLINE = /\*\*(.+?)\*\*|`([^`]+)`|\\([<\]\\])/g; // the last one is a sign that a report keeps from being read as HTML or a link
 
 /** A report as one element. */
 export function render(text) {
@@ -23,7 +23,7 @@ export function verdict(text) {
   const source = String(text ?? "");
   const found = /\*\*(.+?)\*\*([^\n]*)/.exec(source);
   const first = source.split("\n").find((line) => line.trim()) ?? "";
-  return (found ? found[1] + found[2] : first.replace(/^#+\s*/, "")).replace(/\*\*|`/g, "").trim();
+  return unescaped((found ? found[1] + found[2] : first.replace(/^#+\s*/, "")).replace(/\*\*|`/g, "")).trim();
 }
 
 const isTable = (line) => /^\s*\|/.test(line ?? "");
@@ -66,11 +66,14 @@ function cells(line) {
   return inner.split(/(?<!\\)\|/).map((cell) => cell.replace(/\\\|/g, "|").trim());
 }
 
+const unescaped = (text) => text.replace(/\\([<\]\\])/g, "$1");
+
 function inline(text) {
   const out = [];
   let at = 0;
   for (const match of text.matchAll(INLINE)) {
-    out.push(text.slice(at, match.index), match[1] === undefined ? el("code", {}, match[2]) : el("strong", {}, ...inline(match[1])));
+    const [, strong, code, sign] = match;
+    out.push(text.slice(at, match.index), sign ?? (strong === undefined ? el("code", {}, unescaped(code)) : el("strong", {}, ...inline(strong))));
     at = match.index + match[0].length;
   }
   return [...out, text.slice(at)].filter((part) => part !== "");

@@ -37,7 +37,7 @@ async function answer(name, given) {
 
 /**
  * Of our files: errors that no one caught, and what they write to the console as one; of our pictures and states: that they did not
- * come. The page has some errors of its own.
+ * come. The page has some errors of its own, and looks for a help page in the user's language first.
  */
 function listen(page) {
   const problems = [];
@@ -45,6 +45,7 @@ function listen(page) {
   page.on("pageerror", (error) => ours(String(error.stack)) && problems.push(`uncaught: ${error.stack}`));
   page.on("console", (message) => {
     const from = message.location().url ?? "";
+    if (/\/docs\/\w+\/[\w-]+\.md$/.test(from)) return;
     if (message.type() === "error" && (ours(from) || ours(message.text()))) problems.push(`${from}: ${message.text()}`);
   });
   return problems;

@@ -2,8 +2,9 @@
 
 const READY = () => window.app?.graph && window.app.extensionManager && document.querySelector(".graph-canvas-container, #graph-canvas");
 
-export async function open(page, { url }) {
-  await page.request.post(`${url}/api/settings`, { data: { "Comfy.TutorialCompleted": true, "Comfy.UseNewMenu": "Top" } });
+export async function open(page, { url, newDesign = false }) {
+  const settings = { "Comfy.TutorialCompleted": true, "Comfy.UseNewMenu": "Top", "Comfy.VueNodes.Enabled": newDesign };
+  await page.request.post(`${url}/api/settings`, { data: settings });
   // ComfyUI's own templates are a package of 85 MB that is not installed here, and without their list no template opens at all
   await page.route(/\/templates\/index.*\.json/, (route) => route.fulfill({ json: [] }));
   await page.goto(url);
@@ -46,6 +47,30 @@ export async function lookAt(page, type, scale = 1) {
     app.canvas.setDirty(true, true);
   }, [type, scale]);
   await page.waitForTimeout(400);
+}
+
+/**
+ * What is wrong with how nodes are drawn: which cover each other, and pictures of ours that are shown once more outside their panels.
+ * In the classic design they would be on the canvas, where a node that shows pictures has loaded them.
+ */
+export async function untidy(page) {
+  await page.waitForTimeout(800); // sizes follow what is shown a little later
+  return page.evaluate(() => {
+    const byPage = Boolean(window.LiteGraph.vueNodesMode);
+    const scale = window.app.canvas.ds.scale;
+    const element = (node) => document.querySelector(`[data-node-id="${node.id}"]`);
+    const boxes = window.app.graph.nodes.map((node) => {
+      const drawn = byPage && element(node).getBoundingClientRect();
+      const height = drawn ? drawn.height / scale : node.size[1] + 30;
+      return { name: node.title, left: node.pos[0], top: node.pos[1] - 30, right: node.pos[0] + node.size[0], bottom: node.pos[1] - 30 + height };
+    });
+    const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const covered = boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => meet(a, b)).map((b) => `${a.name} and ${b.name}`));
+    const shown = (img) => !img.closest(".trace-panel") && img.checkVisibility();
+    const twice = window.app.graph.nodes.filter((node) => node.comfyClass?.startsWith("TRACE_")).filter((node) =>
+      byPage ? [...element(node).querySelectorAll("img")].some(shown) : node.widgets?.some((w) => w.name === "$$canvas-image-preview"));
+    return { covered, twice: twice.map((node) => node.title) };
+  });
 }
 
 /** What a node's panel says; null without one. */

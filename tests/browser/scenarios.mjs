@@ -1,6 +1,6 @@
 // What the tests do on the page. A scenario returns facts; the assertions are in test_browser.py.
 
-import { load, lookAt, open, panel, picture, queue, ready, theme, until, without } from "./page.mjs";
+import { load, lookAt, open, panel, picture, queue, ready, theme, until, untidy, without } from "./page.mjs";
 
 const FINETUNE = "TRACE_LateStageFinetune";
 const COMPARE = "TRACE_CompareErasure";
@@ -11,7 +11,7 @@ const SHORT_TRAP = "<b>x</b>"; // a demo model reads 24 tokens
 
 const shot = (given, name) => `${given.out}/${name}.jpg`;
 
-export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed, translated };
+export const scenarios = { quickstart, templates, training, cancelled, failed, traps, subgraph, applied, removed, translated, help, folded, cached };
 
 /** By mouse alone: category, template, Run; and the time from the template's click to the first picture. */
 async function quickstart(page, given) {
@@ -22,19 +22,31 @@ async function quickstart(page, given) {
     await locator.click();
     clicks++;
   };
-  await click(page.locator(".p-listbox-option", { hasText: given.pack }));
+  await click(page.locator(".p-listbox-option, nav span", { hasText: given.pack }).last());
   const card = (name) => page.getByTestId(`template-workflow-${name}`);
-  await Promise.all(given.names.map((name) => card(name).locator("img").first().waitFor({ state: "attached" })));
+  for (const name of given.names) {
+    await card(name).scrollIntoViewIfNeeded(); // newer pages load a picture when it is to be seen
+    await card(name).locator("img").first().waitFor({ state: "attached" });
+  }
+  await card("quickstart").scrollIntoViewIfNeeded();
   if (given.pictures) await page.screenshot({ path: shot(given, "templates"), type: "jpeg", quality: 60 });
   const listed = await page.locator("[data-testid^='template-workflow-']").evaluateAll((all) => all.map((e) => e.dataset.testid.slice(18)));
   const start = Date.now();
   await click(card("quickstart"));
   await page.waitForFunction((type) => app.graph.nodes.some((n) => n.type === type), COMPARE);
-  await click(page.locator("[data-testid='queue-button'] button").first());
+  await click(page.locator("button[data-testid='queue-button'], [data-testid='queue-button'] button").first());
   const shown = await until(page, COMPARE, (p) => p.pictures === 2);
   const seconds = (Date.now() - start) / 1000;
   if (given.pictures) await page.screenshot({ path: shot(given, "page"), type: "jpeg", quality: 70 });
-  return { clicks, seconds, listed, shown };
+  return { clicks, seconds, listed, shown, untidy: await untidy(page), reports: await page.evaluate(readReports) };
+}
+
+/** What the text previews show: whether as Markdown (null where the page has no such mode), and its first heading. */
+function readReports() {
+  return window.app.graph.nodes.filter((node) => node.type === "PreviewAny").map((node) => ({
+    markdown: node.widgets.find((widget) => widget.name === "preview_mode")?.value ?? null,
+    heading: document.querySelector(`[data-node-id="${node.id}"] h1`)?.textContent ?? null,
+  }));
 }
 
 /** Every template on the page: whether all its nodes are known, and what comes of it when it is queued (those in `given.queued`). */
@@ -68,13 +80,14 @@ async function training(page, given) {
   const restored = await until(page, FINETUNE, (p) => p.points >= 3 && p.previews >= 1);
   const done = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
   const compared = await until(page, COMPARE, (p) => p.pictures === 2);
+  const tidy = await untidy(page);
   const slid = await slide(page);
   if (given.pictures) await shots(page, given);
   await page.reload();
   await ready(page);
   const again = await until(page, FINETUNE, (p) => p.state === "done" && p.points === 12 && p.previews === 2 && p.report !== null);
   const comparedAgain = await until(page, COMPARE, (p) => p.pictures === 2);
-  return { before, running, restored, done, compared, slid, again, comparedAgain };
+  return { before, running, restored, done, compared, slid, again, comparedAgain, untidy: tidy };
 }
 
 /** The divider by keyboard and by mouse, and the next pair. */
@@ -201,7 +214,9 @@ async function subgraph(page, given) {
   await page.evaluate(async (types) => {
     app.canvas.selectItems(app.graph.nodes.filter((n) => types.includes(n.type)));
     await app.extensionManager.command.execute("Comfy.Graph.ConvertToSubgraph");
-    app.extensionManager.workflow.activeWorkflow.changeTracker.checkState(); // as a click does; what was noted outlasts a reload
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    if (tracker.captureCanvasState) tracker.captureCanvasState(); // as a click does; what was noted outlasts a reload
+    else tracker.checkState(); // until page 1.28
   }, [FINETUNE, PROJECTION]);
   await enter(page, 1);
   const moved = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
@@ -251,6 +266,56 @@ async function removed(page, given) {
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
   await page.waitForTimeout(1000);
   return { left };
+}
+
+/** A workflow that is loaded and queued once more: its results come from the cache, its panels were never filled. */
+async function cached(page, given) {
+  await open(page, given);
+  for (const _ of [1, 2]) {
+    await load(page, given, "quickstart");
+    await queue(page);
+    await until(page, COMPARE, (p) => p.pictures === 2);
+  }
+  return { projected: await until(page, PROJECTION, (p) => p.report !== null, 20_000) };
+}
+
+/** The help page of a node, opened by its own button as a user does. */
+async function help(page, given) {
+  await open(page, given);
+  await load(page, given, "quickstart");
+  const title = await page.evaluate((type) => {
+    const node = app.graph.nodes.find((n) => n.type === type);
+    const { scale, offset } = Object.assign(app.canvas.ds, { scale: 0.8, offset: [400 - node.pos[0], 320 - node.pos[1]] }); // its toolbox is above it
+    app.canvas.setDirty(true, true);
+    const box = app.canvas.canvas.getBoundingClientRect();
+    return [box.left + (node.pos[0] + 60 + offset[0]) * scale, box.top + (node.pos[1] - 15 + offset[1]) * scale];
+  }, PROJECTION);
+  await page.waitForTimeout(400);
+  await page.mouse.click(...title);
+  await page.locator("[data-testid='info-button']").first().click();
+  const text = page.getByText("Every layer that reads text gets one low-rank edit").first();
+  await text.waitFor({ timeout: 30_000 });
+  await page.waitForFunction(() => [...document.images].some((img) => img.src.includes("/docs/images/") && img.naturalWidth > 0), undefined, { timeout: 30_000 });
+  if (given.pictures) await page.screenshot({ path: shot(given, "help"), type: "jpeg", quality: 60 });
+  return { text: await text.textContent() };
+}
+
+/** Which widgets a node shows in the new design, as it is made, as it came with values of its own, and unfolded by its button. */
+async function folded(page, given) {
+  await open(page, given);
+  await load(page, given, "trace-full");
+  const rows = (type) => page.evaluate((type) => {
+    const node = app.graph.nodes.find((n) => n.type === type);
+    const shown = document.querySelector(`[data-node-id="${node.id}"]`).innerText;
+    return node.widgets.map((w) => w.name).filter((name) => shown.split("\n").includes(name));
+  }, type);
+  await lookAt(page, FINETUNE, 0.6);
+  const made = await rows(FINETUNE);
+  const came = await rows(PROJECTION);
+  const id = await page.evaluate((type) => app.graph.nodes.find((n) => n.type === type).id, FINETUNE);
+  await page.locator(`[data-node-id="${id}"] [data-testid="advanced-inputs-button"]`).click();
+  await page.waitForTimeout(500);
+  return { made, came, unfolded: await rows(FINETUNE) };
 }
 
 /** What the nodes' inputs and outputs are called in another language. */

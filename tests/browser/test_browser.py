@@ -12,12 +12,39 @@ NAMES = sorted(p.stem for p in (Path(__file__).resolve().parents[2] / "workflows
 SECONDS = float(os.environ.get("TRACE_SECONDS", 60))  #: from template to picture, on two free cores
 
 
-def test_quickstart_in_three_clicks_and_a_minute(play):
+@pytest.mark.stages("own-classic", "own-new", "newest-classic", "newest-new")
+def test_quickstart_in_three_clicks_and_a_minute(play, stage):
     found = play("quickstart")
     assert found["clicks"] <= 3
     assert found["seconds"] <= SECONDS
     assert set(NAMES) <= set(found["listed"])
     assert len(found["shown"]["pairs"]) == 6
+    assert found["untidy"] == {"covered": [], "twice": []}
+    reports, new = found["reports"], stage[1]
+    assert len(reports) == 2
+    assert all(report["markdown"] is not False for report in reports)
+    if new:
+        assert [report["heading"] for report in reports] == ["Erased in closed form: cat, kitty", "Before and after"]
+
+
+@pytest.mark.stages("own-classic", "own-new")
+def test_panels_are_filled_from_the_cache(play):
+    assert play("cached")["projected"]["report"].startswith("Of what tells the concept")
+
+
+@pytest.mark.stages("own-classic", "own-new", "newest-new")
+def test_help_page(play):
+    assert play("help")["text"].startswith("Erases concepts from a model in seconds")
+
+
+@pytest.mark.stages("own-new", "newest-new")
+def test_rarely_used_widgets_are_folded(play):
+    """Those of a node that came with other values than the defaults are not."""
+    found = play("folded")
+    assert {"objective", "preset", "seed"} <= set(found["made"])
+    assert not {"steps", "rank", "lr", "window", "scope"} & set(found["made"])
+    assert {"policy", "energy", "eta", "max_rank"} <= set(found["came"])
+    assert {"steps", "rank", "lr", "window", "scope"} <= set(found["unfolded"])
 
 
 #: Templates that other scenarios queue (`quickstart`, `training`, `applied`), and those that the server tier alone queues: they
@@ -41,11 +68,18 @@ def trained(play) -> dict:
     return play("training")
 
 
+@pytest.mark.stages("own-classic", "own-new")
+def test_nothing_is_covered_or_shown_twice(trained):
+    assert trained["untidy"] == {"covered": [], "twice": []}
+
+
+@pytest.mark.stages("own-classic", "own-new")
 def test_panel_before_a_run(trained):
     assert trained["before"]["state"] is None
     assert trained["before"]["window"] == "auto"
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_progress_curves_and_previews(trained):
     running, done = trained["running"], trained["done"]
     assert running["curves"] >= 3
@@ -59,6 +93,7 @@ def test_progress_curves_and_previews(trained):
     assert done["report"].startswith("Trained 12 steps")
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_reload_during_the_run(trained):
     """All points and the previews from before the reload are there again, and the run is followed to its end."""
     assert trained["restored"]["points"] >= trained["running"]["points"]
@@ -66,12 +101,14 @@ def test_reload_during_the_run(trained):
     assert trained["restored"]["curves"] == trained["done"]["curves"]
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_reload_after_the_run(trained):
     assert trained["again"]["report"] == trained["done"]["report"]
     assert trained["again"]["previews"] == 2
     assert trained["comparedAgain"]["pairs"] == trained["compared"]["pairs"]
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_slider_by_keyboard_and_mouse(trained):
     slid = trained["slid"]
     assert (slid["start"], slid["key"]) == ("50%", "51%")
@@ -79,6 +116,7 @@ def test_slider_by_keyboard_and_mouse(trained):
     assert (slid["first"], slid["next"]) == (0, 1)
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_report_is_readable(trained):
     report = trained["compared"]
     assert "recognised in" in report["report"]
@@ -119,12 +157,14 @@ def grouped(play) -> dict:
     return play("subgraph")
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_two_finetunes_one_in_a_subgraph(grouped):
     assert grouped["outside"]["points"] == grouped["inside"]["points"] == 3
     assert grouped["outside"]["legend"] != grouped["inside"]["legend"]  # of different seeds
     assert grouped["visible"] == 1
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_state_follows_into_a_subgraph(grouped):
     """Of nodes that had run before they were moved, also after a reload."""
     before = grouped["outside"]
@@ -133,6 +173,7 @@ def test_state_follows_into_a_subgraph(grouped):
     assert grouped["movedProjection"]["report"]
 
 
+@pytest.mark.stages("own-classic", "own-new")
 def test_metadata_on_apply(play):
     shown = play("applied")["shown"]
     for text in ("cat, kitty", "trace", "sd1", "the whole sampling"):

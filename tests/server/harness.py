@@ -21,6 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 FRONTENDS = ROOT / ".cache" / "frontends"  #: ComfyUI's page, a folder a version; `make frontends` installs what tests/frontends lists
 PACK = "trace-erasure-0.1.pack"  #: a folder name that no Python module could have
+PUBLISHED = "trace-concept-erasure"  #: the folder that the registry's tool makes; the page finds help below names without a dot only
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
 CONTROL = {"fixed", "increment", "decrement", "randomize"}
 
@@ -46,32 +47,32 @@ def published_files() -> list[str]:
     return [n for n in listing.split("\0") if n and (ROOT / n).is_file() and not ignored.match_file(n)]
 
 
-def install(base: Path) -> Path:
+def install(base: Path, folder: str = PACK) -> Path:
     """The pack in ``base/custom_nodes``, with the folders that ComfyUI expects beside it."""
-    pack = base / "custom_nodes" / PACK
+    pack = base / "custom_nodes" / folder
     for name in published_files():
         (pack / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, pack / name)
-    for folder in ("models/loras", "models/checkpoints", "input", "output", "temp", "user"):
-        (base / folder).mkdir(parents=True, exist_ok=True)
+    for needed in ("models/loras", "models/checkpoints", "input", "output", "temp", "user"):
+        (base / needed).mkdir(parents=True, exist_ok=True)
     return pack
 
 
 class Server:
     """ComfyUI's main.py on a free port; use as a context manager."""
 
-    def __init__(self, engine: Path, base: Path, frontend: str = ""):
-        """``frontend``: version of the page; empty: the one that the engine asks for.
+    def __init__(self, engine: Path, base: Path, frontend: str = "", pack: str = PACK):
+        """``frontend``: version of the page; empty: the one that the engine asks for. ``pack``: its folder below custom_nodes.
 
         Raises:
             FrontendMissing: naming the version.
         """
-        self.engine, self.base, self.log = engine, base, base / "server.log"
+        self.base, self.pack, self.log = base, pack, base / "server.log"
         self.frontend = frontend or frontend_of(engine)
         root = frontend_root(self.frontend)
         if root is None:
             raise FrontendMissing(f"the page {self.frontend} is not in {FRONTENDS}; `make frontends` installs those of tests/frontends")
-        install(base)
+        install(base, pack)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -163,6 +163,38 @@ def test_trained_twice_is_refused(part):
     finetune.refuse_doubled(model, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a <img src=http://x/y> b", r"a \<img src=http://x/y> b"),
+        (r"a \<b>", r"a \\\<b>"),  # a backslash of its own must not free the sign behind it
+        ("![x](http://x/y) [a][b]", r"![x\](http://x/y) [a\][b]"),
+        ("cat | dog -> bird @ 0.5", "cat | dog -> bird @ 0.5"),
+        (r"C:\cats", r"C:\cats"),
+    ],
+)
+def test_names_in_reports_are_text(part, name, written):
+    report = part("nodes.reports").escaped(lambda told: f"# Erased: {told}")
+    assert report(name) == f"# Erased: {written}"
+
+
+def test_reports_escape_what_they_name(part):
+    """Also a name that came from a file, and one in a warning."""
+    reports = part("nodes.reports")
+    judged = [{"concept": "<b>x</b>", "before": 1, "after": 0, "pictures": 1}]
+    drift = {"samples": 1, "latent_mse": 0.1, "psnr": 20.0}
+    text = reports.compare([{"name": "<i>", "drift": drift}], judged, "settings")
+    assert "<" not in text.replace(r"\<", "")
+    assert all(hasattr(getattr(reports, kind), "__wrapped__") for kind in ("closed_form", "finetune", "fusion", "compare"))
+
+
+def test_advanced_inputs_are_real_ones(pack, hosted):
+    for node in pack.NODE_CLASS_MAPPINGS.values():
+        named = set(getattr(node, "ADVANCED", ()))
+        inputs = {name: spec for group in node.INPUT_TYPES().values() for name, spec in group.items()}
+        assert {name for name, spec in inputs.items() if spec[1].get("advanced")} == named
+
+
 def test_english_is_what_the_nodes_say(pack, hosted):
     """Written by ``make workflows``."""
     said = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())

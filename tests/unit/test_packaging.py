@@ -7,6 +7,7 @@ refuse network access, child processes, the environment, pickles and evaluated s
 from __future__ import annotations
 
 import ast
+import base64
 import io
 import re
 import shutil
@@ -91,6 +92,14 @@ def test_metadata_follows_the_registry():
     assert comfy["DisplayName"]
     assert all(re.fullmatch(r"(>=|<=|==|!=|<|>)\d+\.\d+\.\d+", part) for part in comfy["requires-comfyui"].split(","))
     assert "web" not in comfy, "WEB_DIRECTORY names the folder; with both, every script is loaded twice"
+
+
+@pytest.mark.parametrize(("key", "name", "shape"), [("Icon", "icon", (400, 400)), ("Banner", "banner", (1260, 540))])
+def test_registry_pictures_are_those_of_the_docs(key, name, shape):
+    """The registry asks for an icon of 400 x 400 at most and a banner of 21:9."""
+    picture = (ROOT / "docs" / f"{name}.svg").read_bytes()
+    assert settings()["tool"]["comfy"][key] == "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
+    assert f'viewBox="0 0 {shape[0]} {shape[1]}"'.encode() in picture
 
 
 def test_version_is_the_same_everywhere():
