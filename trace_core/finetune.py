@@ -31,6 +31,7 @@ from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
 from .spelling import check_spelling
+from .substitutes import substitutes
 from .text import TextEncoder
 from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
 from .weights import shape_of
@@ -369,10 +370,12 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
     kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
+    others = substitutes(concepts, kept, TextEncoder(clip), config.kind) if config.objective == "trace" and config.eta is None else {}
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
     backbone.load()
     with training_mode(backbone.engine):
-        trainer = Trainer(backbone, clip, concepts, kept, config, report or (lambda _: None), preview, start, region)
+        steered = [replace(c, anchor=others.get(c.target, c.anchor)) for c in concepts]
+        trainer = Trainer(backbone, clip, steered, kept, config, report or (lambda _: None), preview, start, region)
         if resume:
             resume.check(trainer)
         network = backbone.network
@@ -383,7 +386,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
             with blocks, saved_apart(network):
                 trainer.train(adapters, start, resume, checkpoint)
             factors, truncation = adapters.factors(config.rank)
-    result = _result(trainer, concepts, kept, factors, start, truncation)
+    result = _result(trainer, concepts, others, kept, factors, start, truncation)
     result.report |= {"kinds": said, "notes": notes, "warnings": warnings}
     return result
 
@@ -398,18 +401,20 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     return mask
 
 
-def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None, truncation: float) -> FinetuneResult:
+def _result(trainer: Trainer, concepts, others: dict[str, str], kept, factors, start: ErasureLora | None, truncation: float) -> FinetuneResult:
     config, backbone = trainer.config, trainer.backbone
     adapter = ErasureLora.from_factors(factors)
     if not all(is_finite(f) for pair in adapter.modules.values() for f in pair):
         raise TraceError("the trained adapter holds NaN; lower the learning rate")
     options = {k: v for k, v in asdict(config).items() if k != "contexts"}
     adapter.metadata.update(base_metadata(backbone, concepts, kept, config.objective, options, config.seed))
+    if others:
+        adapter.metadata["trace.substitutes"] = json.dumps(others, ensure_ascii=False)
     lora = adapter
     if start:
         lora = ErasureLora.join(start, adapter)
         first = json.loads(start.metadata.get("trace.parameters", "{}"))
-        lora.metadata |= {k: adapter.metadata[k] for k in ("trace.method", "trace.seed", "ss_training_comment")}
+        lora.metadata |= {k: adapter.metadata[k] for k in ("trace.method", "trace.seed", "ss_training_comment", "trace.substitutes") if k in adapter.metadata}
         lora.metadata["trace.parameters"] = json.dumps({"start": first, **options})
     report = {
         "method": config.objective,
@@ -417,6 +422,7 @@ def _result(trainer: Trainer, concepts, kept, factors, start: ErasureLora | None
         "parameters": options,
         "window": list(config.window),
         "concepts": [asdict(c) for c in concepts],
+        "substitutes": others,
         "keep": kept,
         "losses": trainer.history,
         "evaluations": backbone.evaluations - trainer._started_at,

@@ -39,11 +39,10 @@ class Erasure:
     report: dict = field(default_factory=dict)
 
 
-#: In ``trace`` the closed form takes the main directions and does not overshoot: what is left is the finetune's, which drifts
-#: less for the same erasure.
+#: In ``trace`` the closed form takes the main directions: what is left is the finetune's, which drifts less for the same erasure.
 METHODS: dict[str, Method] = {m.name: m for m in (
     Method("projection", "TRACE's closed form alone: seconds", {"policy": "trace"}),
-    Method("trace", "closed form, then late-stage finetune", {"policy": "trace", "eta": 0.0, "energy": 0.9}, {"objective": "trace"}),
+    Method("trace", "closed form, then late-stage finetune", {"policy": "trace", "energy": 0.9}, {"objective": "trace"}),
     Method("uce", "UCE's closed form", {"policy": "uce"}),
     Method("mace-cfr", "MACE's closed form, its first stage", {"policy": "mace"}),
     Method("mace", "MACE: closed form, then attention suppression", {"policy": "mace"}, {"objective": "mace"}, apart=True),

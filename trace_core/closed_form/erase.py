@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 
@@ -18,14 +19,16 @@ from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kin
 from ..encoders import check_clip, check_width
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
-from ..text import BOS, TextEncoder
+from ..substitutes import substitutes
+from ..text import BOS, TextEncoder, TextRows
 from . import solvers
 from .contrast import contrast_words
 from .edit import ContextEdit
 from .effects import effect_warnings, side_effects, spelling_of, weight_warnings
-from .gram import Cross, Gram, add_symmetric, mirror
+from .gram import add_symmetric, mirror
 from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
 from .spill import spill
+from .sums import _Sums
 
 ALL_GROUPS = tuple(range(6))
 
@@ -40,7 +43,7 @@ class ClosedFormConfig:
     policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
     strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
     eta: float | None = field(
-        default=None, metadata={"help": "overshoot: steer to g - eta (c - g), not to the neutral g (projection; by kind)"}
+        default=None, metadata={"help": "steer to g - eta (c - g), g the neutral prompt (projection; default: to another of its kind)"}
     )
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
     energy: float = field(default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"})
@@ -79,20 +82,6 @@ class ClosedFormConfig:
         return self.contrast and self.policy == "trace"
 
 
-#: Overshoot where the concept is steered to the neutral prompt. That prompt still draws the concept by chance: one style
-#: in five, one object in twenty. An anchor draws something else, and needs none.
-NEUTRAL_ETA = {"object": 0.5, "style": 0.75, "person": 0.5, "explicit": 0.5}
-
-
-def resolve_eta(config: ClosedFormConfig, concepts: Sequence[Concept]) -> float:
-    """The overshoot to use: as asked, or by the kind of the concepts without an anchor (the smallest, if they differ)."""
-    if config.eta is not None:
-        return config.eta
-    if POLICIES[config.policy].solver != "projection" or any(c.anchor for c in concepts):
-        return 0.0
-    return min(NEUTRAL_ETA[_kind(c, config)] for c in concepts)
-
-
 def _kind(concept: Concept, config: ClosedFormConfig) -> str:
     return concept.kind_and_why(config.kind)[0]
 
@@ -104,111 +93,6 @@ class ClosedFormResult:
     lora: ErasureLora
     edits: dict[str, ContextEdit]
     report: dict
-
-
-class _Sums:
-    """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
-
-    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat cost little, for
-    ``projection`` those of d = c - g, which keep their precision where c and g are close. Where the concepts' strengths s
-    differ there are second sums, with s as a factor; where they are all the same it is :attr:`strength`, of the whole edit.
-    """
-
-    def __init__(self, width: int, solver: str, strengths: Iterable[float] = (1.0,)):
-        values = set(strengths)
-        self.strength = values.pop() if len(values) == 1 else 1.0
-        self._differ = bool(values)
-        self._graded = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
-        self._grades: list[Tensor] = []  # s of every row of rows
-        self.keep = Gram(width)
-        self.count = 0  #: pairs that differ
-        self.rows: list[Tensor] = []  #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
-        self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
-        self._starts = 0.0
-        self._ridge = solver == "ridge"
-        if self._ridge:
-            self._pairs = Cross(width)  # sum a g c^T, sum a c c^T, sum a g g^T
-        else:
-            self._difference = Gram(width)  # sum a d d^T of those not in rows
-
-    def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor, source: Tensor | None = None,
-                  partners: Sequence[int] = (), strength: float = 1.0) -> None:  # fmt: skip
-        """Add rows c, g ``[n, d]`` of a concept, with weights a ``[n]``; pairs that do not differ (before it) are left out.
-
-        Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
-        it; it must stay as it is until the sums are read.
-        """
-        moved = (weights > 0) & ((erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1))
-        at = moved.nonzero()[:, 0].tolist()
-        if not at:
-            return
-        self.count += len(at)
-        if source is None:
-            source, partners = want, range(len(want))
-        partners = [partners[i] for i in at]
-        at = slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at  # a slice needs no copy
-        erase, want, weights = erase[at], want[at], weights[at]
-        if self._ridge:
-            self._pairs.add(source, partners, erase, weights)
-            if self._differ:
-                self._graded.add(source, partners, erase, weights * strength)
-            return
-        self.rows.append((erase.double() - want.double()).mul_(weights.sqrt()[:, None]))
-        self._grades.append(torch.full((len(erase),), strength, dtype=torch.float64))
-        if self.count > solvers.DIRECT_LIMIT:
-            for rows, grades in zip(self.rows, self._grades):
-                self._difference.add(rows)
-                if self._differ:
-                    self._graded.add(rows, grades)
-            self.rows, self._grades = [], []
-
-    @property
-    def erase(self) -> Gram:
-        """``sum a c c^T``, for the ridge."""
-        return self._pairs.right
-
-    def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = (), held: bool = False) -> None:
-        """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens.
-
-        ``held``: the same tensor may come again, and must not change.
-        """
-        (self.keep.add_held if held else self.keep.add)(rows, weights)
-        starts = [i for i, group in enumerate(groups) if group == BOS]
-        if starts:
-            self._starts += (weights[starts] * rows[starts].double().square().sum(dim=1)).sum().item()
-
-    @property
-    def trace(self) -> float:
-        """Trace of the keep matrix without its start-token rows, whose few giant numbers say nothing."""
-        return self.keep.value().diagonal().sum().item() - self._starts
-
-    @property
-    def targets(self) -> Tensor:
-        """``sum a s (g - c) c^T``, ``[d, d]``, for the ridge; s is 1 where strengths do not differ."""
-        pairs = self._graded if self._differ else self._pairs
-        return pairs.value() - pairs.right.value()
-
-    @property
-    def grades(self) -> Tensor | None:
-        """s of every row of :attr:`rows`, ``[n]``, for the projection; None where strengths do not differ."""
-        return torch.cat(self._grades) if self._differ else None
-
-    @property
-    def graded(self) -> Tensor | None:
-        """``sum a s d d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ."""
-        return self._graded.value() if self._differ else None
-
-    def difference(self) -> Tensor:
-        """``sum a d d^T``, ``[d, d]``."""
-        if self._ridge:
-            cross = self._pairs.value()
-            return self.erase.value() - cross - cross.T + self._pairs.left.value()
-        if not self.rows:
-            return self._difference.value()
-        total = Gram(self._difference.width)
-        for rows in self.rows:
-            total.add(rows)
-        return total.value()
 
 
 def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: ClosedFormConfig | None = None,
@@ -243,11 +127,12 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     concepts = [settled(c, kept, concepts) for c in concepts]
     plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
-    config = replace(config, eta=resolve_eta(config, plain or both))
+    others = substitutes(plain, kept, encoder, config.kind) if policy.name == "trace" and config.eta is None else {}
+    config = replace(config, eta=config.eta or 0.0)
     edits, solved, sums, spilt = {}, {}, {}, {}
     progress = progress or (lambda *_: None)
     for policy, part in ((policy, part) for policy, part in groups if part):
-        found = collect(backbone, encoder, policy, part, kept, config, progress)
+        found = collect(backbone, encoder, policy, part, kept, config, progress, others)
         progress("solve", 0, 1)
         for stream, rows in found.items():
             edit, info = solve(policy, rows, config)
@@ -270,27 +155,43 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         "concepts": [asdict(c) for c in concepts],
         "kinds": kinds_of(concepts, config.kind),
         "notes": notes,
+        "substitutes": others,
         "keep": kept,
         "contrast": inside,
         "solved": solved,
         "layers": layers,
         "spill": spilt,
         "side_effects": told,
-        "warnings": [*spelling, *weight_warnings(backbone, solved, layers, spilt), *effect_warnings(told, kept, inside)],
+        "warnings": [*spelling, *weight_warnings(backbone, solved, layers, spilt), *effect_warnings(told, kept, inside),
+                     *as_negative_prompts(config, concepts)],
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
+    if others:
+        lora.metadata["trace.substitutes"] = json.dumps(others, ensure_ascii=False)
     return ClosedFormResult(lora, edits, report)
 
 
+def as_negative_prompts(config: ClosedFormConfig, concepts: Sequence[Concept]) -> list[str]:
+    """The warning of an overshoot: guidance away from the opposite of a concept draws the concept."""
+    past = config.strength * max(c.strength for c in concepts) * (1 + (config.eta or 0.0))
+    if POLICIES[config.policy].solver != "projection" or past <= 1:
+        return []
+    names = f"'{concepts[0].target}'" + (f" and {len(concepts) - 1} more" if len(concepts) > 1 else "")
+    return [f"the edit steers past its aim, so {names} in a negative prompt may be drawn, not avoided; leave eta out and strength at 1"]
+
+
 def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: Sequence[Concept], keep: Sequence[str],
-            config: ClosedFormConfig, progress: Progress) -> dict[str, _Sums]:  # fmt: skip
+            config: ClosedFormConfig, progress: Progress, others: Mapping[str, str] | None = None) -> dict[str, _Sums]:  # fmt: skip
     """Encode every prompt once and fold its rows into the sums of each text stream.
+
+    ``others``: what takes a concept's place, by target, where that is not its counterpart.
 
     Raises:
         ConceptError: if a concept's prompts do not differ from their counterparts.
     """
     strengths = {c.strength for c in concepts}
-    sums = {s: _Sums(w, policy.solver, strengths) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
+    others = others or {}
+    sums = {s: _Sums(w, policy.solver, strengths, bool(others)) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
     inside = contrast_words(concepts) if config.contrasts else {}
     empty = encoder.encode("")
@@ -298,14 +199,15 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
         before = context.count
-        for pairs, weights, erased, wanted in erased_pairs(
-            policy, concept, _kind(concept, config), encoder, config.contexts, inside.get(concept.target, ())
-        ):
+        given = policy, concept, config, encoder, others.get(concept.target), inside.get(concept.target, ())
+        for (pairs, weights, erased, wanted), other in _with_others(*given):
             check_width(pairs.erase, backbone)
-            context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength)
+            instead, other = other or (None, None)
+            context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength, instead)
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
-                sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share, strength=concept.strength)
+                sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share, strength=concept.strength,
+                                       instead=None if other is None else _pooled(other, backbone))  # fmt: skip
                 if policy.solver == "projection":
                     sums[POOLED].add_keep(_pooled(wanted, backbone), share)
             if policy.solver == "projection":  # what the concept is steered to stays; the papers' ridge has no such term
@@ -325,6 +227,18 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     return sums if config.stream == "all" else {config.stream: sums[config.stream]}
 
 
+def _with_others(policy: Policy, concept: Concept, config: ClosedFormConfig, encoder: TextEncoder,
+                 other: str | None, words: Sequence[str] = ()) -> Iterator[tuple[tuple, tuple[Tensor, TextRows] | None]]:  # fmt: skip
+    """:func:`erased_pairs`, each with the rows ``[n, d]`` and the prompt of what takes the concept's place, if anything does."""
+    kind = _kind(concept, config)
+    found = erased_pairs(policy, concept, kind, encoder, config.contexts, words)
+    if not other:
+        yield from ((pair, None) for pair in found)
+        return
+    instead = erased_pairs(policy, replace(concept, anchor=other), kind, encoder, config.contexts)
+    yield from ((pair, (rows.want, prompt)) for pair, (rows, _, _, prompt) in zip(found, instead))
+
+
 def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
     """Run the policy's solver on one stream's sums."""
     alpha = policy.alpha if config.alpha is None else config.alpha
@@ -334,7 +248,7 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
     if policy.solver == "projection":
         options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, part.fixed)
         if part.rows:
-            return solvers.projection(torch.cat(part.rows), G, *options, part.grades)
+            return solvers.projection(torch.cat(part.rows), G, *options, part.grades, part.moves)
         return solvers.projection_from_gram(part.difference(), G, *options, part.graded)
     return solvers.ridge(part.targets, None, G + part.erase.value(), strength, policy.tolerance, config.max_rank)
 
@@ -343,8 +257,9 @@ def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: Mapping[str,
            measure: bool = True, eta: float = 0.0) -> tuple[ErasureLora, dict]:  # fmt: skip
     """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each layer.
 
-    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its overshoot ``eta``, ``keep_change`` = ||dW P|| / ||W P||
-    over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
+    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its overshoot ``eta`` (where a
+    substitute takes the concept's place, ||dW D + W M|| / ||W M||, M what was to move), ``keep_change`` = ||dW P|| / ||W P|| over the keep
+    rows, ``relative_norm`` = ||dW|| / ||W||.
     """
     factors, measured = {}, {}
     forms = {s: _forms(edit, sums[s], eta) if measure else None for s, edit in edits.items() if edit.rank}
@@ -374,15 +289,17 @@ def _forms(edit: ContextEdit, parts: _Sums | Sequence[_Sums], eta: float) -> Ten
     """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all layers.
 
     Returns:
-        ``[5, d * d]`` float64, X X^T of (I + U V^T / (1 + eta)) D, D, U V^T P, P, U V^T. All are positive semidefinite, so nothing
+        ``[5, d * d]`` float64, X X^T of M + U V^T D / (1 + eta), M, U V^T P, P, U V^T, where M is D or what moves in its place. All are positive semidefinite, so nothing
         cancels in the inner product, and float32 does for W^T W.
     """
     parts = [parts] if isinstance(parts, _Sums) else parts
     V, D, P = edit.V, reduce(torch.add, (p.difference() for p in parts)), reduce(torch.add, (p.keep.value() for p in parts))
+    M, across = (reduce(torch.add, sums) for sums in zip(*(p.moved() for p in parts)))  # M M^T, M D^T
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
-    half = D + left(V.T @ D) / (1 + eta)
+    half = across + left(V.T @ D) / (1 + eta)
     forms = torch.empty(5, *D.shape, dtype=torch.float64)  # filled one by one: stacking them would hold them twice
-    forms[0], forms[1], forms[3] = half + left((half @ V).T).T / (1 + eta), D, P
+    forms[0] = M + left(V.T @ across.T) / (1 + eta) + left((half @ V).T).T / (1 + eta)
+    forms[1], forms[3] = M, P
     forms[2] = left(left(V.T @ P @ V).T)
     forms[4] = left(left(V.T @ V).T)
     return forms.flatten(1)

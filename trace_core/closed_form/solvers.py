@@ -50,7 +50,8 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
-               fixed: Tensor | None = None, grades: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+               fixed: Tensor | None = None, grades: Tensor | None = None,
+               moves: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
     """TRACE's closed form: ``dW = -s W D (D^T M D)^-1 D^T M``, the concept's directions gone, exactly.
 
     Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F`` it changes the keep set least, in the norm of G. M is G^-1 less
@@ -67,15 +68,17 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
         fixed: rows F that must not change at all, ``[k, d]``.
         grades: ``[n]``, one s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W d_i``. Where rows of different grades
             are linearly dependent, the values of the least squares.
+        moves: rows m_i ``[n, d]`` that are taken away in place of the d_i: ``W' d_i = W d_i - s s_i W m_i``.
 
     Returns:
         the edit, and ``rank``, ``energy_left`` (the share that stays, as measured).
     """
     L = cholesky(G)
     D = differences.double().T
-    graded = D if grades is None else D * grades
+    graded = D if moves is None else moves.double().T
+    graded = graded if grades is None else graded * grades
     if energy < 1 and D.shape[1] >= D.shape[0]:  # only leading directions are wanted, which squaring does not blur
-        return _project(L, D @ D.T, strength, energy, max_rank, fixed, None if grades is None else graded @ D.T)
+        return _project(L, D @ D.T, strength, energy, max_rank, fixed, None if graded is D else graded @ D.T)
     off = _whitened_fixed(L, fixed)
     whitened = _off(off, torch.linalg.solve_triangular(L, D, upper=False))
     Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
@@ -88,7 +91,7 @@ def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy:
                          fixed: Tensor | None = None, graded: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
     """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory.
 
-    ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades.
+    ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades; ``M diag(s_i) D^T``, where they have moves.
     """
     return _project(cholesky(G), gram, strength, energy, max_rank, fixed, graded)
 

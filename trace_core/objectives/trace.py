@@ -12,8 +12,8 @@ from .base import Objective, Term, predicted
 def erase_target(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
     """TRACE's late target ``p0(g) - eta (p0(c) - p0(g))``: neutral, or past it by eta.
 
-    g is the same prompt without the concept, or with its anchor; TRACE and ANT take the empty prompt, whose pictures have
-    neither the style nor the setting that the prompt asked for.
+    g is the same prompt with the concept's anchor or substitute (see :mod:`trace_core.substitutes`), or without the concept; TRACE and
+    ANT take the empty prompt, whose pictures have neither the style nor the setting that the prompt asked for.
     """
     neutral = predictions["neutral"]
     return neutral - eta * (predictions["concept"] - neutral) if eta else neutral
@@ -29,13 +29,13 @@ TRACE = Objective(
         Term("uncond", "keep", "uncond", "all", ("uncond",), predicted("uncond"), weight=0.5, share=0.1),
         Term("early", "erase", "prompt", "early", ("start",), predicted("start"), share=0.1),
     ),
+    # past neutral the concept would be drawn where it is the negative prompt; a substitute makes up for it
     kinds={
-        "object": {"eta": 2.0},
-        "style": {"eta": 3.0, "window": (0.0, 1.0), "longer": 2},  # all of the schedule decides a style: there is more to learn
-        "person": {"eta": 2.0},
-        "explicit": {"eta": 2.0},
+        "object": {"eta": 0.0},
+        "style": {"eta": 0.0, "window": (0.0, 1.0), "longer": 2},  # all of the schedule decides a style: there is more to learn
+        "person": {"eta": 0.0},
+        "explicit": {"eta": 0.0},
     },
-    flux={"style": {"eta": 6.0}},  # without guidance at sampling nothing amplifies what is steered
     # what binds two things is in deeper layers than the text's, and all that has one of them must stay
     combined={"scope": "attention", "weights": {"keep": 3.0}, "longer": 3, "wider": 4},
 )

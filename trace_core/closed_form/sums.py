@@ -1,0 +1,159 @@
+"""What the solvers need of the text rows, added up bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..text import BOS
+from . import solvers
+from .gram import Cross, Gram
+
+
+class _Sums:
+    """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
+
+    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat cost little, for
+    ``projection`` those of d = c - g, which keep their precision where c and g are close. Where the concepts' strengths s
+    differ there are second sums, with s as a factor; where they are all the same it is :attr:`strength`, of the whole edit.
+
+    The projection may be told of rows o that take the place of c, other than the g that stand in d: then what moves is ``m = c - o``,
+    and there are sums over m as well.
+    """
+
+    def __init__(self, width: int, solver: str, strengths: Iterable[float] = (1.0,), substituted: bool = False):
+        """``substituted``: some concept has rows o."""
+        values = set(strengths)
+        self.strength = values.pop() if len(values) == 1 else 1.0
+        self._differ = bool(values)
+        self._graded = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
+        self._grades: list[Tensor] = []  # s of every row of rows
+        self._moves: list[Tensor] = []  # sqrt(a) m of every row of rows, where some are not d
+        self._substituted = substituted and solver == "projection"
+        self.keep = Gram(width)
+        self.count = 0  #: pairs that differ
+        self.rows: list[Tensor] = []  #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
+        self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
+        self._starts = 0.0
+        self._ridge = solver == "ridge"
+        if self._ridge:
+            self._pairs = Cross(width)  # sum a g c^T, sum a c c^T, sum a g g^T
+        else:
+            self._difference = Gram(width)  # sum a d d^T of those not in rows
+        if self._substituted:
+            self._moved = Gram(width)  # sum a m m^T of those not in rows
+            # sum a m d^T of those not in rows, and the same with s as a factor
+            self._across, self._across_graded = (torch.zeros(width, width, dtype=torch.float64) for _ in "ab")
+
+    def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor, source: Tensor | None = None,
+                  partners: Sequence[int] = (), strength: float = 1.0, instead: Tensor | None = None) -> None:  # fmt: skip
+        """Add rows c, g ``[n, d]`` of a concept, with weights a ``[n]``; pairs that do not differ (before it) are left out.
+
+        ``instead``: its rows o ``[n, d]``, if it has any; for the projection.
+
+        Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
+        it; it must stay as it is until the sums are read.
+        """
+        moved = (weights > 0) & ((erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1))
+        at = moved.nonzero()[:, 0].tolist()
+        if not at:
+            return
+        self.count += len(at)
+        if source is None:
+            source, partners = want, range(len(want))
+        partners = [partners[i] for i in at]
+        at = slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at  # a slice needs no copy
+        erase, want, weights, instead = erase[at], want[at], weights[at], want[at] if instead is None else instead[at]
+        if self._ridge:
+            self._pairs.add(source, partners, erase, weights)
+            if self._differ:
+                self._graded.add(source, partners, erase, weights * strength)
+            return
+        self.rows.append((erase.double() - want.double()).mul_(weights.sqrt()[:, None]))
+        self._grades.append(torch.full((len(erase),), strength, dtype=torch.float64))
+        if self._substituted:
+            self._moves.append((erase.double() - instead.double()).mul_(weights.sqrt()[:, None]))
+        if self.count > solvers.DIRECT_LIMIT:
+            self._release()
+
+    def _release(self) -> None:
+        """Fold the rows, of which there are many, into sums."""
+        for number, (rows, grades) in enumerate(zip(self.rows, self._grades)):
+            self._difference.add(rows)
+            if self._substituted:
+                moves = self._moves[number]
+                self._moved.add(moves)
+                self._across.addmm_(moves.T, rows)
+                self._across_graded.addmm_((moves * grades[:, None]).T, rows)
+            elif self._differ:
+                self._graded.add(rows, grades)
+        self.rows, self._grades, self._moves = [], [], []
+
+    @property
+    def erase(self) -> Gram:
+        """``sum a c c^T``, for the ridge."""
+        return self._pairs.right
+
+    def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = (), held: bool = False) -> None:
+        """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens.
+
+        ``held``: the same tensor may come again, and must not change.
+        """
+        (self.keep.add_held if held else self.keep.add)(rows, weights)
+        starts = [i for i, group in enumerate(groups) if group == BOS]
+        if starts:
+            self._starts += (weights[starts] * rows[starts].double().square().sum(dim=1)).sum().item()
+
+    @property
+    def trace(self) -> float:
+        """Trace of the keep matrix without its start-token rows, whose few giant numbers say nothing."""
+        return self.keep.value().diagonal().sum().item() - self._starts
+
+    @property
+    def targets(self) -> Tensor:
+        """``sum a s (g - c) c^T``, ``[d, d]``, for the ridge; s is 1 where strengths do not differ."""
+        pairs = self._graded if self._differ else self._pairs
+        return pairs.value() - pairs.right.value()
+
+    @property
+    def grades(self) -> Tensor | None:
+        """s of every row of :attr:`rows`, ``[n]``, for the projection; None where strengths do not differ."""
+        return torch.cat(self._grades) if self._differ else None
+
+    @property
+    def moves(self) -> Tensor | None:
+        """``sqrt(a) m`` of every row of :attr:`rows`, ``[n, d]``, for the projection; None where they are those rows."""
+        return torch.cat(self._moves) if self._substituted else None
+
+    @property
+    def graded(self) -> Tensor | None:
+        """``sum a s m d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ and all m are d."""
+        if self._substituted:
+            return self._across_graded if self._differ else self._across
+        return self._graded.value() if self._differ else None
+
+    def difference(self) -> Tensor:
+        """``sum a d d^T``, ``[d, d]``."""
+        if self._ridge:
+            cross = self._pairs.value()
+            return self.erase.value() - cross - cross.T + self._pairs.left.value()
+        if not self.rows:
+            return self._difference.value()
+        total = Gram(self._difference.width)
+        for rows in self.rows:
+            total.add(rows)
+        return total.value()
+
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """``sum a m m^T`` and ``sum a m d^T``, each ``[d, d]``."""
+        if not self._substituted:
+            return (self.difference(),) * 2
+        if not self.rows:
+            return self._moved.value(), self._across
+        total, across = Gram(self._moved.width), torch.zeros_like(self._across)
+        for moves, rows in zip(self._moves, self.rows):
+            total.add(moves)
+            across.addmm_(moves.T, rows)
+        return total.value(), across
