@@ -25,6 +25,7 @@ from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, ke
 from .spill import spill
 
 ALL_GROUPS = tuple(range(6))
+SAME = 1e-5  #: rows that differ by less than this share are one row, encoded at different places of a batch
 
 #: ``progress(phase, done, total)``; raise from it to cancel
 Progress = Callable[[str, int, int], None]
@@ -130,7 +131,7 @@ class _Sums:
         Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
         it; it must stay as it is until the sums are read.
         """
-        moved = (weights > 0) & ((erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1))
+        moved = (weights > 0) & ((erase - want).norm(dim=1) > SAME * erase.norm(dim=1))
         at = moved.nonzero()[:, 0].tolist()
         if not at:
             return
