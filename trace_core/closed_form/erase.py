@@ -246,7 +246,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
             if stream == CONTEXT:
                 spilt |= {c.target: spill(edit, encoder, c, kept, config.contexts) for c in part if c.parts}
     lora, layers = export(backbone, edits, sums, eta=config.eta)
-    inside = contrast_words(concepts) if config.contrast else {}
+    inside = contrast_words(concepts) if config.contrast and policy.name == "trace" else {}
     told = {}
     if CONTEXT in edits and edits[CONTEXT].rank:
         told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0)
@@ -277,7 +277,7 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     strengths = {c.strength for c in concepts}
     sums = {s: _Sums(w, policy.solver, strengths) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
     context = sums[CONTEXT]
-    inside = contrast_words(concepts) if config.contrast else {}
+    inside = contrast_words(concepts) if config.contrast and policy.name == "trace" else {}
     empty = encoder.encode("")
     context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
     for number, concept in enumerate(concepts):

@@ -235,7 +235,7 @@ def _keep_prompts(keep: Sequence[str], config: FusionConfig, concepts: Sequence[
     """Some templates for every entry, others for the next, and the parts of combinations apart, as the closed form does."""
     if not keep:
         return []
-    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts)
+    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False)
 
 
 def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) -> tuple[Tensor, Tensor, float]:
