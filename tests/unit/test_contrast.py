@@ -40,9 +40,8 @@ def test_a_word_that_is_erased_itself_is_not_kept():
     assert contrast_words([combined("cat", "red background")]) == {}
 
 
-@pytest.mark.parametrize("policy", ["trace", "uce", "mace", "trce"])
-def test_words_inside_names_get_prompts_and_weight(policy):
-    keep, concepts = ["house", "tree", "van"], [Concept("Van Gogh"), Concept("Jack Black")]
+def test_words_inside_names_get_prompts_and_weight():
+    policy, keep, concepts = "trace", ["house", "tree", "van"], [Concept("Van Gogh"), Concept("Jack Black")]
     prompts = keep_prompts(POLICIES[policy], keep[:2], ["object"] * 2, {}, concepts)
     without = keep_prompts(POLICIES[policy], keep[:2], ["object"] * 2, {}, concepts, contrast=False)
     assert without == prompts[: len(without)], "the list's own prompts are as they were"
@@ -52,8 +51,14 @@ def test_words_inside_names_get_prompts_and_weight(policy):
     own, word = sum(shares[: len(without)]), sum(shares[len(without) :])
     factor = POLICIES[policy].keep
     assert own == pytest.approx(2 * factor), "every entry of the list counts once"
-    assert word == pytest.approx(factor * (2 if policy == "trace" else 1))
+    assert word == pytest.approx(2 * factor)
     assert keep_shares(POLICIES[policy], without, keep[:2], {}) == pytest.approx([2 * factor / len(without)] * len(without))
+
+
+@pytest.mark.parametrize("policy", ["uce", "mace", "trce"])
+def test_published_methods_have_the_keep_set_of_their_papers(policy):
+    given = POLICIES[policy], ["house", "tree"], ["object"] * 2, {}
+    assert keep_prompts(*given, [Concept("Van Gogh")]) == keep_prompts(*given)
 
 
 def test_many_words_do_not_drown_the_keep_list():

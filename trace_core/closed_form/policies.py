@@ -140,14 +140,15 @@ def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
     Args:
         concepts: what is erased. A combined concept's parts are kept apart from each other, see
             :func:`~trace_core.concepts.apart`, and no prompt asks for both of them.
-        contrast: words inside the concepts' names are kept as well, see :mod:`~trace_core.closed_form.contrast`.
+        contrast: words inside the concepts' names are kept as well, see :mod:`~trace_core.closed_form.contrast`; the published
+            methods have no such prompts.
     """
     objects = [*TEMPLATES["object"], *contexts.get("object", ())]
-    inside = contrast_prompts(concepts, objects, KEEP_TEMPLATES) if contrast else []
+    inside = contrast_prompts(concepts, objects, KEEP_TEMPLATES) if contrast and policy.name == "trace" else []
     both = [c for c in concepts if c.parts]
     if policy.name == "uce":
         parts = [part for c in both for part in c.parts]
-        return [(entry, entry) for entry in dict.fromkeys([*keep, *parts, *(word for _, word in inside)])]
+        return [(entry, entry) for entry in dict.fromkeys([*keep, *parts])]
     out = []
     count = max(2, min(KEEP_TEMPLATES, KEEP_PROMPTS // max(len(keep), 1)))
     for number, (entry, kind) in enumerate(zip(keep, kinds)):
@@ -165,13 +166,11 @@ def keep_shares(policy: Policy, prompts: Sequence[tuple[str, str]], keep: Sequen
     Args:
         prompts: of :func:`keep_prompts`.
         inside: words inside the concepts' names that it added. A projection takes whole directions, and spares those of such a word
-            only where it counts as much as the list, see :func:`~trace_core.closed_form.contrast.word_weight`; a ridge weighs them
-            against the name's own rows, and there it counts once.
+            only where it counts as much as the list, see :func:`~trace_core.closed_form.contrast.word_weight`.
     """
     words = {word for found in inside.values() for word in found}
     own = sum(entry in words for _, entry in prompts)
     if not own:
         return [policy.keep * len(keep) / max(len(prompts), 1)] * len(prompts)
-    share = word_weight(len(words), len(keep)) if policy.solver == "projection" else 1.0
-    each = policy.keep * share * len(words) / own, policy.keep * len(keep) / max(len(prompts) - own, 1)
+    each = policy.keep * word_weight(len(words), len(keep)) * len(words) / own, policy.keep * len(keep) / max(len(prompts) - own, 1)
     return [each[0] if entry in words else each[1] for _, entry in prompts]

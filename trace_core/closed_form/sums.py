@@ -11,6 +11,8 @@ from ..text import BOS
 from . import solvers
 from .gram import Cross, Gram
 
+SAME = 1e-5  #: rows that differ by less than this share are one row, encoded at different places of a batch
+
 
 class _Sums:
     """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
@@ -56,7 +58,7 @@ class _Sums:
         Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
         it; it must stay as it is until the sums are read.
         """
-        moved = (weights > 0) & ((erase - want).norm(dim=1) > 1e-6 * erase.norm(dim=1))
+        moved = (weights > 0) & ((erase - want).norm(dim=1) > SAME * erase.norm(dim=1))
         at = moved.nonzero()[:, 0].tolist()
         if not at:
             return
