@@ -307,6 +307,41 @@ def finetune_sizes(data: dict) -> str:
 TABLES["finetune"] = finetune
 
 
+def real_shapes() -> str:
+    """Format by what works on it, an engine a column; ``real_shapes.py`` made the files and ran every phase."""
+    data = json.loads((RESULTS / "real_shapes.json").read_text())
+    head = ["file"] + [f"{what}, {version}" for version in data for what in ("closed form", "finetune", "stock loader", "base as it was")]
+    names = list(dict.fromkeys(name for found in data.values() for name in found["cases"]))
+    return markdown(head, [[name] + [mark for found in data.values() for mark in _marks(found["cases"].get(name))] for name in names])
+
+
+def _marks(case: dict | None) -> list[str]:
+    """Of one file on one engine: seconds, or what was found instead."""
+    if case is None or "missing" in case or "failed" in case:
+        return ["not run" if case is None else "–" if "missing" in case else "failed"] * 4
+    took, keys = case["seconds"], case["stock_keys"]
+    return [f"{took['closed form']:.0f} s", f"{took['finetune step']:.0f} s", "all keys" if keys[0] == keys[1] else f"{keys[0]} of {keys[1]}",
+            "bit for bit" if case["base_identical"] else "changed"]  # fmt: skip
+
+
+def real_shapes_phases() -> str:
+    """Seconds of every phase, the peak of memory beside the loaded model, and the keys that the loader left."""
+    data, rows = json.loads((RESULTS / "real_shapes.json").read_text()), []
+    labels: dict[str, None] = {}
+    for version, found in data.items():
+        for name, case in found["cases"].items():
+            if "seconds" in case:
+                labels |= dict.fromkeys(case["seconds"])
+                rows.append((version, name, case))
+    head = ["file", "ComfyUI", "kept as", *labels, "loaded, GB", "peak, GB", "keys left"]
+    return markdown(head, [[name, version, case["storage"], *(f"{case['seconds'].get(k, 0):.0f}" for k in labels),
+                            f"{case['after_load'] / 2**30:.1f}", f"{case['peak'] / 2**30:.1f}", str(len(case["keys_left"]))]
+                           for version, name, case in rows])  # fmt: skip
+
+
+TABLES |= {"real_shapes": real_shapes, "real_shapes_phases": real_shapes_phases}
+
+
 def fill(text: str) -> str:
     """Replace what stands between ``<!-- table NAME -->`` and ``<!-- end -->``."""
 
