@@ -11,7 +11,7 @@ from trace_core.text import BEFORE, BOS, FIRST_EOT, SUBJECT, TextRows
 
 #: cosine of what a name adds to what "cat" or "Van Gogh" adds
 NEAR = {"cat": 1.0, "kitten": 0.95, "dog": 0.7, "tiger": 0.5, "ship": 0.1, "sea": -0.4, "comic style": 0.6, "oil painting style": 0.4,
-        "red background": 0.8, "blue background": 0.6, "cat house": 0.8, "Van Gogh": 1.0}  # fmt: skip
+        "red background": 0.8, "blue background": 0.2, "cat house": 0.8, "Van Gogh": 1.0}  # fmt: skip
 
 
 class Encoder:
