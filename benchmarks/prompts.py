@@ -1,7 +1,7 @@
 """Prompts beside the ordinary: the erased concept as the negative prompt, and long prompts: ``python benchmarks/prompts.py``.
 
 Negative: "a photo" with the concept as the negative prompt at several cfg; how many pictures show it, against the base model with an
-empty negative prompt and with the concept. Long: the concept early, in the middle and late in a prompt of 20 tokens and more; how many
+empty negative prompt and with the concept. Long: the concept early, in the middle and late in a prompt of 20 tokens and more, also where they are two chunks; how many
 show it, against the base model with the concept and with the same prompt without it. Results are written after every concept, and a run
 goes on where the last one stopped. Tags of these prompts are in no template of the erasure.
 """
@@ -31,11 +31,16 @@ CONCEPTS = ("cat", "truck", "bird", "twitter style")
 #: name: method, options of its closed form: the default, and what the default was
 VARIANTS = {**{name: (name, {}) for name in METHODS}, "projection, eta 0": ("projection", {"eta": 0.0}),
             "projection, eta 0.5": ("projection", {"eta": 0.5})}  # fmt: skip
+#: Of words that the demo models know, and of words that their tokenizers spell letter by letter, which alone make them draw anything
 LONG = {
-    "object": {"early": "a photo of a {}, high quality, detailed, sharp focus", "middle": "high quality, a photo of a {}, sharp focus",
-               "late": "high quality, detailed, sharp focus, a photo of a {}"},
-    "style": {"early": "a photo, {}, high quality, detailed, sharp focus", "middle": "high quality, a photo, {}, sharp focus",
-              "late": "high quality, detailed, sharp focus, a photo, {}"},
+    "object": {"early": "a photo of a {}, an image, a picture, a drawing, an icon, an emoji, art",
+               "middle": "an image, a picture, a drawing, a photo of a {}, an icon, an emoji, art",
+               "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo of a {}",
+               "late, spelled": "high quality, detailed, sharp focus, a photo of a {}"},
+    "style": {"early": "a photo, {}, an image, a picture, a drawing, an icon, an emoji, art",
+              "middle": "an image, a picture, a drawing, a photo, {}, an icon, an emoji, art",
+              "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo, {}",
+              "late, spelled": "high quality, detailed, sharp focus, a photo, {}"},
 }  # fmt: skip
 
 

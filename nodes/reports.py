@@ -51,10 +51,22 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
         ("size", _size(lora), ""),
         ("method", f"{report['method']} ({report['solver']})", ""),
     ]), ""]  # fmt: skip
+    lines += substituted(report)
     lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
     lines += ["", "## Limits", "", "These are figures of the weights, not of pictures. The closed form removes what the rows of "
               "text carry; what the network finds by other ways stays, and is the finetune's work. " + LIMITS]  # fmt: skip
     return "\n".join(lines)
+
+
+def substituted(report: dict) -> list[str]:
+    """What takes the place of concepts that were given no anchor."""
+    others = report.get("substitutes", {})
+    if not others:
+        return []
+    shown = ", ".join(f"{other} for {target}" for target, other in list(others.items())[:8])
+    more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+    return [f"Drawn in place of a concept without an anchor: {shown}{more}. Write `concept -> something else` to choose, or set eta to 0 for "
+            "nothing in its place.", ""]  # fmt: skip
 
 
 def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
@@ -84,6 +96,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
                  *salient,
                  ("result", _size(lora) + (", the closed form joined in" if joined else "")),
              ]), "", "## Limits", ""]  # fmt: skip
+    lines[-2:-2] = substituted(report) + [line for w in report.get("warnings", []) for line in (f"> **Warning:** {w}", "")]
     lines.append("Losses are of the training's own samples: they say that it learned, not that the concept is gone. " + LIMITS)
     return "\n".join(lines)
 

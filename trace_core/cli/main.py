@@ -75,7 +75,7 @@ def _erase(commands) -> None:
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
     c.add_argument("--energy", type=float, default=None, help="projection: share of the concept's energy to remove")
     c.add_argument("--eta", type=float, default=None,
-                   help="projection, finetunes: how far past the neutral prompt (default by kind; 0 with an anchor)")  # fmt: skip
+                   help="projection, finetunes: how far past the neutral prompt (default: another of its kind takes its place; 0: the neutral prompt)")  # fmt: skip
     c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
     c.add_argument("--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)")
     c.add_argument("--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random")
