@@ -109,6 +109,22 @@ def erasure() -> str:
     return markdown(head, rows) + f"\n\n{note}"
 
 
+def prompts() -> str:
+    """Negative and long prompts, a row for each model, method and concept; see ``benchmarks/prompts.py``."""
+    data = json.loads((RESULTS / "prompts.json").read_text())
+    rows = []
+    for key, r in data["results"].items():
+        model, method, concept = key.split("/")
+        cells = [" / ".join(str(of[k]) for of in r[part].values()) or "–" for part, k in (
+            ("negative", "erased"), ("negative", "base, empty"), ("negative", "base"), ("long", "erased"), ("long", "base"), ("long", "base, without"))]
+        rows.append([model, named(method), concept, r["substitute"] or "–", *cells])
+    head = ["model", "method", "erased", "substitute", "negative: erased", "base, empty negative", "base", "long: erased", "base", "base, without it"]
+    count = data["setting"]["samples"]
+    note = (f"How many of {count} pictures show the concept. Negative: \"a photo\" with the concept as the negative prompt, at cfg "
+            f"{', '.join(next(iter(data['results'].values()))['negative'])}; long: the concept early / in the middle / late.")  # fmt: skip
+    return markdown(head, rows) + f"\n\n{note}"
+
+
 def per_class() -> str:
     rows = []
     for model in MODELS:

@@ -66,8 +66,9 @@ class LateStageFinetune:
                 "rank": ("INT", {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."}),
                 "lr": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.0001, "round": False, "tooltip": "AdamW's learning rate "
                        f"at its highest. 0: the objective's own, {LEARNING_RATE:g} for most, more on a demo model. Lower it if the run diverges."}),
-                "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 10.0, "step": 0.05, "tooltip": "How far past the neutral "
-                        "prompt; 0 stops there. -1: the objective's own for the kind of concept."}),
+                "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 10.0, "step": 0.05, "tooltip": "-1: the objective's own; for "
+                        "trace, as far as another of its kind, which takes the concept's place. 0: to the neutral prompt. Above 0: past it, and the "
+                        "concept may be drawn where it is the negative prompt."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**31 - 1, "control_after_generate": False,
                          "tooltip": "Of noise, prompts and adapters: the same seed trains the same LoRA."}),
                 "width": ("INT", {"default": 0, "min": 0, "max": 4096, "step": 8,

@@ -52,8 +52,9 @@ class ClosedFormProjection:
                          "lists of artists, people and explicit words that come with the pack, and by words such as style; the report says which."}),
                 "energy": ("FLOAT", {"default": DEFAULTS.energy, "min": 0.01, "max": 1.0, "step": 0.01,
                            "tooltip": "Share of the concept's energy to project out. Lower drifts less and erases less."}),
-                "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 5.0, "step": 0.05, "tooltip": "How far past the neutral "
-                        "prompt. -1: by the kind of concept, 0 with an anchor. Set 0 if the finetune follows."}),
+                "eta": ("FLOAT", {"default": -1.0, "min": -1.0, "max": 5.0, "step": 0.05, "tooltip": "-1: no further than another "
+                        "of its kind, which takes the concept's place (the report names it). 0: to the neutral prompt. Above 0: past it, and the "
+                        "concept may be drawn where it is the negative prompt."}),
                 "alpha": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1000.0, "step": 0.0001, "round": False,
                           "tooltip": "Regulariser, relative to the keep set. 0: the policy's own."}),
                 "keep_weight": ("FLOAT", {"default": 1.0, "min": 0.01, "max": 1000.0, "step": 0.1,

@@ -81,6 +81,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
         ("method", f"{report['method']} ({report['solver']})", ""),
     ]), ""]  # fmt: skip
     lines += _kinds(report)
+    lines += substituted(report)
     lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
     lines += _side_effects(report)
     lines += ["", "## Limits", "", "These are figures of the weights, not of pictures. The closed form removes what the rows of "
@@ -103,6 +104,17 @@ def _why(word: str, target: str, report: dict) -> str:
     if word in report.get("contrast", {}).get(target, ()):
         return "a thing by itself and kept as one"
     return "kept" if word in report["keep"] else f"shares tokens with {target}"
+
+
+def substituted(report: dict) -> list[str]:
+    """What takes the place of concepts that were given no anchor."""
+    others = report.get("substitutes", {})
+    if not others:
+        return []
+    shown = ", ".join(f"{other} for {target}" for target, other in list(others.items())[:8])
+    more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+    return [f"Drawn in place of a concept without an anchor: {shown}{more}. Write `concept -> something else` to choose, or set eta to 0 for "
+            "nothing in its place.", ""]  # fmt: skip
 
 
 @escaped
@@ -132,8 +144,9 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
                  ("learning rate, rank, seed", f"{options['lr']:g}, {options['rank']}, {options['seed']}"),
                  *salient,
                  ("result", _size(lora) + (", the closed form joined in" if joined else "")),
-             ]), "", *_kinds(report), "## Limits", ""]  # fmt: skip
-    lines += [f"> **Warning:** {warning}" for warning in report.get("warnings", ())]
+             ]), "", *_kinds(report), *substituted(report)]  # fmt: skip
+    lines += [line for w in report.get("warnings", []) for line in (f"> **Warning:** {w}", "")]
+    lines += ["## Limits", ""]
     lines.append("Losses are of the training's own samples: they say that it learned, not that the concept is gone. " + LIMITS)
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 Grammar, the same in a node's text box and in a list file, one concept a line::
 
-    Van Gogh                 erase it, steer to the neutral prompt
+    Van Gogh                 erase it, steer to another of its kind that stays, or to the neutral prompt
     cat -> dog               erase it, steer to the anchor
     cat @ 0.5                half of it; above 1 past the anchor, up to 2
     cat + red background     only the two together: cats elsewhere stay, and other things on red

@@ -401,6 +401,14 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     return mask
 
 
+def as_negative_prompts(config: FinetuneConfig, concepts: Sequence[Concept]) -> list[str]:
+    """The warning of an overshoot: guidance away from the opposite of a concept draws the concept."""
+    if not (config.eta and any(t.target and t.role == "erase" and "concept" in t.needs for t in OBJECTIVES[config.objective].terms)):
+        return []
+    names = f"'{concepts[0].target}'" + (f" and {len(concepts) - 1} more" if len(concepts) > 1 else "")
+    return [f"objective {config.objective} steers past its aim (eta {config.eta:g}), so {names} in a negative prompt may be drawn, not avoided"]
+
+
 def _result(trainer: Trainer, concepts, others: dict[str, str], kept, factors, start: ErasureLora | None, truncation: float) -> FinetuneResult:
     config, backbone = trainer.config, trainer.backbone
     adapter = ErasureLora.from_factors(factors)
@@ -432,6 +440,7 @@ def _result(trainer: Trainer, concepts, others: dict[str, str], kept, factors, s
         "adapted_layers": len(adapter.modules),
         "rank": lora.rank,
         "truncation": truncation,
+        "warnings": as_negative_prompts(config, concepts),
         "trained_share": trainer.kept_share,
     }
     return FinetuneResult(lora, adapter, report)

@@ -158,7 +158,7 @@ def quickstart(g: Graph) -> None:
 
 def trace_full(g: Graph) -> None:
     g.column("1  Model")
-    g.note("# Both stages of TRACE\n\nThe projection removes what the text rows carry (with a lower energy and eta 0, as the finetune follows). The "
+    g.note("# Both stages of TRACE\n\nThe projection removes what the text rows carry (with a lower energy, as the finetune follows). The "
            "finetune starts from its LoRA, trains the late part of the sampling, and joins both into one LoRA. "
            "Connect the loader's model to both: the projection's LoRA goes over the **lora** wire.\n\n"
            "*fast* shows it at work in a minute or two; take *balanced* for a result to keep.")  # fmt: skip

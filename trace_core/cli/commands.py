@@ -106,6 +106,8 @@ def erase(args) -> dict:
         result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
     print(f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
           f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
+    for target, other in {**result.report.get("closed_form", {}).get("substitutes", {}), **result.report.get("substitutes", {})}.items():
+        print(f"{target} gives way to {other}; write `{target} -> something else` to choose")
     for warning in [w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])]:
         print(f"warning: {warning}")
     return result.report | {"read": said, "model": args.model, "file": str(path), "bytes": path.stat().st_size}

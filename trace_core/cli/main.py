@@ -101,7 +101,7 @@ def _erase(commands) -> None:
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
     c.add_argument("--energy", type=float, default=None, help="projection: share of the concept's energy to remove")
     c.add_argument("--eta", type=float, default=None,
-                   help="projection, finetunes: how far past the neutral prompt (default by kind; 0 with an anchor)")  # fmt: skip
+                   help="projection, finetunes: how far past the neutral prompt (default: another of its kind takes its place; 0: the neutral prompt)")  # fmt: skip
     c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
     c.add_argument("--stream", choices=["all", "pooled"], default="all",
                    help="closed form: what of the text is edited; pooled: CLIP's pooled vector alone, for names that T5 cannot spell")  # fmt: skip

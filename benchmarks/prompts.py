@@ -1,0 +1,130 @@
+"""Prompts beside the ordinary: the erased concept as the negative prompt, and long prompts: ``python benchmarks/prompts.py``.
+
+Negative: "a photo" with the concept as the negative prompt at several cfg; how many pictures show it, against the base model with an
+empty negative prompt and with the concept. Long: the concept early, in the middle and late in a prompt of 20 tokens and more, also where they are two chunks; how many
+show it, against the base model with the concept and with the same prompt without it. Results are written after every concept, and a run
+goes on where the last one stopped. Tags of these prompts are in no template of the erasure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+import trace_core
+from trace_core import engine
+from trace_core.cli.commands import write_text
+from trace_core.concepts import Concept, fill
+from trace_core.demo import domain, loader
+from trace_core.demo.vocabulary import OBJECTS, STYLES
+from trace_core.gating import apply
+from trace_core.methods import METHODS, erase
+from trace_core.sampling import SamplerConfig, sample
+
+RESULTS = Path(__file__).parent / "results" / "prompts.json"
+CFG = (3.0, 7.0, 12.0)
+CONCEPTS = ("cat", "truck", "bird", "twitter style")
+#: name: method, options of its closed form: the default, and what the default was
+VARIANTS = {**{name: (name, {}) for name in METHODS}, "projection, eta 0": ("projection", {"eta": 0.0}),
+            "projection, eta 0.5": ("projection", {"eta": 0.5})}  # fmt: skip
+#: Of words that the demo models know, and of words that their tokenizers spell letter by letter, which alone make them draw anything
+LONG = {
+    "object": {"early": "a photo of a {}, an image, a picture, a drawing, an icon, an emoji, art",
+               "middle": "an image, a picture, a drawing, a photo of a {}, an icon, an emoji, art",
+               "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo of a {}",
+               "late, spelled": "high quality, detailed, sharp focus, a photo of a {}"},
+    "style": {"early": "a photo, {}, an image, a picture, a drawing, an icon, an emoji, art",
+              "middle": "an image, a picture, a drawing, a photo, {}, an icon, an emoji, art",
+              "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo, {}",
+              "late, spelled": "high quality, detailed, sharp focus, a photo, {}"},
+}  # fmt: skip
+
+
+class Counter:
+    """How many pictures of a prompt show each class; those of the base model are made once."""
+
+    def __init__(self, name: str, samples: int, seed: int, known: dict):
+        self.model, self.clip, self.vae = loader.load(name)
+        self.name, self.judge, self.samples, self.seed, self.known = name, loader.load_judge(), samples, seed, known
+
+    def count(self, model, prompt: str, **config) -> dict[str, int]:
+        """By class, of objects and styles."""
+        seeds = [self.seed * 100003 + i for i in range(self.samples)]
+        latents = sample(model, self.clip, [prompt] * self.samples, seeds, SamplerConfig.for_model(model, **config))
+        pictures, out = self.vae.decode(latents), {}
+        for head, classes in (("object", list(OBJECTS)), ("style", list(STYLES))):
+            found = self.judge.probabilities(pictures, head).argmax(1)
+            out |= {c: int((found == i).sum()) for i, c in enumerate(classes)}
+        return out
+
+    def base(self, prompt: str, **config) -> dict[str, int]:
+        key = f"{self.name}/{prompt}/{json.dumps(config, sort_keys=True)}"
+        if key not in self.known:
+            self.known[key] = self.count(self.model, prompt, **config)
+        return self.known[key]
+
+
+def measure(counter: Counter, model, concept: str, cfgs: tuple[float, ...] | list[float], long: bool) -> dict:
+    """Counts of one erased model beside the base model's."""
+    out = {"negative": {}, "long": {}}
+    for cfg in cfgs:
+        out["negative"][f"{cfg:g}"] = {
+            "erased": counter.count(model, "a photo", cfg=cfg, negative=concept)[concept],
+            "base, empty": counter.base("a photo", cfg=cfg)[concept],
+            "base": counter.base("a photo", cfg=cfg, negative=concept)[concept],
+        }
+    for place, template in LONG["style" if concept in STYLES else "object"].items() if long else ():
+        prompt = fill(template, concept)
+        out["long"][place] = {
+            "erased": counter.count(model, prompt)[concept],
+            "base": counter.base(prompt)[concept],
+            "base, without": counter.base(fill(template, ""))[concept],
+        }
+    return out
+
+
+def run(model_name: str, methods: list[str], concepts: list[str], cfgs: list[float], samples: int, seed: int, long: bool, file: Path) -> dict:
+    found = engine.load()
+    setting = {"samples": samples, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__, "engine": found.version,
+               "python": platform.python_version(), "threads": torch.get_num_threads()}  # fmt: skip
+    data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "results": {}, "base": {}}
+    counter = None
+    for method in methods:
+        for concept in concepts:
+            key = f"{model_name}/{method}/{concept}"
+            if key in data["results"]:
+                continue
+            counter = counter or Counter(model_name, samples, seed, data["base"])
+            name, options = VARIANTS[method]
+            erased = [Concept(concept)]
+            result = erase(name, counter.model, counter.clip, erased, domain.keep_list(erased), {"contexts": domain.CONTEXTS, **options},
+                           domain.FINETUNE[model_name], seed)  # fmt: skip
+            report = result.report.get("closed_form", result.report)
+            row = measure(counter, apply(counter.model, result.lora), concept, cfgs, long)
+            data["results"][key] = row | {"substitute": report.get("substitutes", {}).get(concept, "")}
+            write_text(file, json.dumps(data, indent=1) + "\n")
+            print(key, row, flush=True)
+    return data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(loader.MODELS))
+    parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
+    parser.add_argument("--cfg", nargs="+", type=float, default=list(CFG))
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-long", dest="long", action="store_false", help="negative prompts alone")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    for model in args.models:
+        run(model, args.methods, args.concepts, args.cfg, args.samples, args.seed, args.long, args.out)
+
+
+if __name__ == "__main__":
+    main()
