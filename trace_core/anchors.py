@@ -2,8 +2,8 @@
 
 An edit maps the rows of a concept onto those of its anchor as the base model has them, W' c = W g. Where g is erased as well, what
 ``W g`` draws is what must go: two lines ``cat -> dog`` and ``dog -> cat`` would swap them at best, and in one edit, whose columns of
-difference are the same but for their sign, both stay. So a concept follows the arrows: to where its anchor's own arrow leads, and to the
-neutral prompt where that is no anchor, or leads round in a circle.
+difference are the same but for their sign, both stay. So a concept follows the arrows: to where its anchor's own arrow leads, and where
+that is no anchor, or the arrows lead round in a circle, it is erased as a line without an arrow is.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _sentence(concept: Concept, anchor: str, way: Sequence[str]) -> str:
     if anchor:
         return f"{line}: '{lost}' {are} erased as well, so '{concept.target}' is steered to '{anchor}'"
     round_ = way[-1] and ", and the arrows lead round in a circle"
-    return (f"{line}: '{lost}' {are} erased as well{round_ or ''}, so '{concept.target}' is steered to the same prompt without it; "
+    return (f"{line}: '{lost}' {are} erased as well{round_ or ''}, so '{concept.target}' is erased as a line without an arrow is; "
             "to draw something else, name an anchor that is not erased")
 
 

@@ -29,7 +29,7 @@ ROUND = "the arrows lead round in a circle"
         ("cat -> dog; dog -> cat", "cat; dog", ROUND),
         ("cat -> dog; dog -> truck", "cat -> truck; dog -> truck", "'cat -> dog': 'dog' is erased as well, so 'cat' is steered to 'truck'"),
         ("dog -> truck; cat -> dog", "dog -> truck; cat -> truck", "so 'cat' is steered to 'truck'"),
-        ("cat -> dog; dog", "cat; dog", "'dog' is erased as well, so 'cat' is steered to the same prompt without it"),
+        ("cat -> dog; dog", "cat; dog", "'dog' is erased as well, so 'cat' is erased as a line without an arrow is"),
         ("a -> b; b -> c; c -> d", "a -> d; b -> d; c -> d", "'b', 'c' are erased as well, so 'a' is steered to 'd'"),
         ("a1 -> b1; b1 -> c1; c1 -> a1", "a1; b1; c1", ROUND),
         ("x1 -> a1; a1 -> b1; b1 -> a1", "x1; a1; b1", ROUND),

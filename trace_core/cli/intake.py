@@ -100,7 +100,7 @@ def lines(found: dict) -> list[str]:
 
 def table(found: dict) -> list[str]:
     """The first concepts one by one."""
-    rows = [(c["concept"], f"-> {c['anchor']}" if c["anchor"] else "-> the same prompt without it", c["kind"], c["why"])
+    rows = [(c["concept"], f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
             for c in found["concepts"][:SHOWN]]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     out = ["  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows]
