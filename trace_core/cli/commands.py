@@ -149,6 +149,7 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     source = Source.of(args)
     files = source.files()
     concepts = [settled(c, keep, concepts) for c in concepts]  # while they are all in sight
+    keep = keep or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
     return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
                          workers.forced_cpu(), files[0].stat().st_size if files else None, source.clip, source.vae, source.dtype)  # fmt: skip
 
