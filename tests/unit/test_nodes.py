@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,16 @@ def test_file_names_stay_inside(pack, part, name):
 def test_a_concept_cannot_lead_out(pack):
     save = pack.NODE_CLASS_MAPPINGS["TRACE_SaveErasureLora"]
     assert "/" not in save.pattern("%concepts%", ["../../etc/passwd", "a/b"], "..")
+
+
+def test_a_saved_file_never_takes_the_place_of_another(part, tmp_path, monkeypatch):
+    """Not even where ComfyUI's count misses a file, as one whose name ends otherwise, or a link to nowhere."""
+    folders = types.ModuleType("folder_paths")
+    folders.get_save_image_path = lambda pattern, folder: (str(tmp_path), pattern, 1, "", "")
+    monkeypatch.setitem(sys.modules, "folder_paths", folders)
+    (tmp_path / "cat_00001_.safetensors").write_text("mine")
+    (tmp_path / "cat_00002_.safetensors").symlink_to("nowhere")
+    assert part("nodes.host").numbered_path(tmp_path, "cat", ".safetensors") == tmp_path / "cat_00003_.safetensors"
 
 
 @pytest.mark.parametrize("preset", ["artist", "person", "object", "explicit", "trademark", "demo objects", "demo styles"])
