@@ -27,7 +27,6 @@ def test_quickstart_in_three_clicks_and_a_minute(play, stage):
         assert [report["heading"] for report in reports] == ["Erased in closed form: cat, kitty", "Before and after"]
 
 
-@pytest.mark.stages("own-classic", "own-new")
 def test_panels_are_filled_from_the_cache(play):
     assert play("cached")["projected"]["report"].startswith("Of what tells the concept")
 
