@@ -3,7 +3,7 @@
 import { everyNode } from "./graphs.js";
 
 const PREVIEW = "PreviewAny";
-const MODE = "preview_mode"; //: plain text or Markdown; a workflow does not keep it, and older pages have none
+const MODE = "preview_mode"; //: plain text or Markdown; no workflow keeps it, older pages have none, and the classic design heeds it not
 const REPORT = "report";
 
 /** Show the reports that run into text previews as Markdown. */
@@ -24,7 +24,7 @@ export function showReportsOf(node) {
 }
 
 function asMarkdown(preview, source, slot) {
-  const mode = preview.widgets?.find((widget) => widget.name === MODE);
+  const mode = LiteGraph.vueNodesMode && preview.widgets?.find((widget) => widget.name === MODE);
   if (mode && String(source?.comfyClass).startsWith("TRACE_") && source.outputs?.[slot]?.name === REPORT) mode.value = true;
 }
 

@@ -9,6 +9,7 @@ import { scenarios } from "./scenarios.mjs";
 
 const [folder, executablePath, url, pack] = process.argv.slice(2);
 const { chromium } = createRequire(`${folder}/`)("playwright-core");
+const ITS_OWN = [/open_maskeditor/, /legacy queue\/history menu/, /^input\.link is deprecated/]; // what the page warns of in its own use of itself
 const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
 
@@ -37,7 +38,8 @@ async function answer(name, given) {
 
 /**
  * Of our files: errors that no one caught, and what they write to the console as one; of our pictures and states: that they did not
- * come. The page has some errors of its own, and looks for a help page in the user's language first.
+ * come; and warnings that something deprecated is used, which name no file. The page has some errors of its own, and looks for a help
+ * page in the user's language first.
  */
 function listen(page) {
   const problems = [];
@@ -45,6 +47,8 @@ function listen(page) {
   page.on("pageerror", (error) => ours(String(error.stack)) && problems.push(`uncaught: ${error.stack}`));
   page.on("console", (message) => {
     const from = message.location().url ?? "";
+    const deprecated = message.type() === "warning" && /deprecat/i.test(message.text()) && !ITS_OWN.some((own) => own.test(message.text()));
+    if (deprecated) problems.push(`deprecated: ${message.text()}`);
     if (/\/docs\/\w+\/[\w-]+\.md$/.test(from)) return;
     if (message.type() === "error" && (ours(from) || ours(message.text()))) problems.push(`${from}: ${message.text()}`);
   });
