@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import signal
 import tempfile
@@ -85,23 +84,6 @@ def test_two_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
     assert killer.killed and "killed by signal 9" in capsys.readouterr().err
     assert out.read_bytes() == expected
     assert sorted(f.name for f in tmp_path.iterdir()) == ["all.safetensors", "list.txt"] and not workers()
-
-
-def test_a_full_disk_stops_no_job(tmp_path, capsys):
-    """Parts that cannot be written are kept in memory; what is lost is told at the end, and the same command makes it again."""
-    out, names = tmp_path / "all.safetensors", NAMES[:2]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # workers inherit it
-    try:
-        assert main(command(out, names, "--jobs", "1")) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    said = capsys.readouterr().err
-    assert said.count("Work goes on; what is finished is kept in memory until there is room") == 1
-    assert f"cannot write '{out}': " in said and f"0 of 2 concepts are in '{out}.parts' (no room was left on the disk for 2 more" in said
-    assert not out.exists() and not finished(out)
-    assert main(command(out, names, "--jobs", "1")) == 0
-    assert len(ErasureLora.load(out).parts()) == 2 and not Path(f"{out}.parts").exists()
 
 
 @pytest.fixture
