@@ -78,7 +78,8 @@ def test_another_name_is_refused(engine):
 
 
 def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
-    """In no more pictures than the base model draws it with no negative prompt; an overshoot, which draws it, is told of."""
+    """No oftener than the base model draws it by chance with no negative prompt (of 32 pictures demo-sd one to two, demo-flux none),
+    give or take one picture, where the overshoot draws it in a fifth to a half; and an overshoot is told of."""
     _, model, clip, vae = demo
     concept = [Concept("dog")]
     keep, index = domain.keep_list(concept), list(domain.domain().objects).index("dog")
@@ -89,6 +90,6 @@ def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
 
     result = erase(model, clip, concept, keep, ClosedFormConfig(contexts=domain.CONTEXTS))
     assert result.report["substitutes"]["dog"] in keep and not result.report["warnings"]
-    assert dogs(apply(model, result.lora), "dog") <= dogs(model, "")
+    assert dogs(apply(model, result.lora), "dog") <= dogs(model, "") + 1
     past = erase(model, clip, concept, keep, ClosedFormConfig(contexts=domain.CONTEXTS, eta=0.5))
     assert past.report["substitutes"] == {} and "may be drawn" in past.report["warnings"][0]
