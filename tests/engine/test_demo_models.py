@@ -78,8 +78,8 @@ def test_another_name_is_refused(engine):
 
 
 def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
-    """No oftener than the base model draws it by chance with no negative prompt (of 32 pictures demo-sd one to two, demo-flux none),
-    give or take one picture, where the overshoot draws it in a fifth to a half; and an overshoot is told of."""
+    """No oftener than the base model draws it by chance with no negative prompt, give or take one picture of 32 (demo-flux: 1, base 0),
+    where an overshoot draws it in a third of demo-sd's; and an overshoot is told of."""
     _, model, clip, vae = demo
     concept = [Concept("dog")]
     keep, index = domain.keep_list(concept), list(domain.domain().objects).index("dog")
