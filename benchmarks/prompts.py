@@ -3,7 +3,7 @@
 Negative: "a photo" with the concept as the negative prompt at several cfg; how many pictures show it, against the base model with an
 empty negative prompt and with the concept. Long: the concept early, in the middle and late in a prompt of 20 tokens and more, also where they are two chunks; how many
 show it, against the base model with the concept and with the same prompt without it. Results are written after every concept, and a run
-goes on where the last one stopped. Tags of these prompts are in no template of the erasure.
+goes on where the last one stopped.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class TextEncoder:
         self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # the last used is the last
         self._bytes = 0
         self._batch = BatchEncoder(clip)
-        empty = self.empty_ids = self._tokens("")  #: of the empty prompt, as many as the encoder reads at once
+        empty = self._tokens("")
         bidirectional = "t5xxl" in clip.tokenize("")
         #: the encoder sees the words behind a token, so rows before the concept change with it
         self.bidirectional = bidirectional
@@ -100,13 +100,6 @@ class TextEncoder:
         if not all(isinstance(i, int) for i in ids):
             raise ConceptError(f"'{prompt}' uses a textual-inversion embedding; erase a concept by its words")
         return ids
-
-    def length(self, text: str) -> int:
-        """How many tokens a text has, however many prompts they would take."""
-        tokens = self.clip.tokenize(escape(text))
-        chunks = tokens["t5xxl"] if "t5xxl" in tokens else next(tokens[k] for k in ("l", "g", "h") if k in tokens)
-        special = {self.specials.start, self.specials.end, self.specials.pad}
-        return sum(token[0] not in special for chunk in chunks for token in chunk)
 
     def content_ids(self, text: str) -> list[int]:
         """Token ids of a text without start, end and padding.

@@ -18,7 +18,6 @@ from ..carried import check_weights
 from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
 from ..encoders import check_clip, check_width
 from ..errors import ConceptError, TraceError
-from ..long_prompts import long_templates
 from ..lora import ErasureLora, base_metadata
 from ..substitutes import substitutes
 from ..text import BOS, TextEncoder, TextRows
@@ -130,12 +129,10 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
     others = substitutes(plain, kept, encoder, config.kind) if policy.name == "trace" and config.eta is None else {}
     config = replace(config, eta=config.eta or 0.0)
-    used = replace(config, contexts=_contexts(config, encoder, plain, kept, others)) if policy.name == "trace" and plain else config
     edits, solved, sums, spilt = {}, {}, {}, {}
     progress = progress or (lambda *_: None)
     for policy, part in ((policy, part) for policy, part in groups if part):
-        options = config if policy is COMBINED else used
-        found = collect(backbone, encoder, policy, part, kept, options, progress, others)
+        found = collect(backbone, encoder, policy, part, kept, config, progress, others)
         progress("solve", 0, 1)
         for stream, rows in found.items():
             edit, info = solve(policy, rows, config)
@@ -172,14 +169,6 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     if others:
         lora.metadata["trace.substitutes"] = json.dumps(others, ensure_ascii=False)
     return ClosedFormResult(lora, edits, report)
-
-
-def _contexts(config: ClosedFormConfig, encoder: TextEncoder, concepts: Sequence[Concept], keep: Sequence[str],
-              others: Mapping[str, str]) -> dict[str, tuple[str, ...]]:  # fmt: skip
-    """More templates by kind: the user's, and long ones that concepts, anchors and keep entries all fit into."""
-    kinds = {_kind(c, config) for c in concepts} | {guess_kind(k) for k in keep}
-    names = [*keep, *others.values(), *(n for c in concepts for n in (c.target, c.anchor) if n)]
-    return {kind: (*config.contexts.get(kind, ()), *long_templates(kind, encoder, names)) for kind in sorted(kinds)}
 
 
 def as_negative_prompts(config: ClosedFormConfig, concepts: Sequence[Concept]) -> list[str]:
