@@ -19,7 +19,7 @@ from .attention import suppression
 from .backbones import Backbone, backbone_for
 from .carried import check_trainable
 from .closed_form.policies import POLICIES, keep_prompts
-from .concepts import EVERYDAY, TEMPLATES, Concept, check_disjoint, guess_kind, kinds_of, prompt_pairs, same, settled
+from .concepts import TEMPLATES, Concept, check_disjoint, guess_kind, kinds_of, prompt_pairs, settled
 from .encoders import check_clip
 from .errors import ConceptError, ModelError, TraceError
 from .gating import erasures_on
@@ -32,6 +32,7 @@ from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
 from .spelling import check_spelling
 from .substitutes import substitutes
+from .synonyms import everyday
 from .text import TextEncoder
 from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
 from .weights import shape_of
@@ -368,7 +369,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     kinds = {k["kind"] for k in said}
     if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
-    kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    kept = list(keep) or everyday(concepts)
     concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
     others = substitutes(concepts, kept, TextEncoder(clip), config.kind) if config.objective == "trace" and config.eta is None else {}
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))

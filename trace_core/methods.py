@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .anchors import followed
-from .concepts import EVERYDAY, same, settled
+from .concepts import settled
 from .errors import TraceError
+from .synonyms import everyday
 
 if TYPE_CHECKING:
     from .lora import ErasureLora
@@ -72,7 +73,7 @@ def erase(name: str, model, clip, concepts: Sequence, keep: Sequence[str], close
             raise TraceError("a training state is of one concept's run; of several that are made apart, resume each alone")
         concepts, notes = followed(concepts)  # while they are all in sight
         concepts = [settled(c, list(keep), concepts) for c in concepts]
-        keep = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]  # no other concept is kept
+        keep = list(keep) or everyday(concepts)  # no other concept is kept
         first = shared_start(name, model, clip, concepts, keep, closed_form, seed, progress)
         parts = [erase_part(name, model, clip, c, keep, closed_form, finetune, seed, first, progress, **hooks) for c in concepts]
         fused = fuse_parts(model, clip, parts, keep, closed_form, first, progress)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .concepts import OTHERS, Concept, fill, guess_kind, same
+from .synonyms import synonymous
 from .text import FIRST_EOT, SUBJECT, TextEncoder, align
 
 #: Kinds that get a substitute. Away from another person, or from the opposite of an explicit word, is the wrong way; the neutral
@@ -62,7 +63,7 @@ def _candidates(concept: Concept, kind: str, keep: Sequence[str], concepts: Sequ
     pool = pool or [k for k in OTHERS["background" if sort else "thing" if kind == "object" else kind] if not any(same(k, c.target) for c in concepts)]
     common = {"style", "background", "art", "by", "a", "an", "the", "in", "of", "with"}
     words = set(_words(concept.target)) - common
-    pool = [k for k in pool if not words & set(_words(k))]
+    pool = [k for k in pool if not words & set(_words(k)) and not synonymous(k, concept.target)]
     step = max(1, -(-len(pool) // CANDIDATES))
     return pool[::step]
 

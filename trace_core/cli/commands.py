@@ -10,10 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..concepts import EVERYDAY, Concept, same, settled
+from ..concepts import Concept, settled
 from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
 from ..lora import ErasureLora
+from ..synonyms import everyday
 from . import intake, jobs, outputs, training, workers
 from .clock import Bars, Clock
 from .models import DEMO_MODELS, Source, open_model
@@ -123,7 +124,7 @@ def _default_keep(args, concepts: Sequence[Concept]) -> int:
         from ..demo import domain
 
         return len(domain.keep_list(concepts))
-    return sum(not any(same(k, c.target) for c in concepts) for k in EVERYDAY)
+    return len(everyday(concepts))
 
 
 def _erase_here(args, method, concepts, keep, closed, tuned, apart):
@@ -149,7 +150,7 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     source = Source.of(args)
     files = source.files()
     concepts = [settled(c, keep, concepts) for c in concepts]  # while they are all in sight
-    keep = keep or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    keep = keep or everyday(concepts)
     return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
                          workers.forced_cpu(), files[0].stat().st_size if files else None, source.clip, source.vae, source.dtype)  # fmt: skip
 

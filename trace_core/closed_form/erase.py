@@ -15,11 +15,12 @@ from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
 from ..carried import check_weights
-from ..concepts import EVERYDAY, KINDS, Concept, check_disjoint, guess_kind, kinds_of, same, settled
+from ..concepts import KINDS, Concept, check_disjoint, guess_kind, kinds_of, settled
 from ..encoders import check_clip, check_width
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
 from ..substitutes import substitutes
+from ..synonyms import everyday
 from ..text import BOS, TextEncoder, TextRows
 from . import solvers
 from .contrast import contrast_words
@@ -123,7 +124,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     encoder = TextEncoder(clip)
     spelling = spelling_of(backbone, encoder, concepts, config.stream)
     policy = POLICIES[config.policy]
-    kept = list(keep) or [k for k in EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    kept = list(keep) or everyday(concepts)
     concepts = [settled(c, kept, concepts) for c in concepts]
     plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]

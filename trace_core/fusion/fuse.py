@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
-from ..concepts import EVERYDAY, Concept, check_disjoint, same
+from ..concepts import Concept, check_disjoint, same
 from ..encoders import check_clip
 from ..errors import LoraError
 from ..gating import base_mismatch, check_fits
 from ..lora import ErasureLora, base_metadata
 from ..parts import grades
+from ..synonyms import everyday
 from ..text import TextEncoder
 from .config import Adapter, FusionConfig, Progress
 from .factors import assemble, one_part, parts_of
@@ -149,7 +150,7 @@ def _own_keep(adapters: Sequence[Adapter], concepts: Sequence[Concept]) -> list[
     """What the erasures kept, less what is erased now; everyday things, if they do not say."""
     lists = [a.lora.info().get("trace.keep") for a in adapters]
     found = dict.fromkeys(k for kept in lists if isinstance(kept, list) for k in kept if isinstance(k, str) and k.strip())
-    return [k for k in found or EVERYDAY if not any(same(k, c.target) for c in concepts)]
+    return [k for k in found if not any(same(k, c.target) for c in concepts)] if found else everyday(concepts)
 
 
 def _metadata(backbone: Backbone, adapters: Sequence[Adapter], concepts, keep, config: FusionConfig) -> dict[str, str]:
