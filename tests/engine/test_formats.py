@@ -322,7 +322,8 @@ def test_patches_on_the_model_are_part_of_it(tiny, bench, families, tmp_path, fm
 
 def test_formats_that_cannot_be_dequantised_are_refused_with_a_sentence(tiny, bench, families, tmp_path, monkeypatch):
     """Before any work, naming the layer and its format."""
-    family, model = families["flux"], bench.load(tiny, "scaled fp8", tmp_path)
+    family = families["flux"]
+    model = fitting(bench, tiny, "scaled fp8", tmp_path, family)
     layer = model.model.diffusion_model.txt_in
 
     def broken(self, weight, *_, **__):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..backbones import Backbone
@@ -19,7 +21,7 @@ from .policies import row_weights
 
 NAMES = 2  #: concepts of a list that are looked at: every one costs two encodings, and one for each word that shares tokens
 WORDS = 5  #: words that are looked at, and told, of each
-LIMIT = 0.2  #: of a word: on the demo models it is in no picture below 0, in half of them at 0.2, in nearly all from 0.3 on
+LIMIT = 0.3  #: of a word: on demo-sd a van is in 1 picture of 12 at 0.22 and in all at 0.67, on demo-flux in 9 at 0.49
 LEFT = 0.3  #: what is left in a long or weighted prompt beyond what is left in a short one, from which on a user should hear of it
 PROMPT = {"object": "a photo of a {}", "style": "a photo, {}", "person": "a photo of {}", "explicit": "a photo of {}"}
 #: Stands before :data:`PROMPT` in a long prompt: words of quality as people write them, 20 tokens and more with the rest.
@@ -29,26 +31,31 @@ USED = tuple(group for group in range(len(GROUPS)) if group != BOS)
 
 
 def side_effects(edit: ContextEdit, encoder: TextEncoder, concepts: Sequence[Concept], kinds: Sequence[str], keep: Sequence[str],
-                 eta: float) -> dict[str, dict]:  # fmt: skip
+                 eta: float, others: Mapping[str, str] | None = None) -> dict[str, dict]:  # fmt: skip
     """Of the first concepts, by target: ``short``, ``long`` and ``weighted`` prompts, and ``words`` that change with the name.
 
     ``short``, ``long`` and ``weighted`` are ``|E d| / |d|``, where d are the rows that tell the prompt from its counterpart, weighted by groups,
-    and E the edit without its overshoot: 0 is gone, 1 is as before. None where the text encoder has no room for it. ``words`` is what
-    is left of "a photo of a (word)", ``<E d, d> / <d, d>`` with the whole edit, the least first. All in the space of the rows.
+    and E the edit without its overshoot: 0 is gone, 1 is as before. Where another thing takes the concept's place, it is
+    ``|E d - t| / |d - t|``, and t what tells that thing's prompt from the counterpart. None where the text encoder has no room for it.
+    ``words`` is what is left of "a photo of a (word)", ``<E d, d> / <d, d>`` with the whole edit, the least first. All in the space
+    of the rows.
 
     Args:
         keep: the keep list; words of it, of the name, and everyday ones are looked at.
+        others: what takes a concept's place, by target.
     """
+    others = others or {}
     out = {}
     for concept, kind in [(c, k) for c, k in zip(concepts, kinds) if not c.parts][:NAMES]:
-        pairs = _pairs(encoder, concept, PROMPT[kind])
-        if pairs is None:
+        if _pairs(encoder, concept, PROMPT[kind]) is None:
             continue
-        long, empty = _pairs(encoder, concept, LONG + PROMPT[kind]), encoder.encode("").embeddings
-        forms = {"short": pairs, "long": long, "weighted": _weighted(pairs, empty)}
+        templates = {"short": PROMPT[kind], "long": LONG + PROMPT[kind]}
+        forms = {name: _aimed(encoder, concept, template, others.get(concept.target)) for name, template in templates.items()}
+        empty = encoder.encode("").embeddings
+        forms["weighted"] = None if forms["short"] is None else [_weighted(pairs, empty) for pairs in forms["short"]]
         found = {w: _pairs(encoder, Concept(w), PROMPT["object"]) for w in sharing(encoder, concept, [*keep, *EVERYDAY], concepts)[:WORDS]}
         left = sorted((_stays(edit, p), w) for w, p in found.items() if p is not None)
-        out[concept.target] = {name: None if p is None else _left(edit, p, eta) for name, p in forms.items()} | {"words": {w: x for x, w in left}}
+        out[concept.target] = {name: None if f is None else _left(edit, *f, eta=eta) for name, f in forms.items()} | {"words": {w: x for x, w in left}}
     return out
 
 
@@ -74,19 +81,27 @@ def _pairs(encoder: TextEncoder, concept: Concept, template: str) -> Pairs | Non
         return None
 
 
+def _aimed(encoder: TextEncoder, concept: Concept, template: str, other: str | None) -> list[Pairs] | None:
+    """:func:`_pairs`, and those of what takes the concept's place, if anything does; None where one of them is."""
+    found = [_pairs(encoder, c, template) for c in (concept, replace(concept, anchor=other) if other else None) if c]
+    return None if None in found else found
+
+
 def _weighted(pairs: Pairs, empty: Tensor) -> Pairs:
     """The same prompt with the name at :data:`WEIGHT`, as ComfyUI weighs: away from the row that the empty prompt has there."""
-    erase = pairs.erase.clone()
+    erase, want = pairs.erase.clone(), pairs.want
     at = [i for i, group in enumerate(pairs.groups) if group == SUBJECT and i < len(empty)]
     erase[at] = empty[at] + WEIGHT * (erase[at] - empty[at])
-    return Pairs(erase, pairs.want, pairs.groups, pairs.partners)
+    return Pairs(erase, want, pairs.groups, pairs.partners)
 
 
-def _left(edit: ContextEdit, pairs: Pairs, eta: float) -> float:
+def _left(edit: ContextEdit, pairs: Pairs, aim: Pairs | None = None, eta: float = 0.0) -> float:
+    """Share of the way from the counterpart, or to what takes the concept's place, that is left."""
     d = (pairs.erase - pairs.want).double()
+    t = torch.zeros_like(d) if aim is None else (aim.want - pairs.want).double()
     weights = row_weights(pairs.groups, USED, "group").sqrt()[:, None]
     after = d + (edit.map(d) - d) / (1 + eta)
-    return ((weights * after).norm() / (weights * d).norm().clamp_min(1e-12)).item()
+    return ((weights * (after - t)).norm() / (weights * (d - t)).norm().clamp_min(1e-12)).item()
 
 
 def _stays(edit: ContextEdit, pairs: Pairs) -> float:

@@ -148,7 +148,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     inside = contrast_words(concepts) if config.contrasts else {}
     told = {}
     if CONTEXT in edits and edits[CONTEXT].rank:
-        told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0)
+        told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0, others)
     report = {
         "method": policy.name,
         "solver": policy.solver if not plain else POLICIES[config.policy].solver,
