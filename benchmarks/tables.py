@@ -369,15 +369,16 @@ def fill(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the README is not what the results say")
+    parser.add_argument("--check", action="store_true", help="fail if a page is not what the results say")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = fill(old)
-    if args.check:
-        return int(new != old)
-    readme.write_text(new, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        old = page.read_text(encoding="utf-8")
+        new = fill(old)
+        stale += new != old
+        if not args.check:
+            page.write_text(new, encoding="utf-8")
+    return int(bool(stale and args.check))
 
 
 if __name__ == "__main__":
