@@ -222,6 +222,7 @@ async function subgraph(page, given) {
   const moved = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
   const movedProjection = await until(page, PROJECTION, (p) => p.report !== null);
   if (given.pictures) await picture(page, FINETUNE, shot(given, "moved"), 0.8);
+  await page.waitForTimeout(3000); // the page writes its draft some time after a change
   await page.reload();
   await ready(page);
   await enter(page, 1);
