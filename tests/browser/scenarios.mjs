@@ -205,9 +205,9 @@ async function subgraph(page, given) {
     app.graph.convertToSubgraph(new Set([inner]));
   }, FINETUNE);
   await queue(page);
-  const outside = await until(page, FINETUNE, (p) => p.state === "done");
+  const outside = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
   await enter(page, 0);
-  const inside = await until(page, FINETUNE, (p) => p.state === "done");
+  const inside = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
   await page.waitForTimeout(500);
   const visible = await page.evaluate(() => [...document.querySelectorAll(".trace-panel")].filter((e) => e.offsetParent).length);
   await page.evaluate(() => app.canvas.setGraph(app.graph));
