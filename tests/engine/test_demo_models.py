@@ -89,7 +89,7 @@ def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
         return int((domain.domain().judge(vae.decode(latents), "object").argmax(1) == index).sum())
 
     result = erase(model, clip, concept, keep, ClosedFormConfig(contexts=domain.CONTEXTS))
-    assert result.report["substitutes"]["dog"] in keep and not result.report["warnings"]
+    assert result.report["substitutes"]["dog"] in keep and not any("negative prompt" in w for w in result.report["warnings"])
     assert dogs(apply(model, result.lora), "dog") <= dogs(model, "") + 1
     past = erase(model, clip, concept, keep, ClosedFormConfig(contexts=domain.CONTEXTS, eta=0.5))
-    assert past.report["substitutes"] == {} and "may be drawn" in past.report["warnings"][0]
+    assert past.report["substitutes"] == {} and any("may be drawn" in w for w in past.report["warnings"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,7 @@ def test_what_is_missing_is_named(files, name, monkeypatch, tmp_path, capsys):
     (files / "flux.gguf").write_bytes(b"GGUF")
     (files / "clip.pt").write_bytes(b"")
     monkeypatch.setattr(models, "GGUF_NODES", "nothing.py")
+    monkeypatch.delitem(sys.modules, f"{models.GGUF_PACK}.nodes", raising=False)  # another test may have loaded it
     line, message = MISSING[name]
     assert main(["generate", "--model", *line, "--prompt", "a cat", "--out", str(tmp_path / "x.png")]) == 2
     assert message in capsys.readouterr().err
