@@ -31,10 +31,11 @@ import torch
 from trace_core import compat, engine
 from trace_core.backbones import backbone_for
 from trace_core.closed_form import erase
-from trace_core.concepts import EVERYDAY, TEMPLATES, Concept
+from trace_core.concepts import TEMPLATES, Concept
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
 from trace_core.sampling import SamplerConfig, sample
+from trace_core.synonyms import everyday
 
 sys.path.insert(0, str(Path(__file__).parent))
 import formats  # noqa: E402
@@ -230,13 +231,14 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
     import comfy.sd
     import comfy.utils
 
-    out: dict = {"seconds": {}, "small": small}
+    out: dict = {"seconds": {}, "cpu_seconds": {}, "small": small}
 
     @contextmanager
     def phase(label: str):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         yield
         out["seconds"][label] = round(time.perf_counter() - start, 2)
+        out["cpu_seconds"][label] = round(time.process_time() - busy, 2)
         print(f"{name}: {label} {out['seconds'][label]} s", file=sys.stderr, flush=True)
 
     with phase("write"):
@@ -246,7 +248,7 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
         model, clip = load(name, path, small)
     out |= {"keys_left": left.found, "model_bytes": model.model_size(), "storage": storage(model), "after_load": peak()}
     before = fingerprint(model)
-    keep = EVERYDAY
+    keep = everyday([CONCEPT])
     if small or CASES[name].family == "FLUX.1-dev":
         keep = FEW
         TEMPLATES.update({kind: prompts[:1] for kind, prompts in TEMPLATES.items()})
