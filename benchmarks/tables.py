@@ -112,16 +112,19 @@ def erasure() -> str:
 def prompts() -> str:
     """Negative and long prompts, a row for each model, method and concept; see ``benchmarks/prompts.py``."""
     data = json.loads((RESULTS / "prompts.json").read_text())
+    found = data["results"]
+    columns = {"negative": ("erased", "base, empty", "base"), "long": ("erased", "base", "base, without")}
+    parts = [part for part in columns if any(r[part] for r in found.values())]
+    titles = {"negative": ["as negative prompt: erased", "base, empty negative prompt", "base"], "long": ["long: erased", "base", "base, without it"]}
     rows = []
-    for key, r in data["results"].items():
+    for key, r in found.items():
         model, method, concept = key.split("/")
-        cells = [" / ".join(str(of[k]) for of in r[part].values()) or "–" for part, k in (
-            ("negative", "erased"), ("negative", "base, empty"), ("negative", "base"), ("long", "erased"), ("long", "base"), ("long", "base, without"))]
+        cells = [" / ".join(str(of[k]) for of in r[part].values()) or "–" for part in parts for k in columns[part]]
         rows.append([model, named(method), concept, r["substitute"] or "–", *cells])
-    head = ["model", "method", "erased", "substitute", "negative: erased", "base, empty negative", "base", "long: erased", "base", "base, without it"]
-    count = data["setting"]["samples"]
-    note = (f"How many of {count} pictures show the concept. Negative: \"a photo\" with the concept as the negative prompt, at cfg "
-            f"{', '.join(next(iter(data['results'].values()))['negative'])}; long: the concept early / in the middle / late.")  # fmt: skip
+    note = (f"How many of {data['setting']['samples']} pictures of \"a photo\" show the concept, at cfg "
+            f"{', '.join(next(iter(found.values()))['negative'])}, seed {data['setting']['seed']}.")
+    note += " Long: the concept early / in the middle / late." if "long" in parts else ""
+    head = ["model", "method", "erased", "in its place", *(title for part in parts for title in titles[part])]
     return markdown(head, rows) + f"\n\n{note}"
 
 
@@ -355,7 +358,7 @@ def real_shapes_phases() -> str:
                            for version, name, case in rows])  # fmt: skip
 
 
-TABLES |= {"real_shapes": real_shapes, "real_shapes_phases": real_shapes_phases}
+TABLES |= {"real_shapes": real_shapes, "real_shapes_phases": real_shapes_phases, "prompts": prompts}
 
 
 def fill(text: str) -> str:
