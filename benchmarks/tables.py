@@ -123,7 +123,7 @@ def prompts() -> str:
         rows.append([model, named(method), concept, r["substitute"] or "–", *cells])
     note = (f"How many of {data['setting']['samples']} pictures of \"a photo\" show the concept, at cfg "
             f"{', '.join(next(iter(found.values()))['negative'])}, seed {data['setting']['seed']}.")
-    note += " Long: the concept early / in the middle / late." if "long" in parts else ""
+    note += " Long: the concept early / in the middle / late / late among words that the tokenizer spells by letters." if "long" in parts else ""
     head = ["model", "method", "erased", "in its place", *(title for part in parts for title in titles[part])]
     return markdown(head, rows) + f"\n\n{note}"
 
