@@ -30,6 +30,7 @@ from .objectives import OBJECTIVES, Term
 from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .resume import TrainingState, identity
+from .sampling import FirstStep
 from .spelling import check_spelling
 from .substitutes import substitutes
 from .synonyms import everyday
@@ -371,7 +372,7 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
     kept = list(keep) or everyday(concepts)
     concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
-    others = substitutes(concepts, kept, TextEncoder(clip), config.kind) if config.objective == "trace" and config.eta is None else {}
+    others = substitutes(concepts, kept, TextEncoder(clip), config.kind, FirstStep(model, clip)) if config.objective == "trace" and config.eta is None else {}
     config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
     backbone.load()
     with training_mode(backbone.engine):

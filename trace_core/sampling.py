@@ -12,6 +12,8 @@ from .backbones import backbone_for
 from .backbones.base import engine_of
 from .errors import TraceError
 
+SIZE = "trace_size"  #: attribute of a model object that was trained on pictures much smaller than usual: their size in pixels
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
@@ -94,6 +96,26 @@ def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: Sa
         if progress:
             progress(min(start + config.batch, len(prompts)), len(prompts))
     return torch.cat(out)
+
+
+class FirstStep:
+    """What a model draws of a prompt in one step from pure noise: the mean of its pictures, seen through a little noise.
+
+    Args:
+        model, clip: ComfyUI objects that belong together.
+        seeds: of the noise, the same for every prompt.
+        size: pixels; a small picture says as much about a style as a large one.
+    """
+
+    def __init__(self, model, clip, seeds: int = 8, size: int = 256):
+        self.model, self.clip, self.seeds = model, clip, list(range(seeds))
+        size = getattr(model.model, SIZE, size)
+        self.config = SamplerConfig.for_model(model, steps=1, cfg=1.0, sampler="euler", width=size, height=size, batch=seeds)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """``[prompts, seeds, values]`` float32 on the CPU."""
+        latents = [sample(self.model, self.clip, [p] * len(self.seeds), self.seeds, self.config) for p in prompts]
+        return torch.stack(latents).flatten(2).float().cpu()
 
 
 @torch.no_grad()  # v0.3.64 cannot round patches to float8 where gradients are possible; inference mode stays the caller's choice

@@ -6,12 +6,16 @@ from what the erased model makes of "cat", and away from the opposite of a cat i
 
 It is the nearest entry of the keep list, by what it adds to the rows of the same prompts, that is not the same thing by another
 name. Far ones will not do: guidance away from a ship leads to animals, cats among them.
+
+Styles are all about as near to each other in rows, whatever they look like, and guidance away from one leads to its opposite. So
+among the nearest few the model itself is asked: the one whose first sampling step departs from the neutral prompt's as the concept's
+does is the last that guidance away from it could turn into the concept.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,16 +30,25 @@ KINDS = ("object", "style")
 NEAREST = 0.85  #: cosine to the concept from which on an entry counts as the same thing by another name
 FARTHEST = 0.3  #: and below which it has nothing to do with it
 CANDIDATES = 64  #: of a long keep list, spread over it; each costs one prompt for each of :data:`PROBES`
+DRAWN = 6  #: styles that the model is asked about
 PROBES = {"object": ("a {}", "a photo of a {}"), "style": ("a photo, {}", "a painting in {}")}
 
 
-def substitutes(concepts: Sequence[Concept], keep: Sequence[str], encoder: TextEncoder, kind: str = "auto") -> dict[str, str]:
+def substitutes(
+    concepts: Sequence[Concept],
+    keep: Sequence[str],
+    encoder: TextEncoder,
+    kind: str = "auto",
+    first_step: Callable[[Sequence[str]], Tensor] | None = None,
+) -> dict[str, str]:
     """What stands for each concept without an anchor, by target; those for which nothing fits are left out.
 
     Args:
         keep: what stays; where it has none of the kind, :data:`~trace_core.concepts.OTHERS` are candidates.
         encoder: of the model; nothing is drawn at random.
         kind: of all concepts, or ``auto``: each by its name.
+        first_step: prompts to what the model draws of each in one step, ``[prompts, seeds, values]``, the same noise for all
+            (:class:`~trace_core.sampling.FirstStep`). Without it styles are chosen by rows alone.
     """
     out = {}
     changes: dict[tuple[str, str], Tensor] = {}
@@ -51,9 +64,21 @@ def substitutes(concepts: Sequence[Concept], keep: Sequence[str], encoder: TextE
                 changes[entry, own] = _change(entry, own, encoder)
             near.append(torch.nn.functional.cosine_similarity(mine, changes[entry, own], dim=1).mean().item())
         found = [i for i, value in enumerate(near) if FARTHEST <= value < NEAREST]
-        if found:
-            out[concept.target] = pool[max(found, key=lambda i: near[i])]
+        nearest = sorted(found, key=lambda i: -near[i])
+        if own == "style" and first_step and len(nearest) > 1:
+            names = [pool[i] for i in nearest[:DRAWN]]
+            likeness = _likeness(concept.target, names, PROBES[own][0], first_step)
+            out[concept.target] = names[int(likeness.argmax())]
+        elif nearest:
+            out[concept.target] = pool[nearest[0]]
     return out
+
+
+def _likeness(target: str, names: Sequence[str], probe: str, first_step: Callable[[Sequence[str]], Tensor]) -> Tensor:
+    """Cosine ``[names]`` of where each name and the target take the first step, from where the neutral prompt takes it."""
+    drawn = first_step([fill(probe, name) for name in ("", target, *names)])
+    changes = drawn[1:] - drawn[:1]
+    return torch.nn.functional.cosine_similarity(changes[1:], changes[:1], dim=2).mean(1)
 
 
 def _candidates(concept: Concept, kind: str, keep: Sequence[str], concepts: Sequence[Concept]) -> list[str]:

@@ -53,6 +53,20 @@ def test_an_object_gives_way_to_an_object_and_a_style_to_a_style():
     assert chosen(Concept("red background"), [*keep, "blue background"]) == {"red background": "blue background"}
 
 
+def test_of_near_styles_the_one_that_the_model_draws_most_alike():
+    """By rows the comic style is nearer; the first step of the other goes the concept's way."""
+    ways = {"Van Gogh": [1.0, 0.0], "comic style": [-1.0, 0.1], "oil painting style": [0.8, 0.6]}
+
+    def first_step(prompts):
+        way = [next((w for name, w in ways.items() if name in p), [0.0, 0.0]) for p in prompts]
+        return torch.tensor(way)[:, None] + torch.tensor([[[5.0, 5.0]], [[-3.0, 2.0]]]).movedim(1, 0)  # of two seeds
+
+    keep = ["comic style", "oil painting style", "dog"]
+    assert chosen(Concept("Van Gogh"), keep, kind="style", first_step=first_step) == {"Van Gogh": "oil painting style"}
+    assert chosen(Concept("Van Gogh"), keep, kind="style") == {"Van Gogh": "comic style"}
+    assert chosen(Concept("cat"), ["dog", "tiger"], first_step=None) == {"cat": "dog"}
+
+
 def test_styles_are_found_where_the_keep_list_has_none():
     assert chosen(Concept("Van Gogh"), ["dog"], kind="style") == {"Van Gogh": "comic style"}
 

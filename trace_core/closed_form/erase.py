@@ -19,6 +19,7 @@ from ..concepts import KINDS, Concept, check_disjoint, guess_kind, kinds_of, set
 from ..encoders import check_clip, check_width
 from ..errors import ConceptError, TraceError
 from ..lora import ErasureLora, base_metadata
+from ..sampling import FirstStep
 from ..substitutes import substitutes
 from ..synonyms import everyday
 from ..text import BOS, TextEncoder, TextRows
@@ -128,7 +129,7 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     concepts = [settled(c, kept, concepts) for c in concepts]
     plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
-    others = substitutes(plain, kept, encoder, config.kind) if policy.name == "trace" and config.eta is None else {}
+    others = substitutes(plain, kept, encoder, config.kind, FirstStep(model, clip)) if policy.name == "trace" and config.eta is None else {}
     config = replace(config, eta=config.eta or 0.0)
     edits, solved, sums, spilt = {}, {}, {}, {}
     progress = progress or (lambda *_: None)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import compat
 from ..errors import TraceError
+from ..sampling import SIZE, SamplerConfig
 from . import networks, text_towers
 from .codec import Codec
 from .judge import Judge
@@ -105,6 +106,7 @@ def load(name: str):
     base.diffusion_model.requires_grad_(False)
     _load_clip_tower(clip.cond_stage_model.clip_l.transformer, _part(state, "clip_l."))
     setattr(base, MARK, name)
+    setattr(base, SIZE, SamplerConfig.width)
     patcher = _patcher(base)
     patcher.cached_patcher_init = (load_model, (name,))
     clip.patcher.cached_patcher_init = (load_clip_patcher, (name,))
