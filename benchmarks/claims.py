@@ -20,16 +20,16 @@ import torch.nn.functional as F
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.concepts import Concept
 from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import OBJECTS
 from trace_core.evaluate import Evaluator
 from trace_core.evaluate.protocol import object_prompts
-from trace_core.fusion import FusionConfig, fuse
-from trace_core.gating import apply
+from trace_core.finetune.objectives import OBJECTIVES
 from trace_core.lora import ErasureLora
+from trace_core.lora.fusion import FusionConfig, fuse
+from trace_core.lora.gating import apply
 from trace_core.methods import erase, erase_part, shared_start
-from trace_core.objectives import OBJECTIVES
+from trace_core.text.concepts import Concept
 
 RESULTS = Path(__file__).parent / "results" / "claims.json"
 MODEL = "demo-sd"

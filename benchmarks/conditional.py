@@ -18,14 +18,14 @@ from torch import Tensor
 
 import trace_core
 from trace_core import engine
+from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.cli.commands import write_text
-from trace_core.concepts import Concept, parse_concepts
 from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
 from trace_core.evaluate import drift
-from trace_core.gating import apply
+from trace_core.lora.gating import apply
 from trace_core.methods import METHODS, erase
-from trace_core.sampling import SamplerConfig, sample
+from trace_core.text.concepts import Concept, parse_concepts
 
 RESULTS = Path(__file__).parent / "results" / "conditional.json"
 COMBINATIONS = ("cat + red background", "truck + blue background", "dog + google style")

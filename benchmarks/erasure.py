@@ -20,12 +20,12 @@ import torch
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.concepts import Concept
 from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import CIFAR10, OBJECTS, STYLES
 from trace_core.evaluate import Evaluator
-from trace_core.gating import apply
+from trace_core.lora.gating import apply
 from trace_core.methods import METHODS, erase
+from trace_core.text.concepts import Concept
 
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")

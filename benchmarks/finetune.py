@@ -26,17 +26,17 @@ import torch
 
 import trace_core
 from trace_core import engine
-from trace_core.concepts import Concept
+from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.evaluate.metrics import top1
 from trace_core.evaluate.protocol import object_prompts
-from trace_core.finetune import FinetuneConfig, Trainer
-from trace_core.sampling import SamplerConfig, sample
-from trace_core.trajectory import REFERENCES, Points, schedule
+from trace_core.finetune.run import FinetuneConfig, Trainer
+from trace_core.finetune.trajectory import REFERENCES, Points, schedule
+from trace_core.text.concepts import Concept
 
 sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this file by its path
 import training_memory  # noqa: E402
 
-library = importlib.import_module("trace_core.finetune")
+library = importlib.import_module("trace_core.finetune.run")
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("cost", "memory", "sizes")

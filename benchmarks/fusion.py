@@ -1,7 +1,7 @@
 """How fast the fusion is: ``python benchmarks/fusion.py`` (for quiet figures: two idle cores, no other work).
 
 A hundred adapters of rank 4 with random factors, one concept each, on a UNet of SD1.5's shapes (32 matrices that read 768 numbers),
-through :func:`trace_core.fusion.fuse` itself, from the adapters to the float16 factors with the report. Making the text rows is the
+through :func:`trace_core.lora.fusion.fuse` itself, from the adapters to the float16 factors with the report. Making the text rows is the
 text encoder's work and not counted; they are the synthetic ones of the closed form's benchmark.
 """
 
@@ -20,16 +20,16 @@ from types import SimpleNamespace
 import torch
 
 import trace_core
-from trace_core import engine, fusion
+from trace_core import engine
 from trace_core.backbones import backbone_for
-from trace_core.concepts import EVERYDAY, TEMPLATES
-from trace_core.lora import ErasureLora
+from trace_core.lora import ErasureLora, fusion
+from trace_core.text.concepts import EVERYDAY, TEMPLATES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import SyntheticText, peak_memory, sd15  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-FUSE, CONFIG = (import_module(f"trace_core.fusion.{name}") for name in ("fuse", "config"))  #: modules, to take their clock and encoder
+FUSE, CONFIG = (import_module(f"trace_core.lora.fusion.{name}") for name in ("fuse", "config"))  #: modules, to take their clock and encoder
 KEPT = EVERYDAY[1:21]  #: 20 entries, 120 prompts
 
 
@@ -103,9 +103,9 @@ def demo(erased=("cat", "dog", "truck"), more: str = "twitter style") -> dict:
     Relative differences of the responses ``dW c`` of all layers, over rows c of a few prompts.
     """
     from trace_core.closed_form import ClosedFormConfig, erase
-    from trace_core.concepts import Concept, parse_concepts
     from trace_core.demo import domain, loader
-    from trace_core.text import TextEncoder
+    from trace_core.text.concepts import Concept, parse_concepts
+    from trace_core.text.encoding import TextEncoder
 
     model, clip, _ = loader.load("demo-sd")
     backbone, encoder = backbone_for(model), TextEncoder(clip)

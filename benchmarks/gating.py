@@ -26,8 +26,8 @@ import torch
 import trace_core
 from trace_core import engine
 from trace_core.backbones import backbone_for
-from trace_core.gating import apply
 from trace_core.lora import ErasureLora
+from trace_core.lora.gating import apply
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RANKS = (8, 64)  #: a finetune's, a closed form's of several concepts

@@ -17,13 +17,13 @@ import torch
 
 import trace_core
 from trace_core import engine
+from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.cli.commands import write_text
-from trace_core.concepts import Concept, fill
 from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import OBJECTS, STYLES
-from trace_core.gating import apply
+from trace_core.lora.gating import apply
 from trace_core.methods import METHODS, erase
-from trace_core.sampling import SamplerConfig, sample
+from trace_core.text.concepts import Concept, fill
 
 RESULTS = Path(__file__).parent / "results" / "prompts.json"
 CFG = (3.0, 7.0, 12.0)

@@ -28,14 +28,14 @@ from pathlib import Path
 
 import torch
 
-from trace_core import compat, engine
-from trace_core.backbones import backbone_for
+from trace_core import engine
+from trace_core.backbones import backbone_for, compat
+from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept
-from trace_core.finetune import FinetuneConfig, finetune
+from trace_core.finetune.run import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
-from trace_core.sampling import SamplerConfig, sample
-from trace_core.synonyms import everyday
+from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.synonyms import everyday
 
 sys.path.insert(0, str(Path(__file__).parent))
 import formats  # noqa: E402
@@ -277,7 +277,7 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
 
 
 def storage(model) -> str:
-    from trace_core.weights import storage_of, stored
+    from trace_core.backbones.weights import storage_of, stored
 
     backbone = backbone_for(model)
     name = next(n for n in backbone.lora_targets("linear") if "attn" in n)

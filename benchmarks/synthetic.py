@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from trace_core.backbones import Layer
-from trace_core.text import AFTER, BEFORE, BOS, FIRST_EOT, PAD, SUBJECT, TextRows
+from trace_core.text.encoding import AFTER, BEFORE, BOS, FIRST_EOT, PAD, SUBJECT, TextRows
 
 NORM = 28.0  #: of CLIP-L's rows
 
@@ -55,7 +55,7 @@ def peak_memory():
 
 
 class SyntheticText:
-    """A stand-in for :class:`trace_core.text.TextEncoder`: words to rows, deterministic, with its own clock.
+    """A stand-in for :class:`trace_core.text.encoding.TextEncoder`: words to rows, deterministic, with its own clock.
 
     Args:
         width: d.

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from trace_core import engine
-from trace_core.adapters import attached
 from trace_core.backbones import Backbone, backbone_for
-from trace_core.gradients import checkpointed, saved_apart, training_mode
-from trace_core.objectives.base import squared_error
+from trace_core.finetune.adapters import attached
+from trace_core.finetune.gradients import checkpointed, saved_apart, training_mode
+from trace_core.finetune.objectives.base import squared_error
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import peak_memory  # noqa: E402

@@ -15,12 +15,12 @@ import torch
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.concepts import parse_concepts
 from trace_core.demo import domain, loader
 from trace_core.evaluate import Evaluator
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.gating import apply
+from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.lora.gating import apply
 from trace_core.methods import erase
+from trace_core.text.concepts import parse_concepts
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "window.json"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..trace_core import gating
 from ..trace_core.errors import LoraError
-from ..trace_core.lora import ErasureLora
+from ..trace_core.lora import ErasureLora, gating
 from . import host, wire
 
 NO_FILE = "none"

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from ..trace_core.backbones import backbone_for
-from ..trace_core.concepts import Concept, asks_for, parse_concepts
-from ..trace_core.encoders import check_clip
+from ..trace_core.backbones.clips import check_clip
+from ..trace_core.backbones.sampling import sample
 from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
-from ..trace_core.sampling import sample
+from ..trace_core.text.concepts import Concept, asks_for, parse_concepts
 from . import host, reports, wire
 from .family import demo_name, picture_size, sampler_config
 from .live import Live, save_temporary

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..trace_core.backbones import backbone_for
-from ..trace_core.concepts import Concept
+from ..trace_core.backbones.sampling import SamplerConfig
 from ..trace_core.demo.loader import MARK
 from ..trace_core.errors import TraceError
-from ..trace_core.sampling import SamplerConfig
+from ..trace_core.text.concepts import Concept
 
 
 def demo_name(model) -> str | None:

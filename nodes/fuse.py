@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ..trace_core import gating
-from ..trace_core.concepts import parse_keep
 from ..trace_core.errors import LoraError
-from ..trace_core.fusion import FusionConfig, fuse, parse_strengths
-from ..trace_core.lora import ErasureLora
+from ..trace_core.lora import ErasureLora, gating
+from ..trace_core.lora.fusion import FusionConfig, fuse, parse_strengths
+from ..trace_core.text.concepts import parse_keep
 from . import host, reports, wire
 from .family import domain_of
 from .finetune import refuse_doubled

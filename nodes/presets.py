@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..trace_core.concepts import EVERYDAY, parse_concepts, parse_keep, same
+from ..trace_core.text.concepts import EVERYDAY, parse_concepts, parse_keep, same
 
 PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait")
 

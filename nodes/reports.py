@@ -153,7 +153,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
 
 @escaped
 def fusion(report: dict, lora: ErasureLora) -> str:
-    """The report of :func:`trace_core.fusion.fuse`."""
+    """The report of :func:`trace_core.lora.fusion.fuse`."""
     count = len(report["adapters"])
     lines = [f"# {'Fused' if report['method'] == 'fuse' else 'Added up'}: {_names(report['concepts'])}", ""]
     percent = lambda x: f"{100 * x:.2f} %"  # noqa: E731

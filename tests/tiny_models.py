@@ -21,7 +21,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from trace_core import compat
+from trace_core.backbones import compat
 
 CPU = torch.device("cpu")
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .anchors import followed
-from .concepts import settled
 from .errors import TraceError
-from .synonyms import everyday
+from .text.anchors import followed
+from .text.concepts import settled
+from .text.synonyms import everyday
 
 if TYPE_CHECKING:
-    from .lora import ErasureLora
+    from .lora.erasure import ErasureLora
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def erase_part(name: str, model, clip, concept, keep: Sequence[str], closed_form
 def fuse_parts(model, clip, parts: Sequence[Erasure], keep: Sequence[str], closed_form: Mapping, start: ErasureLora | None = None,
                progress: Callable | None = None) -> Erasure:  # fmt: skip
     """The parts as one erasure, by MACE's closed-form fusion, with the start that they share."""
-    from .fusion import FusionConfig, fuse
-    from .lora import ErasureLora
+    from .lora.erasure import ErasureLora
+    from .lora.fusion import FusionConfig, fuse
 
     config = FusionConfig(**({"contexts": closed_form["contexts"]} if "contexts" in closed_form else {}))
     fused = fuse(model, clip, [p.lora for p in parts], keep, config, progress=progress)
@@ -131,7 +131,7 @@ def _closed_form(method: Method, model, clip, concepts, keep, options: Mapping, 
 
 
 def _finetune(method: Method, model, clip, concepts, keep, options: Mapping, seed: int, start: ErasureLora | None, hooks: Mapping):
-    from .finetune import FinetuneConfig
-    from .finetune import finetune as run
+    from .finetune.run import FinetuneConfig
+    from .finetune.run import finetune as run
 
     return run(model, clip, concepts, keep, FinetuneConfig(**{**method.finetune, "seed": seed, **options}), start, **hooks)

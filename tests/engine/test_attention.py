@@ -7,9 +7,9 @@ import torch
 
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import SCOPES
-from trace_core.concepts import TEMPLATES, Concept
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.gradients import saved_apart, training_mode
+from trace_core.finetune.gradients import saved_apart, training_mode
+from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.text.concepts import TEMPLATES, Concept
 
 SHAPE = {"sd1": (4, 8, 8), "sdxl": (4, 8, 8), "flux": (16, 8, 8)}
 
@@ -125,7 +125,7 @@ def test_saliency_trains_what_every_map_holds_and_says_what_it_cuts(families, ki
 
 def test_whole_matrices_keep_what_is_not_salient(families):
     """Without the cut to a rank, nothing outside the maps changes."""
-    from trace_core.adapters import attached
+    from trace_core.finetune.adapters import attached
 
     family = families["sd1"]
     backbone = backbone_for(family.model())

@@ -7,11 +7,11 @@ import logging
 import pytest
 import torch
 
-from trace_core.batching import BatchEncoder
 from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.concepts import Concept
 from trace_core.errors import ConceptError
-from trace_core.text import TextEncoder
+from trace_core.text.batching import BatchEncoder
+from trace_core.text.concepts import Concept
+from trace_core.text.encoding import TextEncoder
 
 PROMPTS = ["", "a cat", "a photo of a dog", "a photo of a (cat)", "Van Gogh", "an image of a house, red background", "a cat"]
 
@@ -146,7 +146,7 @@ class Counting(Wrapped):
 def test_what_does_not_take_several_prompts_gets_one_at_a_time(clips, wrapper, caplog):
     clip = wrapper(clips["flux"])
     expected = [alone(clip, p) for p in PROMPTS]
-    with caplog.at_level(logging.DEBUG, logger="trace_core.batching"):
+    with caplog.at_level(logging.DEBUG, logger="trace_core.text.batching"):
         found = list(TextEncoder(clip).encode_all((p, "") for p in PROMPTS))
     assert "one at a time" in caplog.text
     for rows, (own, pooled) in zip(found, expected):
@@ -182,8 +182,8 @@ def test_closed_form_is_the_same_with_and_without_batches(families, family, monk
     case = families[family]
     model, config = case.model(), ClosedFormConfig()
     fast = erase(model, case.clip, [Concept("cat", "dog")], ["house", "tree", "bird"], config)
-    monkeypatch.setattr("trace_core.batching.BATCH_ROWS", 1)
-    monkeypatch.setattr("trace_core.text.BATCH_ROWS", 1)
+    monkeypatch.setattr("trace_core.text.batching.BATCH_ROWS", 1)
+    monkeypatch.setattr("trace_core.text.encoding.BATCH_ROWS", 1)
     slow = erase(model, case.clip, [Concept("cat", "dog")], ["house", "tree", "bird"], config)
     assert fast.report["solved"]["context"]["rank"] == slow.report["solved"]["context"]["rank"]
     for module in slow.lora.modules:

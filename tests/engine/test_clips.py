@@ -7,10 +7,10 @@ import importlib
 import pytest
 
 from trace_core.closed_form import erase
-from trace_core.concepts import Concept
 from trace_core.errors import ConceptError
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.fusion import fuse
+from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.lora.fusion import fuse
+from trace_core.text.concepts import Concept
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 NONE = "no CLIP is connected, or its loader found none in the file; connect the CLIP that belongs to this model"

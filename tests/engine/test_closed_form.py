@@ -12,10 +12,10 @@ import torch
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import CONTEXT, POOLED
 from trace_core.closed_form import POLICIES, ClosedFormConfig, erase
-from trace_core.concepts import TEMPLATES, Concept, combined, prompt_pairs, settled
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
-from trace_core.gating import apply
 from trace_core.lora import ErasureLora
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import TEMPLATES, Concept, combined, prompt_pairs, settled
 
 KINDS = ("sd1", "sdxl", "flux")
 KEEP = ("bird", "car", "house")
@@ -191,7 +191,7 @@ def test_erasure_inside_inference_mode(families):
 @pytest.mark.parametrize("kind", KINDS)
 def test_combined_and_plain_concepts_in_one_list(one, kind):
     """The layers read the combination's rows much as its counterpart's, and alone in its list it leaves its parts as they were."""
-    from trace_core.text import TextEncoder
+    from trace_core.text.encoding import TextEncoder
 
     family, model = one(kind)
     red = settled(combined("bird", "red background"), KEEP)
@@ -221,9 +221,9 @@ def test_what_a_combination_spills_on_its_parts_is_said(one, monkeypatch):
     spilt = result.report["spill"][red.target]
     assert set(spilt) == {"bird", "red background"} and all(0 < v < 2 for v in spilt.values())
     part = max(spilt, key=spilt.get)
-    monkeypatch.setattr(sys.modules["trace_core.closed_form.spill"], "LIMIT", spilt[part] - 0.01)
+    monkeypatch.setattr(sys.modules["trace_core.closed_form.collateral"], "LIMIT", spilt[part] - 0.01)
     assert f"'{part}' without the rest of" in erase(model, family.clip, [red], KEEP).report["warnings"][-1]
-    monkeypatch.setattr(sys.modules["trace_core.closed_form.spill"], "LIMIT", spilt[part] + 0.01)
+    monkeypatch.setattr(sys.modules["trace_core.closed_form.collateral"], "LIMIT", spilt[part] + 0.01)
     assert not any("without the rest" in w for w in erase(model, family.clip, [red], KEEP).report["warnings"])
     assert erase(model, family.clip, [CAT], KEEP).report["spill"] == {}
 
@@ -257,8 +257,8 @@ def test_pooled_vector_alone_would_give_the_concept_away(one, kind):
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_every_layer_forgets_every_row(one, kind, strength):
     """||W'(c - g)|| = (1 - s) ||W(c - g)|| on the weights as ComfyUI patches them, to float16 rounding of the file."""
-    from trace_core.concepts import fill
-    from trace_core.text import PAD, SUBJECT, TextEncoder, align
+    from trace_core.text.concepts import fill
+    from trace_core.text.encoding import PAD, SUBJECT, TextEncoder, align
 
     family, model = one(kind)
     edited = patched_weights(apply(model, erase(model, family.clip, [CAT], KEEP, EXACT).lora, strength))

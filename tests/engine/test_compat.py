@@ -10,15 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trace_core import compat
-from trace_core.backbones import backbone_for
+from trace_core.backbones import backbone_for, compat
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept
 from trace_core.demo import loader
 from trace_core.errors import ModelError
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.gating import apply
+from trace_core.finetune.run import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import TEMPLATES, Concept
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 SMALL = FinetuneConfig(

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
+from trace_core.backbones.sampling import SamplerConfig, noise_for, sample
 from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.concepts import Concept
 from trace_core.demo import domain, loader
 from trace_core.errors import TraceError
 from trace_core.evaluate import Evaluator
-from trace_core.gating import apply
-from trace_core.sampling import SamplerConfig, noise_for, sample
-from trace_core.text import TextEncoder
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import Concept
+from trace_core.text.encoding import TextEncoder
 
 
 @pytest.fixture(scope="module", params=loader.MODELS)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from trace_core.formats import FORMATS
 from trace_core.lora import ErasureLora
+from trace_core.lora.formats import FORMATS
 
 #: levels and blocks as the real ones have them, on 32 channels
 SD = dict(num_res_blocks=[2] * 4, channel_mult=[1, 1, 2, 2], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_output=[1] * 9 + [0] * 3)

@@ -11,10 +11,10 @@ import torch
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import CONTEXT, POOLED
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept
 from trace_core.errors import ModelError
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.gating import apply
+from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import TEMPLATES, Concept
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 LEVEL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])

@@ -13,15 +13,15 @@ import torch
 from trace_core.backbones import Backbone, backbone_for
 from trace_core.cli import main
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept, parse_concepts
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
-from trace_core.finetune import Diverged, FinetuneConfig, Trainer, finetune
-from trace_core.gating import apply
+from trace_core.finetune.objectives import OBJECTIVES, trce
+from trace_core.finetune.objectives.base import squared_error
+from trace_core.finetune.options import PRESETS
+from trace_core.finetune.resume import TrainingState
+from trace_core.finetune.run import Diverged, FinetuneConfig, Trainer, finetune
 from trace_core.lora import ErasureLora
-from trace_core.objectives import OBJECTIVES, trce
-from trace_core.objectives.base import squared_error
-from trace_core.options import PRESETS
-from trace_core.resume import TrainingState
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import TEMPLATES, Concept, parse_concepts
 
 KINDS = ("sd1", "sdxl", "flux")
 CAT = [Concept("cat", "dog")]

@@ -12,18 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from trace_core import rounding
-from trace_core.adapters import attached
 from trace_core.backbones import backbone_for
+from trace_core.backbones.sampling import SamplerConfig, sample
+from trace_core.backbones.weights import is_linear, original, shape_of, storage_of, stored
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept
 from trace_core.errors import ModelError
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.gating import apply, erasures_on
-from trace_core.gradients import checkpointed, saved_apart, training_mode
-from trace_core.lora import ErasureLora
-from trace_core.sampling import SamplerConfig, sample
-from trace_core.weights import is_linear, original, shape_of, storage_of, stored
+from trace_core.finetune.adapters import attached
+from trace_core.finetune.gradients import checkpointed, saved_apart, training_mode
+from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.lora import ErasureLora, rounding
+from trace_core.lora.gating import apply, erasures_on
+from trace_core.text.concepts import TEMPLATES, Concept
 
 FLOAT8 = ("fp8 e4m3", "fp8 e5m2", "fp8 e4m3 by option", "fp8 e4m3 fast", "scaled fp8")
 QUANTISED = ("mixed fp8", "int8", "mxfp8", "nvfp4")
@@ -173,7 +172,7 @@ def test_noise_of_rounding_is_measured_as_the_engine_rounds(tiny, bench, tmp_pat
     """The figure of the warning against the weights of a model that the engine has patched."""
     import comfy.model_management
 
-    from trace_core.casting import weight_and_bias
+    from trace_core.backbones.casting import weight_and_bias
 
     model, lora = bench.load(tiny, fmt, tmp_path), some_lora(0.2)
     backbone = backbone_for(model)
@@ -190,7 +189,7 @@ def test_noise_of_rounding_is_measured_as_the_engine_rounds(tiny, bench, tmp_pat
 def test_seed_of_the_rounding_is_the_engines_own(engine, caplog):
     import comfy.model_patcher
 
-    from trace_core import compat
+    from trace_core.backbones import compat
 
     seed = compat.seed_of(comfy, KEY)
     assert not caplog.records and seed == comfy.model_patcher.string_to_seed(KEY)
@@ -207,7 +206,7 @@ def test_small_edits_on_float8_are_warned_of(tiny, bench, tmp_path, caplog, fmt)
     else:
         share = rounding.noise(model, some_lora(0.2))
         assert 1.3 < share < 2.5 and f"{100 * share:.0f} % of this edit" in small[0] and "end 0.999" in small[0]
-        assert [r.getMessage() for r in caplog.records if r.name == "trace_core.gating"] == [small[0]]
+        assert [r.getMessage() for r in caplog.records if r.name == "trace_core.lora.gating"] == [small[0]]
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -9,15 +9,14 @@ import json
 import pytest
 import torch
 
-from trace_core import gating
 from trace_core.backbones import backbone_for
 from trace_core.cli import main
 from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.concepts import parse_concepts
 from trace_core.errors import ConceptError, LoraError
-from trace_core.fusion import FusionConfig, fuse
-from trace_core.lora import ErasureLora
-from trace_core.text import TextEncoder
+from trace_core.lora import ErasureLora, gating
+from trace_core.lora.fusion import FusionConfig, fuse
+from trace_core.text.concepts import parse_concepts
+from trace_core.text.encoding import TextEncoder
 
 KEEP = ["house", "bird", "green car", "sea"]
 FEW = {"object": ("{}", "a photo of a {}", "a {} on the table")}
@@ -28,7 +27,7 @@ CONFIG = FusionConfig(keep_weight=0.1, alpha=1e-5)
 @pytest.fixture(autouse=True)
 def few_templates(monkeypatch):
     """So few that the concepts do not fill the tiny models' text space."""
-    from trace_core.concepts import TEMPLATES
+    from trace_core.text.concepts import TEMPLATES
 
     monkeypatch.setitem(TEMPLATES, "object", FEW["object"])
 
@@ -309,7 +308,7 @@ def test_node_on_bad_input(families, pack, host, tmp_path):
     ):  # fmt: skip
         with pytest.raises(errors.TraceError, match=message):
             node().fuse(model, family.clip, "house", "fuse", **given)
-    edited = importlib.import_module(f"{pack.__name__}.trace_core.gating").apply(model, wire.erasure_of(good))
+    edited = importlib.import_module(f"{pack.__name__}.trace_core.lora.gating").apply(model, wire.erasure_of(good))
     with pytest.raises(errors.LoraError, match="loader's"):
         node().fuse(edited, family.clip, "house", "fuse", lora_1=good)
     assert "gone.safetensors" in node.VALIDATE_INPUTS("gone.safetensors")

@@ -10,8 +10,8 @@ import torch
 
 from trace_core.backbones import backbone_for
 from trace_core.errors import LoraError, ModelError
-from trace_core.gating import SigmaGate, apply, base_mismatch, erasures_on
 from trace_core.lora import ErasureLora
+from trace_core.lora.gating import SigmaGate, apply, base_mismatch, erasures_on
 
 KINDS = ("sd1", "sdxl", "flux")
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_sde")
@@ -447,7 +447,7 @@ def test_compiled_models_see_the_window(engine):
 
     model = Model()
     compiled = torch.compile(model.diffusion_model, backend="eager")
-    from trace_core.gating import _Path
+    from trace_core.lora.gating import _Path
 
     name = "diffusion_model.0"
     path = _Path(name, model.diffusion_model[0], torch.ones(3, 1), torch.ones(1, 4), 1.0)

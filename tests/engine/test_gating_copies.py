@@ -9,12 +9,11 @@ import threading
 import pytest
 import torch
 
-from trace_core import compat
-from trace_core.backbones import backbone_for
-from trace_core.called import called_model, eager
+from trace_core.backbones import backbone_for, compat
+from trace_core.backbones.running import called_model, eager
 from trace_core.errors import ModelError
-from trace_core.gating import apply
 from trace_core.lora import ErasureLora
+from trace_core.lora.gating import apply
 
 KINDS = ("sd1", "flux")
 LATE = {"start": 0.2, "end": 1.0}

@@ -8,14 +8,14 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from trace_core.adapters import attached
 from trace_core.backbones import backbone_for
 from trace_core.closed_form import erase
-from trace_core.concepts import TEMPLATES, Concept
 from trace_core.errors import LoraError, TraceError
-from trace_core.gating import apply
-from trace_core.gradients import checkpointed, saved_apart, training_mode
+from trace_core.finetune.adapters import attached
+from trace_core.finetune.gradients import checkpointed, saved_apart, training_mode
 from trace_core.lora import ErasureLora
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import TEMPLATES, Concept
 
 KINDS = ("sd1", "sdxl", "flux")
 SCOPES = ("text", "attention", "linear")

@@ -11,10 +11,10 @@ import torch
 from trace_core import methods
 from trace_core.cli import main
 from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.concepts import TEMPLATES, Concept, parse_concepts
-from trace_core.finetune import Trainer, finetune
+from trace_core.finetune.options import FinetuneConfig
+from trace_core.finetune.run import Trainer, finetune
 from trace_core.lora import ErasureLora
-from trace_core.options import FinetuneConfig
+from trace_core.text.concepts import TEMPLATES, Concept, parse_concepts
 
 KEEP = ["bird", "car"]
 ROUND, CHAIN = "cat -> dog; dog -> cat", "cat -> dog; dog -> house"
@@ -65,7 +65,7 @@ def test_concepts_that_are_made_apart_see_each_other(sd):
 
 def test_a_fusion_says_that_an_anchor_is_erased_by_another_file(sd):
     loras = [erase(*sd, parse_concepts(line), KEEP).lora for line in ("cat -> dog", "dog")]
-    from trace_core.fusion import fuse
+    from trace_core.lora.fusion import fuse
 
     warnings = fuse(*sd, loras, KEEP).report["warnings"]
     assert [w for w in warnings if "'cat -> dog': 'dog' is erased as well" in w and "erase them in one list" in w]
@@ -166,9 +166,9 @@ def test_a_run_says_what_it_read(engine, tmp_path, capsys):
 
 def test_two_concepts_that_steer_to_each_other_are_both_gone(engine, tmp_path):
     """In pictures: half of the cats stayed when the rows of the two were to be swapped."""
+    from trace_core.backbones.sampling import SamplerConfig, sample
     from trace_core.demo import domain, loader
-    from trace_core.gating import apply
-    from trace_core.sampling import SamplerConfig, sample
+    from trace_core.lora.gating import apply
 
     out = tmp_path / "x.safetensors"
     assert main(["erase", "--model", "demo-sd", "--erase", "cat -> dog", "--erase", "dog -> cat", "--out", str(out)]) == 0

@@ -40,7 +40,7 @@ def test_the_whole_way(families, pack, part, kind, monkeypatch):
     """In inference mode, as ComfyUI runs nodes; the base model stays bit for bit."""
     family, nodes = families[kind], pack.NODE_CLASS_MAPPINGS
     for name, value in {"trajectories": 4, "keep_trajectories": 4, "batch": 8}.items():
-        monkeypatch.setitem(part("trace_core.options").PRESETS["fast"], name, value)
+        monkeypatch.setitem(part("trace_core.finetune.options").PRESETS["fast"], name, value)
     model = family.model()
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     with torch.inference_mode():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.concepts import Concept
 from trace_core.demo import domain, loader
 from trace_core.errors import ConceptError
 from trace_core.evaluate.recover import inversion, recoverability
+from trace_core.text.concepts import Concept
 
 
 @pytest.fixture(scope="module", params=loader.MODELS)

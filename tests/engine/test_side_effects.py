@@ -6,10 +6,10 @@ import pytest
 
 from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.closed_form.effects import LIMIT, WEIGHT, effect_warnings, sharing
-from trace_core.concepts import Concept
 from trace_core.demo import domain
 from trace_core.demo.loader import load
-from trace_core.text import SUBJECT, TextEncoder
+from trace_core.text.concepts import Concept
+from trace_core.text.encoding import SUBJECT, TextEncoder
 
 NAME = Concept("Van Gogh")
 

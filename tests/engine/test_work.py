@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.cli import main, models, training
 from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.concepts import Concept
 from trace_core.errors import ConceptError
-from trace_core.finetune import FinetuneConfig, finetune
-from trace_core.fusion import fuse
-from trace_core.gating import apply
+from trace_core.finetune.resume import TrainingState
+from trace_core.finetune.run import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
-from trace_core.resume import TrainingState
-from trace_core.sampling import SamplerConfig, sample
+from trace_core.lora.fusion import fuse
+from trace_core.lora.gating import apply
+from trace_core.text.concepts import Concept
 
 #: as little work as a finetune can be
 TINY = dict(steps=3, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32)

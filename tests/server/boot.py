@@ -4,7 +4,7 @@ import os
 import runpy
 import sys
 
-from trace_core import stand_ins
+from trace_core.cli import stand_ins
 
 stand_ins.install()
 

@@ -99,7 +99,7 @@ def test_template_keeps_the_rest(name, runs, server, domain):
 
 def test_trace_full_shows_its_training(runs):
     tuned = next(o for o in runs("trace-full").values() if "trace_losses" in o)
-    from trace_core.options import PRESETS
+    from trace_core.finetune.options import PRESETS
 
     steps = PRESETS["fast"]["steps"]
     assert [entry["step"] for entry in tuned["trace_losses"]] == list(range(steps))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trace_core.anchors import followed
-from trace_core.concepts import (
+from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
+from trace_core.lora.parts import entry_of, read_concepts
+from trace_core.text.anchors import followed
+from trace_core.text.concepts import (
     EVERYDAY,
     OTHERS,
     TEMPLATES,
@@ -16,9 +18,7 @@ from trace_core.concepts import (
     prompt_pairs,
     settled,
 )
-from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
-from trace_core.kinds import DATA, KINDS, LISTS, bare, guess_kind, kind_of
-from trace_core.parts import entry_of, read_concepts
+from trace_core.text.kinds import DATA, KINDS, LISTS, bare, guess_kind, kind_of
 
 ROUND = "the arrows lead round in a circle"
 

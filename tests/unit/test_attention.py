@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trace_core import attention
-from trace_core.attention import focus_region, grid_of, suppression
 from trace_core.errors import TraceError
+from trace_core.finetune import attention
+from trace_core.finetune.attention import focus_region, grid_of, suppression
 
 B, H, D, M = 2, 3, 5, 11
 

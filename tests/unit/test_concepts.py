@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trace_core.concepts import (
+from trace_core.errors import ConceptError, TraceError
+from trace_core.text.concepts import (
     EVERYDAY,
     MAX_CHARACTERS,
     TEMPLATES,
@@ -21,7 +22,6 @@ from trace_core.concepts import (
     same,
     settled,
 )
-from trace_core.errors import ConceptError, TraceError
 
 
 def test_grammar():

@@ -7,8 +7,8 @@ import torch
 
 from trace_core.closed_form.contrast import contrast_words, shared_rows, word_weight, words_inside
 from trace_core.closed_form.policies import KEEP_PROMPTS, KEEP_TEMPLATES, POLICIES, keep_prompts, keep_shares
-from trace_core.concepts import EVERYDAY, Concept, combined
-from trace_core.text import SUBJECT, TextEncoder
+from trace_core.text.concepts import EVERYDAY, Concept, combined
+from trace_core.text.encoding import SUBJECT, TextEncoder
 
 
 @pytest.mark.parametrize(

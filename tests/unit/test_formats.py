@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trace_core import lora_keys
 from trace_core.cli import main
 from trace_core.errors import LoraError
 from trace_core.lora import ErasureLora
+from trace_core.lora import keys as lora_keys
 
 #: what other software calls a layer -> what ComfyUI's network calls it
 NAMES = {

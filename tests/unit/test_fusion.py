@@ -9,15 +9,15 @@ import torch
 
 from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form.policies import POLICIES, keep_prompts
-from trace_core.concepts import TEMPLATES, combined, fill
 from trace_core.errors import LoraError, TraceError
-from trace_core.fusion import FusionConfig, check_compatible, compress, parse_strengths
-from trace_core.fusion.config import Adapter
-from trace_core.fusion.factors import assemble, balance, truncate
-from trace_core.fusion.sums import Packed, Stream, collect
 from trace_core.lora import ErasureLora
-from trace_core.parts import entry_of
-from trace_core.text import BOS, GROUPS, TextEncoder
+from trace_core.lora.fusion import FusionConfig, check_compatible, compress, parse_strengths
+from trace_core.lora.fusion.config import Adapter
+from trace_core.lora.fusion.factors import assemble, balance, truncate
+from trace_core.lora.fusion.sums import Packed, Stream, collect
+from trace_core.lora.parts import entry_of
+from trace_core.text.concepts import TEMPLATES, combined, fill
+from trace_core.text.encoding import BOS, GROUPS, TextEncoder
 
 WIDTH, LENGTH, POOL = 32, 16, 12
 KEEP = ["bird", "green car", "sunflower"]

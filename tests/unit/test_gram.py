@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trace_core.backbones.numerics import is_finite
 from trace_core.closed_form import solvers
 from trace_core.closed_form.erase import _Sums
 from trace_core.closed_form.gram import Cross, Gram
-from trace_core.numerics import is_finite
 
 D = 40
 

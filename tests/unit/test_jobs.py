@@ -11,12 +11,12 @@ import torch
 from trace_core.cli import jobs
 from trace_core.cli.folder import Folder, difference
 from trace_core.cli.jobs import RETRIES, Display, Foreman
-from trace_core.cli.on_ray import RayPool
+from trace_core.cli.ray_workers import RayPool
 from trace_core.cli.workers import START, Setup, rarely
-from trace_core.concepts import Concept
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
 from trace_core.methods import METHODS, erase
+from trace_core.text.concepts import Concept
 
 CONCEPTS = tuple(Concept(name) for name in ("cat", "van Gogh", "tree", "🐱"))
 SETUP = Setup("demo-sd", "trace", CONCEPTS, ("dog",), {"eta": 0.0}, {"steps": 3, "window": (0.2, 1.0)}, 7, 1)

@@ -90,7 +90,7 @@ def test_every_node_has_a_help_page(name):
 
 
 def test_metadata_survive_the_wire(part):
-    wire, lora = part("nodes.wire"), part("trace_core.lora")
+    wire, lora = part("nodes.wire"), part("trace_core.lora.erasure")
     shared = torch.ones(2, 3)
     erasure = lora.ErasureLora.from_factors({f"diffusion_model.{m}": (torch.ones(4, 2), shared) for m in "ab"})
     erasure.metadata["trace.method"] = '"x"'
@@ -153,7 +153,7 @@ def test_a_saved_file_never_takes_the_place_of_another(part, tmp_path, monkeypat
 
 @pytest.mark.parametrize("preset", ["artist", "person", "object", "explicit", "trademark", "demo objects", "demo styles"])
 def test_presets_parse(pack, part, preset):
-    node, concepts = pack.NODE_CLASS_MAPPINGS["TRACE_ErasurePresets"](), part("trace_core.concepts")
+    node, concepts = pack.NODE_CLASS_MAPPINGS["TRACE_ErasurePresets"](), part("trace_core.text.concepts")
     erase, keep = node.lists(preset, "", "a blue house")
     erased = concepts.parse_concepts(erase)
     kept = concepts.parse_keep(keep)
@@ -165,9 +165,9 @@ def test_presets_parse(pack, part, preset):
 
 
 def test_trained_twice_is_refused(part):
-    finetune, lora, errors = part("nodes.finetune"), part("trace_core.lora"), part("trace_core.errors")
+    finetune, lora, errors = part("nodes.finetune"), part("trace_core.lora.erasure"), part("trace_core.errors")
     erasure = lora.ErasureLora.from_factors({"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))})
-    record = {part("trace_core.gating").RECORD: ({"fingerprint": erasure.fingerprint},)}
+    record = {part("trace_core.lora.gating").RECORD: ({"fingerprint": erasure.fingerprint},)}
     model = type("Model", (), {"model_options": record})()
     with pytest.raises(errors.LoraError, match="loader's"):
         finetune.refuse_doubled(model, erasure)

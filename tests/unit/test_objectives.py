@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from trace_core.concepts import KINDS
 from trace_core.errors import TraceError
-from trace_core.finetune import FinetuneConfig, largest
-from trace_core.objectives import OBJECTIVES
-from trace_core.objectives.ant import reversed_guidance
-from trace_core.objectives.base import WINDOWS, predicted, squared_error
-from trace_core.objectives.esd import negative_guidance
-from trace_core.objectives.mace import focal_density
-from trace_core.objectives.trace import erase_target
-from trace_core.objectives.trce import amplified, contrast, plain_error
-from trace_core.options import PRESETS
-from trace_core.trajectory import REFERENCES
+from trace_core.finetune.objectives import OBJECTIVES
+from trace_core.finetune.objectives.ant import reversed_guidance
+from trace_core.finetune.objectives.base import WINDOWS, predicted, squared_error
+from trace_core.finetune.objectives.esd import negative_guidance
+from trace_core.finetune.objectives.mace import focal_density
+from trace_core.finetune.objectives.trace import erase_target
+from trace_core.finetune.objectives.trce import amplified, contrast, plain_error
+from trace_core.finetune.options import PRESETS
+from trace_core.finetune.run import FinetuneConfig, largest
+from trace_core.finetune.trajectory import REFERENCES
+from trace_core.text.concepts import KINDS
 
 SHAPE = (3, 4, 5, 6)
 

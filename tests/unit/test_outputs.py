@@ -13,11 +13,11 @@ from trace_core.cli import main, outputs
 from trace_core.cli.folder import Folder
 from trace_core.cli.main import parser
 from trace_core.cli.workers import START, Setup
-from trace_core.concepts import Concept
 from trace_core.errors import LoraError, TraceError
-from trace_core.files import write_whole
+from trace_core.finetune.resume import TrainingState
 from trace_core.lora import ErasureLora
-from trace_core.resume import TrainingState
+from trace_core.lora.files import write_whole
+from trace_core.text.concepts import Concept
 
 LORA = ErasureLora({"diffusion_model.a": (torch.ones(200, 40).half(), torch.ones(40, 300).half())}, {"trace.concepts": '[["cat", "", 1.0]]'})
 

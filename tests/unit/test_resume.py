@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trace_core.errors import LoraError
+from trace_core.finetune.resume import FORMAT, TrainingState
 from trace_core.lora import ErasureLora
-from trace_core.resume import FORMAT, TrainingState
 
 RUN = json.dumps({"base": "00ff", "prompts": ["", "a cat"], "lr": 0.002, "rank": 2})
 

@@ -12,10 +12,10 @@ from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form import POLICIES, ClosedFormConfig, ContextEdit, Gram, projection, ridge, solvers
 from trace_core.closed_form.erase import as_negative_prompts, collect, export, solve
 from trace_core.closed_form.policies import erased_pairs, keep_prompts
-from trace_core.concepts import TEMPLATES, Concept, asks_for, combined, fill
 from trace_core.errors import ConceptError, TraceError
 from trace_core.lora import ErasureLora
-from trace_core.text import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
+from trace_core.text.concepts import TEMPLATES, Concept, asks_for, combined, fill
+from trace_core.text.encoding import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
 
 WIDTH, LENGTH = 96, 16
 WIDE = 384  #: more than the concepts of CONCEPTS have directions

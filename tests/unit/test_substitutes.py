@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trace_core.concepts import Concept, combined
-from trace_core.substitutes import CANDIDATES, PROBES, substitutes
-from trace_core.text import BEFORE, BOS, FIRST_EOT, SUBJECT, TextRows
+from trace_core.text.concepts import Concept, combined
+from trace_core.text.encoding import BEFORE, BOS, FIRST_EOT, SUBJECT, TextRows
+from trace_core.text.substitutes import CANDIDATES, PROBES, substitutes
 
 #: cosine of what a name adds to what "cat" or "Van Gogh" adds
 NEAR = {"cat": 1.0, "kitten": 0.95, "dog": 0.7, "tiger": 0.5, "ship": 0.1, "sea": -0.4, "comic style": 0.6, "oil painting style": 0.4,

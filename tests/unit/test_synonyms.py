@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trace_core.concepts import EVERYDAY, Concept
-from trace_core.kinds import DATA
-from trace_core.substitutes import _candidates
-from trace_core.synonyms import everyday, synonymous
+from trace_core.text.concepts import EVERYDAY, Concept
+from trace_core.text.kinds import DATA
+from trace_core.text.substitutes import _candidates
+from trace_core.text.synonyms import everyday, synonymous
 
 
 @pytest.mark.parametrize("a, b", [("automobile", "car"), ("car", "Automobile"), ("lorry", "truck"), ("aeroplane", "airplane"), ("Cat", "cat")])

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from trace_core.errors import ConceptError
-from trace_core.text import AFTER, BEFORE, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder, TextRows, align, escape
+from trace_core.text.encoding import (
+    AFTER,
+    BEFORE,
+    BOS,
+    FIRST_EOT,
+    PAD,
+    SUBJECT,
+    TextEncoder,
+    TextRows,
+    align,
+    escape,
+)
 
 LETTERS = {"B": BOS, "b": BEFORE, "S": SUBJECT, "a": AFTER, "E": FIRST_EOT, "p": PAD}
 
@@ -99,7 +110,7 @@ def test_align_without_start_token():
 @pytest.mark.parametrize("towers", [("l",), ("l", "t5xxl")])
 def test_align_pairs_equal_ids_outside_the_subject(fake, target, anchor, template, towers):
     """Ends on ends, pads on pads, every word of the template on the same word, order kept; on either kind of tower."""
-    from trace_core.concepts import fill
+    from trace_core.text.concepts import fill
 
     encoder = TextEncoder(fake.FakeClip(8, 40, towers))
     erase = encoder.encode(fill(template, target), target)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trace_core.errors import TraceError
-from trace_core.trajectory import Points
-from trace_core.windows import DECIDED, LATEST, auto_window, check_window, influence, inside
+from trace_core.finetune.trajectory import Points
+from trace_core.finetune.windows import DECIDED, LATEST, auto_window, check_window, influence, inside
 
 PERCENTS = (0.0, 0.1, 0.3, 0.45, 0.7)
 SIGMAS = (14.0, 9.0, 4.0, 2.0, 0.5)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import casting, compat
 from ..errors import ModelError, TraceError
-from ..numerics import is_finite
-from ..weights import effective, is_linear, original, shape_of
+from . import casting, compat
+from .numerics import is_finite
+from .weights import effective, is_linear, original, shape_of
 
 PREFIX = "diffusion_model."
 
@@ -54,7 +54,7 @@ class Layer:
 class Backbone:
     """A ComfyUI ModelPatcher, seen as the places where text enters it.
 
-    Weights are read through :mod:`~trace_core.weights`: originals, dequantised, with the patches already on the model applied.
+    Weights are read through :mod:`~trace_core.backbones.weights`: originals, dequantised, with the patches already on the model applied.
     They are never written.
     """
 
@@ -154,7 +154,7 @@ class Backbone:
         A model of dynamic memory management keeps its weights in a mapped file and casts them for each operation; a gradient needs
         tensors that stay. So this backbone goes over to a copy of the usual sort, as ComfyUI's own training does.
 
-        To be called before :func:`~trace_core.gradients.training_mode`: patches that go on a quantised weight in inference mode, as in
+        To be called before :func:`~trace_core.finetune.gradients.training_mode`: patches that go on a quantised weight in inference mode, as in
         ComfyUI's nodes, come off only there, and the other way round.
 
         Raises:

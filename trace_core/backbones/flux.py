@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ..weights import is_linear
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, comfy_class
+from .weights import is_linear
 
 TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
 ATTENTION = r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"

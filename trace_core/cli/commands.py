@@ -10,15 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..closed_form import ClosedFormConfig
-from ..concepts import Concept, settled
-from ..engine import PACK_ROOT, EngineNotFound, load
 from ..errors import TraceError
-from ..lora import ErasureLora
-from ..synonyms import everyday
-from . import intake, jobs, outputs, training, workers
-from .clock import Bars, Clock
+from ..lora.erasure import ErasureLora
+from ..text.concepts import Concept, settled
+from ..text.synonyms import everyday
+from . import inputs as intake
+from . import jobs, outputs, training, workers
+from .engine import PACK_ROOT, EngineNotFound, load
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import write_text
+from .timing import Bars, Clock
 
 __all__ = ["open_model", "run", "write_text"]
 
@@ -55,7 +56,7 @@ def run(args) -> None:
 def sampler_of(args, model, demo: bool):
     """Sampler settings of the command line over the family's defaults."""
     from ..backbones import backbone_for
-    from ..sampling import SamplerConfig
+    from ..backbones.sampling import SamplerConfig
 
     kind = backbone_for(model).kind
     defaults = {} if demo else {"steps": 20, "cfg": 7.0, "width": 1024, "height": 1024, "batch": 1}
@@ -71,7 +72,7 @@ def sampler_of(args, model, demo: bool):
 
 def with_loras(model, files: Sequence[str], strength: float, start: float | None = None, end: float | None = None):
     """The model with every file applied in turn, in the window from ``start`` to ``end`` (None: the file's own)."""
-    from ..gating import apply
+    from ..lora.gating import apply
 
     for file in files:
         model = apply(model, ErasureLora.load(file), strength, start, end)
@@ -177,8 +178,8 @@ def _closed_form_options(args, method) -> dict:
 
 
 def generate(args) -> dict:
+    from ..backbones.sampling import sample
     from ..evaluate.grid import grid
-    from ..sampling import sample
 
     if Path(args.out).suffix.lower() != ".png":
         raise TraceError(f"--out '{args.out}' must end in .png")

@@ -6,15 +6,15 @@ import json
 import time
 from pathlib import Path
 
-from ..concepts import parse_concepts
 from ..demo import domain, loader
-from ..engine import load
 from ..evaluate import Evaluator
 from ..evaluate.grid import grid
 from ..evaluate.protocol import object_prompts
-from ..gating import apply
-from ..lora import ErasureLora
+from ..lora.erasure import ErasureLora
+from ..lora.gating import apply
 from ..methods import METHODS, erase
+from ..text.concepts import parse_concepts
+from .engine import load
 from .training import Bar
 
 NOUNS = ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import TraceError
-from ..files import why, write_whole
-from ..lora import ErasureLora
+from ..lora.erasure import ErasureLora
+from ..lora.files import why, write_whole
 from .workers import Setup
 
 TEMPORARY = ".trace-part-"

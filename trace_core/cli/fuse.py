@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..concepts import same
 from ..errors import TraceError
-from ..lora import ErasureLora
-from ..parts import grades
-from . import intake
+from ..lora.erasure import ErasureLora
+from ..lora.parts import grades
+from ..text.concepts import same
+from . import inputs as intake
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import keep as keep_file
 
 
 def run(args, bars) -> dict:
     """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
-    from ..fusion import FusionConfig, check_compatible, compress, parse_strengths
+    from ..lora.fusion import FusionConfig, check_compatible, compress, parse_strengths
 
     config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
                           alpha=args.alpha, max_rank=args.max_rank)  # fmt: skip
@@ -63,7 +63,7 @@ def run(args, bars) -> dict:
 def _fused(args, names, loras, keep, config, strengths, bars):
     from dataclasses import replace
 
-    from ..fusion import fuse
+    from ..lora.fusion import fuse
 
     model, clip, _ = open_model(Source.of(args), clock=args.clock)
     if args.model in DEMO_MODELS:

@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..concepts import Concept
 from ..errors import TraceError
-from .clock import Bars
+from ..text.concepts import Concept
 from .folder import Folder
 from .models import open_model
 from .outputs import keep
+from .timing import Bars
 from .training import Stopped
 from .workers import REPORT, START, Setup, pool_for
 

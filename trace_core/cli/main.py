@@ -8,9 +8,9 @@ import sys
 
 from .. import __version__
 from ..errors import TraceError
-from ..formats import FORMATS
+from ..lora.formats import FORMATS
 from ..methods import METHODS
-from .intake import DryRun
+from .inputs import DryRun
 from .models import DTYPES
 
 TRAINED = [name for name, method in METHODS.items() if method.finetune is not None]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..engine import load
 from ..errors import TraceError
+from .engine import load
 
 DEMO_MODELS = ("demo-sd", "demo-flux")
 DTYPES = {"auto": None, "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
@@ -187,7 +187,7 @@ def _check_clip(model, clip, source: Source) -> None:
         TraceError: naming the remedy.
     """
     from ..backbones import backbone_for
-    from ..encoders import check_clip
+    from ..backbones.clips import check_clip
 
     if clip is None or clip.cond_stage_model is None:
         raise TraceError(f"'{Path(source.model).name}' has no text encoder; give its files with --clip, or use a full checkpoint")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LoraError, TraceError
-from ..files import is_stream, real, why, write_whole
+from ..lora.files import is_stream, real, why, write_whole
 
 #: Options that name files which a command reads; each may be one name or a list of them
 READ = {"model": "--model", "clip": "--clip", "vae": "--vae", "lora": "--lora", "files": "FILE", "file": "FILE", "erase_file": "--erase-file",

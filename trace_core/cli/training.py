@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..concepts import Concept
 from ..errors import LoraError, TraceError
+from ..text.concepts import Concept
 
 
 def options(args, method) -> dict:
@@ -18,7 +18,7 @@ def options(args, method) -> dict:
     """
     if method.finetune is None:
         return {}
-    from ..finetune import FinetuneConfig
+    from ..finetune.run import FinetuneConfig
 
     given = {"rank": args.rank, "lr": args.lr, "scope": args.scope, "steps": args.steps, "eta": args.eta}
     found = {k: v for k, v in given.items() if v is not None}
@@ -58,7 +58,7 @@ def saved_state(args, method, concepts: Sequence[Concept]):
     Raises:
         LoraError: if the file is something else, or of another run.
     """
-    from ..resume import TrainingState
+    from ..finetune.resume import TrainingState
 
     file = Path(args.resume) if args.resume and method.finetune is not None else None
     if not file or not file.exists():

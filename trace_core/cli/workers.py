@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ..concepts import Concept
 from ..errors import TraceError
+from ..text.concepts import Concept
 from .models import Source, open_model
 
 START = 0  #: number of the task that comes before the concepts, which count from 1
@@ -39,7 +39,7 @@ PATIENCE = 5.0  #: seconds that a worker has to end
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.engine.load`; ``size``: bytes of the model's file; ``clip``,
+    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.cli.engine.load`; ``size``: bytes of the model's file; ``clip``,
     ``vae`` and ``dtype``: as on the command line."""
 
     model: str
@@ -72,7 +72,7 @@ class Eraser:
         """Raises: TraceError: if there is no such model here."""
         import torch
 
-        from ..engine import load
+        from .engine import load
 
         torch.set_num_threads(setup.threads)
         load(setup.cpu)
@@ -112,8 +112,8 @@ class Eraser:
         Raises:
             ConceptError: naming it.
         """
-        from ..spelling import check_spelling
-        from ..text import TextEncoder
+        from ..text.encoding import TextEncoder
+        from ..text.spelling import check_spelling
 
         encoder = TextEncoder(self.clip)
         if self.setup.closed_form.get("stream") != "pooled":
@@ -129,7 +129,7 @@ def as_bytes(lora, extra: dict[str, str] | None = None) -> bytes:
 
 
 def from_bytes(data: bytes):
-    from ..lora import ErasureLora
+    from ..lora.erasure import ErasureLora
 
     return ErasureLora.from_bytes(data)
 
@@ -282,10 +282,10 @@ class LocalPool:
 
 
 def pool_for(setup: Setup, jobs: int, ray: str | None):
-    """On this machine, or as :class:`~trace_core.cli.on_ray.RayPool` at the address ``ray``."""
+    """On this machine, or as :class:`~trace_core.cli.ray_workers.RayPool` at the address ``ray``."""
     if ray is None:
         return LocalPool(setup)
-    from .on_ray import RayPool
+    from .ray_workers import RayPool
 
     return RayPool(setup, ray, jobs)
 
@@ -294,7 +294,7 @@ def forced_cpu() -> bool | None:
     """True where this process must not use the GPU that there is; workers must not either."""
     import torch
 
-    from ..engine import load
+    from .engine import load
 
     load()
     return True if torch.cuda.is_available() and sys.modules["comfy.cli_args"].args.cpu else None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..concepts import EVERYDAY, Concept, same
-from ..text import SUBJECT, TextEncoder, TextRows
+from ..text.concepts import EVERYDAY, Concept, same
+from ..text.encoding import SUBJECT, TextEncoder, TextRows
 
 #: Things that are also first names, surnames, or parts of the names of works and figures. Written for this pack; things, animals,
 #: people by their work, plants and places only: an adjective or colour says what the name says ("red background"), a medium or a

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..backbones.base import POOLED
-from ..concepts import EVERYDAY, Concept, fill, same
 from ..errors import ConceptError, ModelError
-from ..spelling import check_spelling
-from ..text import BOS, GROUPS, SUBJECT, Pairs, TextEncoder, align
-from . import spill
+from ..text.concepts import EVERYDAY, Concept, fill, same
+from ..text.encoding import BOS, GROUPS, SUBJECT, Pairs, TextEncoder, align
+from ..text.spelling import check_spelling
+from . import collateral as spill
 from .contrast import FRAME, words_inside
 from .edit import ContextEdit
 from .policies import row_weights

@@ -11,25 +11,25 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..anchors import followed
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
-from ..carried import check_weights
-from ..concepts import KINDS, Concept, check_disjoint, guess_kind, kinds_of, settled
-from ..encoders import check_clip, check_width
+from ..backbones.clips import check_clip, check_width
+from ..backbones.other_patches import check_weights
+from ..backbones.sampling import FirstStep
 from ..errors import ConceptError, TraceError
-from ..lora import ErasureLora, base_metadata
-from ..sampling import FirstStep
-from ..substitutes import substitutes
-from ..synonyms import everyday
-from ..text import BOS, TextEncoder, TextRows
+from ..lora.erasure import ErasureLora, base_metadata
+from ..text.anchors import followed
+from ..text.concepts import KINDS, Concept, check_disjoint, guess_kind, kinds_of, settled
+from ..text.encoding import BOS, TextEncoder, TextRows
+from ..text.substitutes import substitutes
+from ..text.synonyms import everyday
 from . import solvers
+from .collateral import spill
 from .contrast import contrast_words
 from .edit import ContextEdit
 from .effects import effect_warnings, side_effects, spelling_of, weight_warnings
 from .gram import add_symmetric, mirror
 from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
-from .spill import spill
 from .sums import _Sums
 
 ALL_GROUPS = tuple(range(6))
@@ -104,8 +104,8 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     Args:
         model: ComfyUI ModelPatcher; patches already on it count as part of its weights.
         clip: the ComfyUI CLIP that belongs to it.
-        concepts: what to erase, from :func:`trace_core.concepts.parse_concepts`.
-        keep: what must not change; empty means :data:`~trace_core.concepts.EVERYDAY`.
+        concepts: what to erase, from :func:`trace_core.text.concepts.parse_concepts`.
+        keep: what must not change; empty means :data:`~trace_core.text.concepts.EVERYDAY`.
         config: options.
         progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
         seed: written to the metadata; the closed form itself draws nothing at random.

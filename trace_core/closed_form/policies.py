@@ -9,8 +9,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..concepts import TEMPLATES, Concept, apart, asks_for, fill, prompt_pairs
-from ..text import AFTER, BEFORE, BOS, FIRST_EOT, GROUPS, PAD, SUBJECT, Pairs, TextEncoder, TextRows, align
+from ..text.concepts import TEMPLATES, Concept, apart, asks_for, fill, prompt_pairs
+from ..text.encoding import (
+    AFTER,
+    BEFORE,
+    BOS,
+    FIRST_EOT,
+    GROUPS,
+    PAD,
+    SUBJECT,
+    Pairs,
+    TextEncoder,
+    TextRows,
+    align,
+)
 from .contrast import contrast_prompts, shared_rows, word_weight
 
 #: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so weights go to
@@ -139,7 +151,7 @@ def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
 
     Args:
         concepts: what is erased. A combined concept's parts are kept apart from each other, see
-            :func:`~trace_core.concepts.apart`, and no prompt asks for both of them.
+            :func:`~trace_core.text.concepts.apart`, and no prompt asks for both of them.
         contrast: words inside the concepts' names are kept as well, see :mod:`~trace_core.closed_form.contrast`; the published
             methods have no such prompts.
     """

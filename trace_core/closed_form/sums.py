@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..text import BOS
+from ..text.encoding import BOS
 from . import solvers
 from .gram import Cross, Gram
 

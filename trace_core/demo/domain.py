@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..concepts import Concept, same
 from ..evaluate.protocol import Domain
+from ..text.concepts import Concept, same
 from .loader import load_judge
 from .vocabulary import COLOURS, OBJECTS, STYLES
 

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .. import compat
+from ..backbones import compat
+from ..backbones.sampling import SIZE, SamplerConfig
 from ..errors import TraceError
-from ..sampling import SIZE, SamplerConfig
 from . import networks, text_towers
 from .codec import Codec
 from .judge import Judge

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import compat
+from ..backbones import compat
 from . import sizes
 
 ASSETS = Path(__file__).resolve().parent / "assets"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from .. import compat
+from ..backbones import compat
 from . import sizes
 from .networks import ASSETS, clip_config, config_file
 

@@ -9,9 +9,9 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..concepts import Concept, same
+from ..backbones.sampling import SamplerConfig, sample
 from ..errors import ConceptError
-from ..sampling import SamplerConfig, sample
+from ..text.concepts import Concept, same
 from .metrics import drift, h_c, h_o, mean_probability, top1
 
 #: ``progress(phase, done, total)`` in pictures; raise from it to cancel

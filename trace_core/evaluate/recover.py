@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..adapters import attached
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
+from ..backbones.sampling import SamplerConfig, sample
 from ..closed_form.solvers import cholesky
 from ..errors import ConceptError
-from ..gating import apply
-from ..gradients import saved_apart, training_mode
-from ..lora import ErasureLora
-from ..sampling import SamplerConfig, sample
-from ..trajectory import Prompts, Sampling, trajectories
+from ..finetune.adapters import attached
+from ..finetune.gradients import saved_apart, training_mode
+from ..finetune.trajectory import Prompts, Sampling, trajectories
+from ..lora.erasure import ErasureLora
+from ..lora.gating import apply
 from .metrics import top1
 from .protocol import Domain, object_prompts, style_prompts
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from ... import engine
+from ...cli import engine
 from .. import networks, sizes
 from ..codec import Codec
 from ..vocabulary import caption

@@ -1,0 +1,47 @@
+"""Whether a CLIP belongs to a model: asked once, before any work."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import ConceptError
+from .base import CONTEXT, POOLED
+
+
+def check_clip(backbone, clip) -> None:
+    """Refuse a text encoder that is missing, or whose rows or pooled vector are not what the model reads.
+
+    Args:
+        backbone: the model's.
+        clip: a ComfyUI CLIP, or what is in its place.
+
+    Raises:
+        ConceptError: naming both widths and the remedy.
+    """
+    if not hasattr(clip, "tokenize"):
+        what = "no CLIP is connected, or its loader found none in the file" if clip is None else f"{type(clip).__name__} is no CLIP"
+        raise ConceptError(f"{what}; connect the CLIP that belongs to this model, from a CLIP loader if the checkpoint has none")
+    rows, pooled = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)[:2]
+    check_width(rows[0], backbone)
+    if backbone.width(POOLED) is None:
+        return
+    if pooled is None:
+        raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
+    if pooled.shape[-1] != backbone.width(POOLED):
+        raise ConceptError(
+            f"the text encoder gives a pooled vector of {pooled.shape[-1]} numbers, the model reads {backbone.width(POOLED)}; "
+            "connect the CLIP that belongs to this model"
+        )
+
+
+def check_width(rows: Tensor, backbone) -> None:
+    """Refuse rows ``[n, d]`` of a text encoder that are not those the model reads.
+
+    Raises:
+        ConceptError: naming both widths.
+    """
+    if rows.shape[1] != backbone.width(CONTEXT):
+        raise ConceptError(
+            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
+            "connect the CLIP that belongs to this model"
+        )

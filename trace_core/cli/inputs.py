@@ -1,0 +1,124 @@
+"""Lists of the command line: options and files to concepts and a keep list, and what was read, in words."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..text import lists
+from ..text.anchors import followed
+from ..text.concepts import Concept, check_disjoint, concepts_of, keep_of, kinds_of
+from ..text.syntax import Item
+
+SHOWN = 12  #: concepts that are named one by one
+
+
+@dataclass
+class Read:
+    """What the lists say.
+
+    Attributes:
+        concepts: what to erase, with anchors that are not erased themselves.
+        keep: what must not change; empty: the default.
+        notes: what was left out of the lists or changed, in sentences.
+    """
+
+    concepts: list[Concept] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read(args: argparse.Namespace) -> Read:
+    """The erase list and the keep list of a command.
+
+    Raises:
+        ConceptError: naming the file and the line, or the option.
+    """
+    found, notes = concepts(args)
+    kept, more = keep(args)
+    check_disjoint(found, kept)
+    found, said = followed(found)
+    return Read(found, kept, [*notes, *more, *said])
+
+
+def concepts(args: argparse.Namespace) -> tuple[list[Concept], list[str]]:
+    """Concepts of ``--erase`` and ``--erase-file``; empty only where the command allows it."""
+    if not (args.erase or args.erase_file) and not args.erase_required:
+        return [], []
+    columns = lists.Columns(*(getattr(args, name, None) or "" for name in ("column", "anchor_column", "kind_column")))
+    entries, notes = _entries("--erase", args.erase, args.erase_file, columns)
+    return concepts_of(entries, f"--erase-file {args.erase_file}" if args.erase_file else "--erase"), notes
+
+
+def keep(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The keep list of ``--keep`` and ``--keep-file``; empty if neither is given."""
+    columns = lists.Columns(getattr(args, "keep_column", None) or "")
+    entries, notes = _entries("--keep", args.keep, args.keep_file, columns, True)
+    return keep_of(entries), notes
+
+
+def _entries(option: str, given: Sequence[str], file: str | None, columns: lists.Columns, keep: bool = False) -> tuple[list[Item], list[str]]:
+    """The file's entries, then those of the options, each with its own place."""
+    entries, notes = lists.read(file, f"{option}-file {file}", columns, keep) if file else ([], [])
+    for text in given:
+        entries += lists.from_text(text, option, keep=keep, numbered=len(text.splitlines()) > 1)
+    return entries, notes
+
+
+def report(read: Read, kind: str = "auto", default_keep: int | None = None) -> dict:
+    """What was read, as JSON.
+
+    Args:
+        kind: of ``--kind``.
+        default_keep: entries that are kept where nothing is named.
+    """
+    kinds = kinds_of(read.concepts, kind)
+    return {
+        "concepts": [{**k, "anchor": c.anchor, "strength": c.strength, "parts": list(c.parts)} for c, k in zip(read.concepts, kinds)],
+        "counts": dict(Counter(k["kind"] for k in kinds)),
+        "keep": read.keep,
+        "default_keep": None if read.keep else default_keep,
+        "notes": read.notes,
+    }
+
+
+def lines(found: dict) -> list[str]:
+    """The report in words: how many concepts of which kind, and why, how many are kept."""
+    concepts, keep = found["concepts"], found["keep"]
+    groups = Counter((c["kind"], c["why"]) for c in concepts)
+    kinds = ", ".join(f"{count:,} {kind} ({why})" for (kind, why), count in groups.most_common())
+    out = [f"read {_count(len(concepts), 'concept')}: {kinds}"]
+    more = [(sum(bool(c["anchor"]) for c in concepts), "with an anchor"), (sum(c["strength"] != 1 for c in concepts), "with a strength"),
+            (sum(bool(c["parts"]) for c in concepts), "combined")]
+    if any(count for count, _ in more):
+        out[0] += "; " + ", ".join(f"{count:,} {what}" for count, what in more if count)
+    kept = f"{len(keep):,} named" if keep else f"the default list of {found['default_keep']}" if found["default_keep"] else "the default list"
+    return [*out, f"keep: {kept}", *(f"note: {note}" for note in found["notes"])]
+
+
+def table(found: dict) -> list[str]:
+    """The first concepts one by one."""
+    rows = [(c["concept"], f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
+            for c in found["concepts"][:SHOWN]]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    out = ["  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows]
+    left = len(found["concepts"]) - len(rows)
+    return [*out, f"  and {left:,} more"] if left else out
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+class DryRun(argparse.Action):
+    """``--dry-run``: what is written is not asked for."""
+
+    def __init__(self, *args, spares: argparse.Action, **options):
+        super().__init__(*args, nargs=0, default=False, **options)
+        self.spares = spares
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, True)
+        self.spares.required = False

@@ -1,0 +1,414 @@
+"""ErasureLora: low-rank factors with metadata, as plain safetensors that the stock LoRA loader reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite
+from numbers import Real
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .. import __version__
+from ..backbones.numerics import is_finite
+from ..errors import LoraError
+from ..text.concepts import KINDS
+from . import formats
+from .files import why, write_whole
+from .parts import (
+    DTYPES,
+    Part,
+    check_named,
+    edit_the_same,
+    entry_of,
+    grades,
+    listed,
+    parts_entry,
+    read_concepts,
+    read_part,
+    shifted,
+)
+
+MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
+FORMAT = "trace-erasure-1"
+MAX_PARTS = 10_000
+SILENT = 2.0**-100  #: what stands in ``up`` for strength 0: no weight is so small that it would change one, and it can be undone
+
+ARCHITECTURES = {
+    "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
+    "sd2": ("stable-diffusion-v2/lora", "sd_v2"),
+    "sdxl": ("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
+    "flux": ("flux-1-dev/lora", "flux1"),
+    "flux-schnell": ("flux-1-schnell/lora", "flux1"),
+}
+
+
+@dataclass
+class ErasureLora:
+    """``{module: (up [out, r], down [r, in])}`` in float16, scale 1 (alpha = rank), and metadata of strings."""
+
+    modules: dict[str, tuple[Tensor, Tensor]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_factors(cls, factors: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float16) -> ErasureLora:
+        """Round factors to the precision of the file, so that what is applied is what is saved.
+
+        Raises:
+            LoraError: if a factor does not fit into ``dtype``.
+        """
+        modules = {m: (up.to(dtype).contiguous(), down.to(dtype).contiguous()) for m, (up, down) in factors.items()}
+        for module, pair in modules.items():
+            if not all(is_finite(f) for f in pair):
+                raise LoraError(f"the edit of {module} is too large for {dtype}; lower the strength or raise alpha")
+        return cls(modules)
+
+    @property
+    def rank(self) -> int:
+        return max((down.shape[0] for _, down in self.modules.values()), default=0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits; no metadata."""
+        digest = hashlib.sha256()
+        for module in sorted(self.modules):
+            for factor in self.modules[module]:
+                digest.update(f"{module} {factor.dtype} {tuple(factor.shape)}\n".encode())
+                digest.update(factor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """The part of the sampling schedule, in shares of it, that the file is made for; (0, 1) if it says nothing.
+
+        Raises:
+            LoraError: if the file says something that is no window.
+        """
+        found = self.info().get("trace.window", [0.0, 1.0])
+        pair = isinstance(found, list) and len(found) == 2 and all(isinstance(x, Real) for x in found)
+        if not pair or not 0 <= found[0] < found[1] <= 1:
+            raise LoraError(f"the trace.window of this file is {str(found)[:40]}, no window; give start and end")
+        return float(found[0]), float(found[1])
+
+    @classmethod
+    def join(cls, first: ErasureLora, second: ErasureLora) -> ErasureLora:
+        """Two erasures of one base as one, exact: factors side by side along the rank, so that the edits add up.
+
+        Metadata are the first's, with what only the second has; concepts and keep lists of both. The parts of both stay parts;
+        two edits of the same concepts, such as a closed form and the finetune that started from it, become one.
+
+        Raises:
+            LoraError: if their bases, windows or the shapes of a shared module differ.
+        """
+        bases = [lora.info().get("trace.base") for lora in (first, second)]
+        if None not in bases and bases[0] != bases[1]:
+            raise LoraError(f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one")
+        if first.window != second.window:
+            windows = f"{first.window} and {second.window}"
+            raise LoraError(f"these erasures have the windows {windows}; apply them one by one")
+        modules = {**first.modules, **second.modules}
+        for module in first.modules.keys() & second.modules.keys():
+            (up, down), (other_up, other_down) = first.modules[module], second.modules[module]
+            if (up.shape[0], down.shape[1]) != (other_up.shape[0], other_down.shape[1]):
+                raise LoraError(
+                    f"{module} is {up.shape[0]} x {down.shape[1]} in one erasure and {other_up.shape[0]} x "
+                    f"{other_down.shape[1]} in the other; they are of different architectures"
+                )
+            modules[module] = (
+                torch.cat([up, other_up.to(up.device)], 1),
+                torch.cat([down, other_down.to(down.device)], 0),
+            )
+        joined = cls(modules, _joined_metadata(first, second))
+        mine, theirs = first.parts(), second.parts()
+        one = len(mine) == len(theirs) == 1 and edit_the_same(mine[0], theirs[0])
+        if not one and any(part.concepts for part in (*mine, *theirs)):
+            ranks = {m: down.shape[0] for m, (_, down) in first.modules.items()}
+            moved = [replace(p, slices={m: shifted(s, ranks.get(m, 0)) for m, s in p.slices.items()}) for p in theirs]
+            joined._set_parts([*mine, *moved])
+        return joined
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    def parts(self) -> list[Part]:
+        """The edits that this file holds side by side, in the order of their ranks; one, if it says nothing.
+
+        Raises:
+            LoraError: if its ``trace.parts`` is not what :func:`~trace_core.lora.parts.parts_entry` writes, or does not fit the layers.
+        """
+        text = self.metadata.get("trace.parts")
+        if text is None:
+            whole = {m: slice(0, down.shape[0]) for m, (_, down) in self.modules.items()}
+            return [Part(tuple(read_concepts(_parsed(self.metadata.get("trace.concepts")))), whole, kind=self._kind())]
+        entries = _parsed(text)
+        if not isinstance(entries, list) or not 0 < len(entries) <= MAX_PARTS:
+            raise LoraError("the trace.parts of this file is no list of parts; make the file again")
+        parts, used = [], dict.fromkeys(sorted(self.modules), 0)
+        for number, entry in enumerate(entries, start=1):
+            part, counts = read_part(entry, f"part {number} of this file", len(used))
+            slices = {}
+            for module, count in zip(used, counts):
+                if count:
+                    slices[module] = slice(used[module], used[module] + count)
+                used[module] += count
+            parts.append(replace(part, slices=slices))
+        wrong = next((m for m, count in used.items() if count != self.modules[m][1].shape[0]), None)
+        if wrong:
+            raise LoraError(
+                f"the parts of this file have {used[wrong]} ranks of {wrong}, the file has {self.modules[wrong][1].shape[0]}; "
+                "it was changed by other software: make it again"
+            )
+        return parts
+
+    def _kind(self) -> str:
+        parameters = _parsed(self.metadata.get("trace.parameters"))
+        kind = parameters.get("kind") if isinstance(parameters, dict) else None
+        return kind if kind in KINDS else "auto"
+
+    def _set_parts(self, parts: Sequence[Part]) -> None:
+        """Write down the parts that the modules hold, in order, and what they erase."""
+        entries = [parts_entry(part, sorted(self.modules)) for part in parts]
+        listed = _parsed(self.metadata.get("trace.concepts"))
+        known = {c[0]: c for c in listed if read_concepts([c])} if isinstance(listed, list) else {}  # may say more than a part does
+        concepts = {json.dumps(c): known.get(c[0], c) for entry in entries for c in entry["concepts"]}
+        self.metadata["trace.concepts"] = json.dumps(list(concepts.values()), ensure_ascii=False)
+        self.metadata["modelspec.title"] = title_of([c[0] for c in concepts.values()])
+        self.metadata.pop("trace.parts", None)
+        if len(entries) > 1 or entries[0]["strength"] != 1.0:
+            self.metadata["trace.parts"] = json.dumps(entries, ensure_ascii=False)
+
+    def without(self, *targets: str) -> ErasureLora:
+        """The same file without the parts that erase ``targets``. The other parts stay as they are, to the last bit.
+
+        Raises:
+            LoraError: naming what the file erases, if a target is not among it, was erased together with something that is not
+                named, or nothing would be left.
+        """
+        parts = self.parts()
+        check_named(parts, targets, "taken out")
+        left = [part for part in parts if not (part.concepts and all(part.names(targets)))]
+        if not left:
+            raise LoraError(f"without {listed(targets)} nothing is left of this file; do not apply it at all")
+        modules = {}
+        for module, (up, down) in self.modules.items():
+            ranks = [i for p in left if module in p.slices for i in range(*p.slices[module].indices(down.shape[0]))]
+            if ranks:
+                modules[module] = up[:, ranks].contiguous(), down[ranks].contiguous()
+        out = ErasureLora(modules, dict(self.metadata))
+        out._set_parts(left)
+        return out
+
+    def graded(self, strengths: Mapping[str, float]) -> ErasureLora:
+        """The same file with some parts stronger or weaker: 1 is as it was made, 0 nothing, below 0 the opposite.
+
+        Strengths are remembered and are not relative to each other: 0.5 and then 0.5 is 0.5, and 1 gives back the part as it was
+        made, to the last bit if its factors are in 16 bits: ``up`` is scaled in float32, whose rounding is too small to be seen in
+        the 16. Strength 0 is stored as 2^-100, so that it too can be undone; it adds nothing to a weight.
+
+        Args:
+            strengths: ``{target: strength}``; all concepts of a part must be named, and with one strength.
+
+        Raises:
+            LoraError: as :meth:`without`, or if a strength is no number from -10 to 10.
+        """
+        parts, out = self.parts(), ErasureLora(dict(self.modules), dict(self.metadata))
+        wanted = grades(parts, strengths)
+        for module, (up, down) in self.modules.items():
+            here = [(p.slices[module], p.strength, s) for p, s in zip(parts, wanted) if module in p.slices]
+            if all(old == new for _, old, new in here):
+                continue
+            scaled, made_in = up.to(torch.float32, copy=True), self._made_in(module, parts)
+            for ranks, old, new in here:
+                if old != new:
+                    as_made = (scaled[:, ranks] / (old or SILENT)).to(made_in)
+                    scaled[:, ranks] = as_made.float() * (new or SILENT)
+            out.modules[module] = scaled.to(made_in) if all(new == 1.0 for *_, new in here) else scaled, down
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        dtypes = [names.get(self._made_in(next(iter(p.slices), None), parts), "") if s != 1.0 else "" for p, s in zip(parts, wanted)]
+        out._set_parts([replace(p, strength=s, dtype=d) for p, s, d in zip(parts, wanted, dtypes)])
+        return out
+
+    def _made_in(self, module: str | None, parts: Sequence[Part]) -> torch.dtype | None:
+        """Precision that a module's ``up`` had before any of its parts was graded."""
+        graded = next((p.dtype for p in parts if p.dtype and module in p.slices), "")
+        return DTYPES[graded] if graded else self.modules[module][0].dtype if module else None
+
+    def delta(self, module: str) -> Tensor:
+        """dW of one module, ``[out, in]`` float32."""
+        up, down = self.modules[module]
+        return up.float() @ down.float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors as they stand in the file, in the stock loader's key form."""
+        out = {}
+        for module, (up, down) in self.modules.items():
+            out[f"{module}.lora_up.weight"] = up
+            out[f"{module}.lora_down.weight"] = down
+            out[f"{module}.alpha"] = torch.tensor(float(down.shape[0]))
+        return out
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> ErasureLora:
+        """Read a LoRA of linear layers in ComfyUI's, kohya's, diffusers' or PEFT's key form; float8 becomes float16.
+
+        Raises:
+            LoraError: naming the first key that is unknown, missing, misshapen or not finite.
+        """
+        metadata = dict(metadata or {})
+        modules = formats.read(state, metadata)
+        metadata.pop(formats.RANKS, None)
+        return cls(modules, metadata)
+
+    def to_bytes(self, extra: dict[str, str] | None = None, form: str = "comfyui") -> bytes:
+        """The safetensors file, in a key form of :data:`~trace_core.lora.formats.FORMATS`; equal contents give equal bytes.
+
+        Raises:
+            LoraError: if there is nothing to save, or the form has no name for a layer.
+        """
+        if not self.modules:
+            raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
+        state, metadata = formats.write(self, form)
+        return canonical(save(_own_memory(state), {**metadata, **(extra or {}), "format": "pt"}))
+
+    def save(self, path: str | Path, extra: dict[str, str] | None = None, form: str = "comfyui") -> Path:
+        """Write a safetensors file; either the whole file appears, or what was there before stays.
+
+        Raises:
+            LoraError: if the path cannot be written, naming it.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise LoraError(f"'{path.name}' must end in .safetensors")
+        data = self.to_bytes(extra, form)
+        try:
+            return write_whole(path, data)
+        except OSError as error:
+            raise LoraError(f"cannot write '{path}': {why(error)}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> ErasureLora:
+        """Read a file written by :meth:`save`, or any LoRA that :meth:`from_state_dict` can read.
+
+        Raises:
+            LoraError: if it is missing, truncated, hostile, or no erasure LoRA.
+        """
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+            if size > MAX_FILE:
+                raise LoraError(f"'{path.name}' is {size / 2**30:.1f} GB; that is no erasure LoRA")
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except OSError as error:
+            raise LoraError(f"cannot read '{path}': {error.strerror or error}") from error
+        except (SafetensorError, ValueError, MemoryError) as error:
+            if isinstance(error, LoraError):
+                raise
+            raise LoraError(f"'{path.name}' is damaged or no safetensors file ({error}); download it again") from error
+        if not state:
+            raise LoraError(f"'{path.name}' holds no layers; it is no erasure LoRA")
+        return cls.from_state_dict(state, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ErasureLora:
+        """The same of what :meth:`to_bytes` gave, without a file."""
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return cls.from_state_dict(load(data), header.get("__metadata__"))
+
+    def info(self) -> dict:
+        """Metadata with the structured entries parsed, and the size of the edit; what no browser could read stays a string."""
+        out = {}
+        for key, value in self.metadata.items():
+            try:
+                out[key] = json.loads(value, parse_constant=_finite, parse_float=_finite) if key.startswith("trace.") else value
+            except (ValueError, RecursionError):
+                out[key] = value
+        out["modules"] = len(self.modules)
+        out["rank"] = self.rank
+        return out
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON text; Python would also read NaN and infinity, and write what is no JSON."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
+
+
+def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as safetensors wants them."""
+    out, seen = {}, set()
+    for key, tensor in state.items():
+        tensor = tensor.contiguous()
+        at = tensor.untyped_storage().data_ptr()
+        out[key] = tensor.clone() if at in seen else tensor
+        seen.add(at)
+    return out
+
+
+def canonical(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order: equal contents, equal bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def _parsed(text: str | None):
+    """A JSON entry of the metadata, or None if it is none: anybody can write them."""
+    try:
+        return None if text is None else json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
+    """The first's, with what only the second has; lists of both without doubles, and a title that names all."""
+    out, both = {**second.metadata, **first.metadata}, {}
+    out.pop("trace.parts", None)
+    for key in ("trace.concepts", "trace.keep"):
+        lists = [found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)]
+        both[key] = list({json.dumps(entry): entry for found in lists for entry in found}.values())
+        if lists:
+            out[key] = json.dumps(both[key], ensure_ascii=False)
+    targets = [c[0] for c in both["trace.concepts"] if isinstance(c, list) and c and isinstance(c[0], str)]
+    if targets:
+        out["modelspec.title"] = title_of(targets)
+    return out
+
+
+def title_of(targets: Sequence[str]) -> str:
+    """What LoRA browsers show: the first eight concepts by name."""
+    return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
+
+
+def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:
+    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers show."""
+    architecture, version = ARCHITECTURES[backbone.kind]
+    return {
+        "trace.format": json.dumps(FORMAT),
+        "trace.version": json.dumps(__version__),
+        "trace.concepts": json.dumps([entry_of(c) for c in concepts], ensure_ascii=False),
+        "trace.keep": json.dumps(list(keep), ensure_ascii=False),
+        "trace.method": json.dumps(method),
+        "trace.parameters": json.dumps(parameters),
+        "trace.window": json.dumps([0.0, 1.0]),
+        "trace.base": json.dumps({"kind": backbone.kind, "hash": backbone.model_hash()}),
+        "trace.seed": json.dumps(seed),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "TRACE concept erasure",
+        "modelspec.title": title_of([c.target for c in concepts]),
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were used",
+    }

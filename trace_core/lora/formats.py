@@ -1,0 +1,296 @@
+"""LoRA files in the key forms that people have: read into ``diffusion_model.<module>`` factors, and written for elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import LoraError
+from . import keys as names
+
+PREFIX = "diffusion_model."
+FORMATS = {
+    "comfyui": "the network's own names, as this library writes them",
+    "kohya": "lora_unet_..., as sd-scripts writes them: AUTOMATIC1111, Forge, ComfyUI",
+    "diffusers": "unet.... or transformer...., as load_lora_weights of diffusers reads them",
+}
+RANKS = "trace.ranks"  #: metadata of an exported file: ranks of its layers in ComfyUI's names, sorted, before they were made equal
+
+SUFFIX = re.compile(
+    r"^(?P<name>[A-Za-z0-9_.]+?)\.(?:(?P<old>lora|lora_linear_layer)\.(?P<way>up|down)\.weight|lora_(?P<part>up|down|A|B)(?:\.default)?\.weight|"
+    r"(?P<alpha>alpha))$"
+)
+PROCESSOR = re.compile(r"^(?P<name>[A-Za-z0-9_.]+)\.processor\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<way>up|down)\.weight$")
+PART = {"up": "up", "down": "down", "A": "down", "B": "up"}
+TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoder|text_encoders\.|lora_prior_te|clip_[lg]\.|t5xxl\.)")
+OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "lora_mid": "a CP-LoRA",
+               ".diff_": "a difference of whole weights"}  # fmt: skip
+CONVOLUTION = re.compile(r"\.(op|conv|skip_connection|in_layers\.2|out_layers\.3)$|^input_blocks\.0\.0$|^out\.2$")
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Factors of a LoRA in ComfyUI's, kohya's, diffusers' or PEFT's keys: ``{diffusion_model.<module>: (up, down)}``, scale 1.
+
+    Raises:
+        LoraError: naming the first key that is unknown, missing, misshapen or not finite.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    keys: dict[str, str] = {}  # the first of each layer
+    for key, tensor in state.items():
+        name, part = _split(key)
+        keys.setdefault(name, key)
+        if part in parts.setdefault(name, {}):
+            raise LoraError(f"'{key[:80]}' gives a layer its {part} twice; the file is damaged")
+        parts[name][part] = tensor
+    theirs = names.unet_from_diffusers([n for n in parts if names.IN_DIFFUSERS_UNET.match(n)])
+    modules: dict[str, tuple[Tensor, Tensor]] = {}
+    fused: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    places = {}
+    for name in parts:
+        flux = names.IN_DIFFUSERS_FLUX.match(name)
+        places[name] = names.flux_from_diffusers(name) if flux else (theirs.get(name, name), None)
+        if places[name] is None or places[name][0] is None:
+            raise _stranger(keys[name], "none of ComfyUI's networks has a layer of that name")
+    for name, part in parts.items():
+        shown = re.sub(r"\.(lora[_.].*|alpha)$", "", keys[name])[:120]
+        pair, (own, number) = factors(shown, part), places[name]
+        if number is not None:
+            fused.setdefault(own, {})[number] = pair
+        elif PREFIX + own in modules:
+            raise LoraError(f"'{shown}' is a layer that the file has under another name too; it is damaged")
+        else:
+            modules[PREFIX + own] = pair
+    for own, some in fused.items():
+        if PREFIX + own in modules:
+            raise LoraError(f"{own} is in the file under two names; it is damaged")
+        modules[PREFIX + own] = _side_by_side(own, some)
+    return _as_they_were(modules, metadata)
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Dotted name of a layer, in the network's or in diffusers' names, and which of its tensors a key is."""
+    if TEXT_ENCODER.match(key):
+        raise _stranger(key, "it changes the text encoder, an erasure only the denoiser")
+    other = next((kind for mark, kind in OTHER_KINDS.items() if mark in f"{key}_"), None)
+    if other:
+        raise _stranger(key, f"it is of {other}, not of a plain LoRA")
+    found, way = PROCESSOR.match(key), None
+    if found:
+        name, way = f"{found['name']}.{found['layer']}{'.0' if found['layer'] == 'to_out' else ''}", found["way"]
+    else:
+        found = SUFFIX.match(key)
+        if found:
+            name, way = found["name"], "alpha" if found["alpha"] else PART[found["way"] or found["part"]]
+            name = name.removesuffix(".lora") if found["alpha"] else name
+    plain = _plain(name) if found else None
+    if plain is None:
+        raise _stranger(key)
+    return plain, way
+
+
+def _stranger(key: str, because: str = "") -> LoraError:
+    return LoraError(f"'{key[:80]}' is no key of an erasure LoRA; use the stock LoRA loader for this file{': ' if because else ''}{because}")
+
+
+def _plain(name: str) -> str | None:
+    """A layer's dotted name without what stands before it; None where it is in no form that is known."""
+    if name.startswith(PREFIX):
+        return name[len(PREFIX) :] or None
+    for prefix in ("lora_unet_", "lora_transformer_", "lycoris_"):
+        if name.startswith(prefix):
+            dotted = names.unflattened(name[len(prefix) :])
+            known = dotted and any(form.match(dotted) for form in (names.OWN, names.IN_DIFFUSERS_UNET, names.IN_DIFFUSERS_FLUX))
+            return dotted if known else None
+    name = name.removeprefix("base_model.model.").removeprefix("model.diffusion_model.").removeprefix("unet.")
+    name = name.removeprefix("transformer.")
+    return name if any(form.match(name) for form in (names.OWN, names.IN_DIFFUSERS_UNET, names.IN_DIFFUSERS_FLUX)) else None
+
+
+def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """``up [out, r]``, ``down [r, in]`` of one layer with its alpha in ``up``; convolutions flattened, float8 as float16.
+
+    Raises:
+        LoraError: naming the layer.
+    """
+    up, down, alpha = part.get("up"), part.get("down"), part.get("alpha")
+    if up is None or down is None:
+        raise LoraError(f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete")
+    if not all(isinstance(tensor, Tensor) for tensor in part.values()):
+        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is no tensor")
+    up, down = _wide(up), _wide(down)
+    if up.ndim == down.ndim == 4 and up.shape[2:] == (1, 1):
+        up, down = up.flatten(1), down.flatten(1)
+    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
+        raise LoraError(f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit")
+    if not (up.is_floating_point() and down.is_floating_point()):
+        raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point")
+    if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
+        raise LoraError(f"{module} holds NaN or infinite values; the file is damaged")
+    if alpha is None:
+        return up, down
+    if alpha.numel() != 1:
+        raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one")
+    rank = torch.tensor(float(down.shape[0]))
+    if alpha.float().item() == rank.to(alpha.dtype).float().item():  # a converter may have rounded it with the rest
+        return up, down
+    scaled = (up.float() * (alpha.float().item() / rank.item())).to(up.dtype)
+    if not torch.isfinite(scaled).all():
+        raise LoraError(f"{module} has an alpha of {alpha.float().item():g}, which {up.dtype} cannot hold; the file is damaged")
+    return scaled, down
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Numbers of 8 bits, on which torch has hardly an operation, as float16, which holds each of them."""
+    return tensor.to(torch.float16) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _side_by_side(own: str, some: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One layer of several of diffusers'; exact. Where all have the same ``down``, it stays one; missing ones get no edit."""
+    sizes = names.shares(own)
+    units = {up.shape[0] / sizes[i] for i, (up, _) in some.items()}
+    if len(units) > 1 or len({down.shape[1] for _, down in some.values()}) > 1 or not next(iter(units)).is_integer():
+        raise LoraError(f"the parts of {own} have shapes that do not fit each other: "
+                        f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in some.values())}")  # fmt: skip
+    unit = int(next(iter(units)))
+    first = min(some)
+    shared = all(down.shape == some[first][1].shape and torch.equal(down, some[first][1]) for _, down in some.values())
+    like = max((up for up, _ in some.values()), key=lambda t: t.element_size())
+    rank = some[first][1].shape[0] if shared else sum(down.shape[0] for _, down in some.values())
+    up, at = like.new_zeros(unit * sum(sizes), rank), 0
+    for i in sorted(some):
+        rows, mine = unit * sum(sizes[:i]), some[i][0]
+        up[rows : rows + len(mine), at : at + mine.shape[1]] = mine.to(like.dtype)
+        at += 0 if shared else mine.shape[1]
+    down = some[first][1] if shared else torch.cat([some[i][1].to(some[first][1].dtype) for i in sorted(some)])
+    return (_swapped(up), down) if own == names.SWAPPED else (up, down)
+
+
+def _swapped(up: Tensor) -> Tensor:
+    return torch.cat(up.chunk(2)[::-1])
+
+
+def _as_they_were(modules: dict[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Without the empty ranks that :func:`write` filled up with, so that the file is as it was before."""
+    try:
+        ranks = json.loads(metadata.get(RANKS, "null"))
+    except (ValueError, RecursionError):
+        ranks = None
+    if not isinstance(ranks, list) or len(ranks) != len(modules) or not all(type(r) is int and r > 0 for r in ranks):
+        return modules
+    out = {}
+    for module, rank in zip(sorted(modules), ranks):
+        up, down = modules[module]
+        empty = not up[:, rank:].any() and not down[rank:].any()
+        out[module] = (up[:, :rank].contiguous(), down[:rank].contiguous()) if empty else (up, down)
+    return out
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def write(lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of an :class:`~trace_core.lora.ErasureLora` in a form of :data:`FORMATS`.
+
+    In diffusers' form every layer has the same rank, the others' filled up with zeros: its versions before 0.36 take the scale of
+    one layer for all, which is 1 only then.
+
+    Raises:
+        LoraError: naming a layer that the form has no name for, or if the file does not say which family it is for.
+    """
+    if form not in FORMATS:
+        raise LoraError(f"format '{form}' is unknown; use one of {', '.join(FORMATS)}")
+    metadata = dict(lora.metadata)
+    metadata.pop(RANKS, None)
+    if form == "comfyui":
+        return lora.state_dict(), metadata
+    kind = family(lora)
+    own = {m.removeprefix(PREFIX): pair for m, pair in lora.modules.items()}
+    solid = next((name for name in own if CONVOLUTION.search(name)), None)
+    if solid:
+        raise LoraError(f"{solid} is a convolution, which this library writes in ComfyUI's form only; leave --format out")
+    if form == "kohya":
+        return _kohya(own, kind), metadata | {"ss_network_dim": str(lora.rank), "ss_network_alpha": str(lora.rank)}
+    ranks = [lora.modules[m][1].shape[0] for m in sorted(lora.modules)]
+    if len(set(ranks)) > 1:
+        metadata[RANKS] = json.dumps(ranks)
+    return _diffusers(own, kind, lora.rank), metadata
+
+
+def family(lora) -> str:
+    """``sd1``, ``sd2``, ``sdxl`` or ``flux``: as the file says, or as its layers show.
+
+    Raises:
+        LoraError: if they show nothing.
+    """
+    base = lora.info().get("trace.base")
+    said = str(base.get("kind")) if isinstance(base, dict) else ""
+    if said in ("sd1", "sd2", "sdxl", "flux", "flux-schnell"):
+        return said.removesuffix("-schnell")
+    own = {m.removeprefix(PREFIX): down.shape[1] for m, (_, down) in lora.modules.items()}
+    if any(names.flux_to_diffusers(name) for name in own):
+        return "flux"
+    widths = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+    found = next((widths[w] for name, w in own.items() if name.endswith((".attn2.to_k", ".attn2.to_v")) and w in widths), None)
+    if found is None:
+        raise LoraError("this file does not say which family of models it is for, and its layers do not show it; only an erasure of "
+                        "TRACE, or one with cross-attention keys or values, can be written in another form")  # fmt: skip
+    return found
+
+
+def _kohya(own: Mapping[str, tuple[Tensor, Tensor]], kind: str) -> dict[str, Tensor]:
+    """sd-scripts names the layers of SD 1 and 2 as diffusers does, those of SDXL and FLUX as the networks themselves."""
+    theirs = _unet_names(own) if kind in ("sd1", "sd2") else dict.fromkeys(own)
+    out = {}
+    for name, (up, down) in own.items():
+        stem = f"lora_unet_{(theirs[name] or name).replace('.', '_')}"
+        solid = _is_solid(name, kind)
+        out[f"{stem}.lora_down.weight"] = down[:, :, None, None] if solid else down
+        out[f"{stem}.lora_up.weight"] = up[:, :, None, None] if solid else up
+        out[f"{stem}.alpha"] = torch.tensor(float(down.shape[0]))
+    return out
+
+
+def _diffusers(own: Mapping[str, tuple[Tensor, Tensor]], kind: str, rank: int) -> dict[str, Tensor]:
+    out, theirs = {}, _unet_names(own) if kind != "flux" else {}
+    for name, (up, down) in own.items():
+        more = rank - down.shape[0]
+        if more:
+            up, down = torch.cat([up, up.new_zeros(len(up), more)], 1), torch.cat([down, down.new_zeros(more, down.shape[1])])
+        if kind == "flux":
+            parts = names.flux_to_diffusers(name)
+            if parts is None:
+                raise LoraError(f"{name} has no counterpart in diffusers' FLUX")
+            sizes = names.shares(name)
+            if len(up) % sum(sizes):
+                raise LoraError(f"{name} has {len(up)} rows, which do not divide into {' + '.join(map(str, sizes))} parts; "
+                                "the file is of no FLUX.1 network")  # fmt: skip
+            up = _swapped(up) if name == names.SWAPPED else up
+            pieces = up.split([len(up) // sum(sizes) * s for s in sizes])
+            layers = {f"transformer.{part}": (piece, down) for part, piece in zip(parts, pieces)}
+        else:
+            solid = _is_solid(name, kind)
+            layers = {f"unet.{theirs[name]}": (up[:, :, None, None], down[:, :, None, None]) if solid else (up, down)}
+        for layer, (u, d) in layers.items():
+            out[f"{layer}.lora_A.weight"], out[f"{layer}.lora_B.weight"] = d, u
+    return out
+
+
+def _is_solid(name: str, kind: str) -> bool:
+    """SD 1's spatial transformers begin and end with a convolution of one pixel; the others' with a linear layer."""
+    return kind == "sd1" and name.endswith((".proj_in", ".1.proj_out"))
+
+
+def _unet_names(own) -> dict[str, str]:
+    count = names.blocks_per_level(own)
+    theirs = {name: names.unet_to_diffusers(name, count) if count else None for name in own}
+    missing = next((name for name, found in theirs.items() if found is None), None)
+    if missing:
+        raise LoraError(f"{missing} has no counterpart in diffusers' UNet; only files for networks of SD's shape can be written so")
+    return theirs

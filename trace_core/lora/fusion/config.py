@@ -1,0 +1,100 @@
+"""Options of the fusion, and what it is given."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ...errors import LoraError, TraceError
+from ...text.concepts import Concept, same
+from ..erasure import ErasureLora
+from ..parts import MAX_STRENGTH, Part
+
+MODES = ("fuse", "sum")
+STARTS = ("held", "row")
+WEIGHTINGS = ("group", "row")
+
+#: ``progress(phase, done, total)``; raise from it to cancel
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Options of the fusion."""
+
+    mode: str = field(default="fuse", metadata={"help": "fuse: eq. 7; sum: put side by side, as several LoRA loaders would"})
+    integration: float = field(default=1.0, metadata={"help": "mu: how silent an adapter shall be on the others' rows; 1 is MACE"})
+    keep_weight: float = field(default=0.1, metadata={"help": "beta: weight of an entry of the keep set against a concept"})
+    alpha: float = field(default=1e-3, metadata={"help": "lambda, relative to the trace of the Gram matrix"})
+    weighting: str = field(default="group", metadata={"help": "group: token groups count alike; row: rows do, as in MACE's sums"})
+    start: str = field(default="held", metadata={"help": "start token: held at the mean response, or a row like any other (MACE)"})
+    max_rank: int | None = field(default=None, metadata={"help": "upper bound of a layer's rank; the parts become one"})
+    contexts: Mapping[str, Sequence[str]] = field(
+        default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
+    )
+
+    def __post_init__(self):
+        for name, known in (("mode", MODES), ("weighting", WEIGHTINGS), ("start", STARTS)):
+            if getattr(self, name) not in known:
+                raise TraceError(f"{name} '{getattr(self, name)}' is unknown; use one of {', '.join(known)}")
+        if not 0 <= self.integration <= 1e6:
+            raise TraceError(f"integration is {self.integration}; it must lie between 0 and a million, 1 is MACE's fusion")
+        if not 0 <= self.keep_weight <= 1e6:
+            raise TraceError(f"keep_weight is {self.keep_weight}; it must lie between 0 (no keep set) and a million")
+        if not 0 < self.alpha < math.inf:
+            raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
+        if self.max_rank is not None and self.max_rank < 1:
+            raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
+
+
+@dataclass
+class Adapter:
+    """One of the erasures that are fused, as it enters: strengths undone, so that they can be set again afterwards.
+
+    A file of several parts is one adapter: what shall stay is its response on all of its concepts' rows.
+    """
+
+    name: str
+    lora: ErasureLora
+    parts: list[Part]
+    strengths: dict[str, float]  #: of the parts that were graded, to be set again
+
+    @property
+    def concepts(self) -> list[tuple[Concept, str]]:
+        """Every concept with its kind."""
+        found = {c.target: (c, p.kind) for p in self.parts for c in p.concepts}
+        return list(found.values())
+
+
+def parse_strengths(text: str, source: str = "strengths") -> dict[str, float]:
+    """Parse ``concept = number`` lines; ``#`` starts a comment.
+
+    Raises:
+        LoraError: naming ``source`` and the line.
+    """
+    out = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.split("#", 1)[0].strip()
+        if not line:
+            continue
+        name, _, value = (part.strip() for part in line.rpartition("="))
+        try:
+            strength = float(value)
+        except ValueError:
+            strength = math.nan
+        if not name or not abs(strength) <= MAX_STRENGTH:
+            raise LoraError(f"{source}, line {number}: '{line[:60]}' is not CONCEPT = NUMBER from -10 to 10, such as `cat = 0.5`")
+        if any(same(name, other) for other in out):
+            raise LoraError(f"{source}, line {number}: '{name[:60]}' is given twice; remove one")
+        out[name] = strength
+    return out
+
+
+@contextmanager
+def timed(clock: dict, phase: str):
+    begin = time.perf_counter()
+    yield
+    clock[phase] = clock.get(phase, 0.0) + time.perf_counter() - begin

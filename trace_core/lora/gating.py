@@ -1,0 +1,309 @@
+"""An ErasureLora on a model: as the patches of the stock LoRA loader, or within a window of the sampling schedule."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import threading
+from collections.abc import Callable
+from numbers import Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones import backbone_for
+from ..backbones.base import PREFIX, engine_of
+from ..backbones.other_patches import check_patches_reach
+from ..backbones.running import called_model, eager
+from ..backbones.weights import is_linear, layer_at, shape_of
+from ..errors import LoraError, ModelError
+from . import rounding
+from .erasure import ARCHITECTURES, ErasureLora
+
+RECORD = "trace_erasures"  #: key of ``model_options``: a tuple of dicts, one an erasure on the model, in order
+
+log = logging.getLogger(__name__)
+
+
+def check_fits(model, lora: ErasureLora) -> None:
+    """Refuse a LoRA whose modules or shapes are not the model's.
+
+    Raises:
+        ModelError: if ``model`` is no ComfyUI model.
+        LoraError: naming both architectures and the first module that does not fit.
+    """
+    engine_of(model)
+    base = lora.info().get("trace.base")  # what somebody wrote into a file: it may be anything
+    made_for = base["kind"] if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES else "another architecture"
+    for module, (up, down) in lora.modules.items():
+        layer = layer_at(model.model, module) if module.startswith(PREFIX) else None
+        wanted = None if layer is None else shape_of(layer)
+        if wanted is None or up.shape[0] != wanted[0] or down.shape[1] != wanted[1:].numel():
+            found = "has no such layer" if wanted is None else f"has {tuple(wanted)} there"
+            raise LoraError(
+                f"this LoRA was made for {made_for} and does not fit this {backbone_for(model).kind} model: "
+                f"{module} is {up.shape[0]} x {down.shape[1]}, the model {found}"
+            )
+
+
+def base_mismatch(model, lora: ErasureLora) -> str | None:
+    """A sentence if the file names another base than this model, else None (also if it names none).
+
+    Raises:
+        ModelError: if the model is of no known family.
+    """
+    base = lora.info().get("trace.base")
+    made_on = base.get("hash") if isinstance(base, dict) else None
+    if not isinstance(made_on, str):
+        return None
+    backbone = backbone_for(model)
+    own = backbone.model_hash()
+    if own == made_on:
+        return None
+    title = lora.metadata.get("modelspec.title", "this erasure")
+    return (
+        f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), or on this "
+        "one at another precision; between finetunes of one base it mostly holds: check the pictures"
+    )
+
+
+def erasures_on(model) -> tuple[dict, ...]:
+    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end, and of
+    a warning about ``rounding`` if there is one.
+
+    Raises:
+        ModelError: if ``model`` is no ComfyUI model.
+    """
+    if not hasattr(model, "model_options"):
+        engine_of(model)
+    return tuple(model.model_options.get(RECORD, ()))
+
+
+def apply(model, lora: ErasureLora, strength: float = 1.0, start: float | None = 0.0, end: float | None = 1.0):
+    """A clone of ``model`` with the erasure; the model itself, and its weights, are untouched.
+
+    Over the whole schedule the erasure is patches. Over a part of it, it is added in the forward pass while sigma is
+    in the window, so that every step outside is the model's without it, to the last bit. That uses ComfyUI's one
+    ``model_function_wrapper`` slot: a wrapper that is there is called, one that is set later must call ours.
+
+    Args:
+        model: ComfyUI ModelPatcher.
+        strength: 0 returns the model as it is, 1 the erasure as made.
+        start, end: window in shares of the sampling schedule, as in ComfyUI's own timestep ranges, ends included; None
+            takes the file's.
+
+    Raises:
+        ModelError: if ``model`` is no ComfyUI model, or has no schedule to have a window in.
+        LoraError: if the LoRA does not fit the model, or the strength or the window is none.
+    """
+    check_fits(model, lora)
+    start, end = _window(lora, start, end)
+    if not isinstance(strength, Real) or not math.isfinite(strength):
+        raise LoraError(f"strength is {strength}; it must be a finite number, 1 applies the erasure as it was made")
+    if strength == 0 or not lora.modules:
+        return model.clone()
+    entry = {"fingerprint": lora.fingerprint, "title": lora.metadata.get("modelspec.title", ""),
+             "strength": float(strength), "start": start, "end": end}  # fmt: skip
+    whole = (start, end) == (0.0, 1.0)
+    rounded = rounding.warning(model, lora, strength) if whole else None
+    entry |= {"rounding": rounded} if rounded else {}
+    for warning in filter(None, (base_mismatch(model, lora), _doubled(model, entry), rounded)):
+        log.warning(warning)
+    clone = _patched(model, lora, strength) if whole else _gated(model, lora, strength, start, end)
+    clone.model_options[RECORD] = (*erasures_on(model), entry)
+    return clone
+
+
+def _window(lora: ErasureLora, start: float | None, end: float | None) -> tuple[float, float]:
+    if start is None or end is None:
+        first, last = lora.window
+        start, end = first if start is None else start, last if end is None else end
+    for name, value in (("start", start), ("end", end)):
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise LoraError(f"{name} is {value}; it must lie between 0 (the first step) and 1 (the last)")
+    if start >= end:
+        raise LoraError(f"start is {start} and end is {end}: an empty window; start must be below end")
+    return float(start), float(end)
+
+
+def _doubled(model, entry: dict) -> str | None:
+    for other in erasures_on(model):
+        apart = entry["end"] <= other["start"] or other["end"] <= entry["start"]
+        if other["fingerprint"] == entry["fingerprint"] and not apart:
+            return f"'{entry['title'] or entry['fingerprint']}' is on this model already; its strengths add up"
+    return None
+
+
+def _patched(model, lora: ErasureLora, strength: float):
+    """The erasure as the stock loader's own patches: no cost at sampling time."""
+    check_patches_reach(model, lora.modules)
+    patches = engine_of(model).lora.load_lora(lora.state_dict(), {m: m + ".weight" for m in lora.modules})
+    clone = model.clone()
+    accepted = clone.add_patches(patches, strength)
+    missing = set(patches) - set(accepted)
+    if missing or len(patches) != len(lora.modules):
+        raise LoraError(f"the model did not accept {len(missing) or len(lora.modules) - len(patches)} of the LoRA's layers")
+    return clone
+
+
+def _gated(model, lora: ErasureLora, strength: float, start: float, end: float):
+    """The erasure behind a :class:`SigmaGate`, which calls the wrapper that was on the model."""
+    if not hasattr(model.get_model_object("model_sampling"), "percent_to_sigma"):
+        raise ModelError(f"{type(model.model).__name__} has no sampling schedule; use start 0 and end 1")
+    paths = {}
+    for module, (up, down) in lora.modules.items():
+        paths[module] = _Path(module, model.model.get_submodule(module), up, down, strength)
+    clone = model.clone()
+    gate = SigmaGate(clone.model, paths, start, end, clone.model_options.get("model_function_wrapper"))
+    clone.set_model_unet_function_wrapper(gate)
+    return clone
+
+
+class SigmaGate:
+    """A ``model_function_wrapper`` that adds low-rank paths to modules while sigma is in a window.
+
+    The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are there
+    for the one call and are taken off again however it ends.
+
+    They go on the model that is called. That need not be the one the erasure was applied to (see :func:`called_model`); where a
+    wrapper hides which it is, they go on that one, and if the call then runs none of the edited layers it is an error: a step in
+    the window that is not erased must not pass for one that is.
+    """
+
+    def __init__(self, model, paths: dict[str, _Path], start: float, end: float, previous=None):
+        self.model = model
+        self.paths = paths
+        self.start, self.end = start, end
+        self.previous = previous
+
+    def __call__(self, apply_model, args: dict) -> Tensor:
+        """Run the model; ``args["timestep"]`` is sigma, ``[batch]``.
+
+        Raises:
+            ModelError: if a layer is gone from the model, or none of them ran in a step inside the window.
+        """
+        model = called_model(apply_model) or self.model
+        inside = self.inside(args["timestep"], model)
+        if inside is False:
+            return self._run(apply_model, args)
+        rows, touched, hooks = None if inside is True else inside, set(), []
+        try:
+            for module, path in self.paths.items():
+                hooks.append(self._module(model, module).register_forward_hook(_hook(path, rows, touched)))
+            with eager():
+                out = self._run(apply_model, args)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not touched:
+            raise ModelError(
+                "an erasure with a window met none of its layers in a sampling step inside the window, so that the step would not "
+                "be erased: another node answers for the model (a cache such as EasyCache) or calls a copy of it in its own way; "
+                "take that node off, or apply the erasure with start 0 and end 1"
+            )
+        return out
+
+    def inside(self, sigma: Tensor, model=None) -> bool | Tensor:
+        """Whether sigma is in the window: True, False, or a mask ``[batch]`` where its entries differ.
+
+        The schedule is the one that ``model`` samples with now, also if a node changed it after the erasure was applied.
+        """
+        schedule = (self.model if model is None else model).model_sampling
+        mask = (sigma <= schedule.percent_to_sigma(self.start)) & (sigma >= schedule.percent_to_sigma(self.end))
+        found = set(mask.flatten().tolist())
+        return mask if len(found) == 2 else found.pop()
+
+    def _run(self, apply_model, args: dict) -> Tensor:
+        if self.previous is not None:
+            return self.previous(apply_model, args)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    def _module(self, model, name: str) -> nn.Module:
+        try:
+            return model.get_submodule(name)
+        except AttributeError as error:
+            raise ModelError(f"{name} is gone from the model since the erasure was applied; apply it again") from error
+
+    def _after(self, previous) -> SigmaGate:
+        if previous is self.previous:
+            return self
+        return SigmaGate(self.model, self.paths, self.start, self.end, previous)
+
+    def __deepcopy__(self, memo: dict) -> SigmaGate:
+        """``clone()`` copies ``model_options`` deeply: the model and the factors must not be copied with them."""
+        return self._after(copy.deepcopy(self.previous, memo))
+
+    def to(self, target) -> SigmaGate:
+        """ComfyUI moves a wrapper with the model, to a device or dtype. Ours casts again when it next runs."""
+        for path in self.paths.values():
+            path.forget()
+        return self._after(self.previous.to(target) if hasattr(self.previous, "to") else self.previous)
+
+    def models(self) -> list:
+        """What the wrapper before us asks ComfyUI to load beside the model."""
+        return self.previous.models() if hasattr(self.previous, "models") else []
+
+
+class _Path:
+    """``strength * up(down(x))`` beside one module, added to its output.
+
+    Factors are cast once for each device and dtype that the model runs on.
+    """
+
+    def __init__(self, name: str, module: nn.Module, up: Tensor, down: Tensor, strength: float):
+        self.name = name
+        self.up, self.down, self.strength = up, down, strength
+        self.conv = None
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
+            self.conv = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+            self.up, self.down = up[:, :, None, None], down.view(-1, *module.weight.shape[1:])
+        elif not is_linear(module):
+            raise LoraError(
+                f"{name} is a {type(module).__name__}, which can only be edited over the whole schedule; "
+                "use start 0 and end 1"
+            )
+        self.forget()
+
+    def forget(self) -> None:
+        self._casts: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, rows: Tensor | None, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        """A forward hook. ``rows``: mask ``[batch]`` of the rows to edit, None for all."""
+        down, up = self._factors(output)
+        x = inputs[0].to(output.dtype)
+        if self.conv is not None:
+            edited = output + F.conv2d(F.conv2d(x, down, **self.conv), up)
+        else:
+            hidden = F.linear(x, down).reshape(-1, down.shape[0])
+            edited = torch.addmm(output.reshape(-1, output.shape[-1]), hidden, up.t()).view(output.shape)
+        if rows is None:
+            return edited
+        if output.shape[0] != rows.shape[0]:
+            raise ModelError(
+                f"{self.name} has {output.shape[0]} rows for a batch of {rows.shape[0]} at different sigmas, of which "
+                "only some are in the window; sample them one by one"
+            )
+        return torch.where(rows.to(output.device).view(-1, *[1] * (output.ndim - 1)), edited, output)
+
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        key, casts = (like.device, like.dtype), self._casts  # another thread may forget them meanwhile
+        if key not in casts:
+            with torch.inference_mode(False), torch.no_grad():  # a later backward cannot use inference tensors
+                up = self.up.to(like.device, torch.float32) * self.strength
+                casts[key] = self.down.to(like.device, like.dtype, copy=True), up.to(like.dtype)
+        return casts[key]
+
+
+def _hook(path: _Path, rows: Tensor | None, touched: set[str]) -> Callable:
+    """A forward hook for one call of the model, in the thread that made it: other threads may be at the same modules."""
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
+        if threading.get_ident() != thread:
+            return None
+        touched.add(path.name)
+        return path(rows, module, inputs, output)
+
+    return hook

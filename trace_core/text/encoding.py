@@ -1,0 +1,261 @@
+"""Prompts -> the rows that the model reads, with token ids, groups and alignment.
+
+Rows come from ``clip.encode_from_tokens``, many prompts at once where that gives the same rows, so they are what ComfyUI feeds
+the model (clip skip, layer norm, padding), at weight 1.0. Alignment is on token ids, never on words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from ..errors import ConceptError
+from .batching import BATCH_ROWS, BatchEncoder, Encoded, rows_of
+from .spelling import pad_id
+
+BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
+REMEMBERED = 256 << 20  #: bytes of rows that an encoder remembers: 1,100 prompts of SD1.5, 60 of FLUX
+GROUPS = ("bos", "before", "subject", "after", "first_eot", "pad")
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """One encoded prompt.
+
+    Attributes:
+        embeddings: ``[n, d]`` float32 on the CPU, the rows of the conditioning.
+        ids: ``[n]`` token ids of the tower that made the rows (T5 for FLUX, CLIP otherwise).
+        groups: ``[n]`` group of each row, an index into :data:`GROUPS`.
+        pooled: ``[p]`` pooled vector, or None where the model has none.
+    """
+
+    embeddings: Tensor
+    ids: tuple[int, ...]
+    groups: tuple[int, ...]
+    pooled: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """What the tensors take."""
+        return sum(t.numel() * t.element_size() for t in (self.embeddings, self.pooled) if t is not None)
+
+    def rows(self, group: int) -> list[int]:
+        """Row numbers of a group, ascending."""
+        return [i for i, g in enumerate(self.groups) if g == group]
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Special token ids of one tower, read off its encoding of the empty prompt."""
+
+    start: int | None
+    end: int
+    pad: int
+
+
+def escape(prompt: str) -> str:
+    """Make ComfyUI take parentheses literally, not as weights; those that are escaped already stay so."""
+    return re.sub(r"\\?([()])", r"\\\1", prompt)
+
+
+class TextEncoder:
+    """Encode prompts with a ComfyUI CLIP object, each once as long as its rows are remembered.
+
+    Attributes:
+        limit: bytes of rows that are remembered, :data:`REMEMBERED` unless given. Of the prompts with a subject the one used
+            longest ago is forgotten first, and neutral ones, which come again with every concept, only when no other is left.
+    """
+
+    def __init__(self, clip, limit: int | None = None):
+        self.clip = clip
+        self.limit = REMEMBERED if limit is None else limit
+        self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # the last used is the last
+        self._bytes = 0
+        self._batch = BatchEncoder(clip)
+        empty = self._tokens("")
+        bidirectional = "t5xxl" in clip.tokenize("")
+        #: the encoder sees the words behind a token, so rows before the concept change with it
+        self.bidirectional = bidirectional
+        if bidirectional:
+            self.specials = Specials(None, empty[0], empty[1] if len(empty) > 1 else pad_id(clip, "t5xxl"))
+        else:
+            self.specials = Specials(empty[0], empty[1], empty[-1])
+
+    def _tokens(self, prompt: str) -> list[int]:
+        """Token ids of a prompt's only chunk, padding included."""
+        tokens = self.clip.tokenize(escape(prompt))
+        chunks = tokens["t5xxl"] if "t5xxl" in tokens else next(iter(tokens[k] for k in ("l", "g", "h") if k in tokens))
+        if len(chunks) > 1:
+            raise ConceptError(
+                f"'{prompt[:57]}...' is {sum(len(c) for c in chunks)} tokens long and does not fit into one prompt of "
+                f"{len(chunks[0])}; shorten the concept"
+            )
+        ids = [token[0] for token in chunks[0]]
+        if not all(isinstance(i, int) for i in ids):
+            raise ConceptError(f"'{prompt}' uses a textual-inversion embedding; erase a concept by its words")
+        return ids
+
+    def content_ids(self, text: str) -> list[int]:
+        """Token ids of a text without start, end and padding.
+
+        Raises:
+            ConceptError: if nothing is left, or it does not fit into one prompt.
+        """
+        ids = self._tokens(text)
+        first = 0 if self.specials.start is None else 1
+        return ids[first : self._end(ids, first)]
+
+    def _end(self, ids: Sequence[int], first: int) -> int:
+        """Row of the first end token, or the length if the tower writes none."""
+        return next((i for i in range(first, len(ids)) if ids[i] == self.specials.end), len(ids))
+
+    def encode(self, prompt: str, subject: str = "") -> TextRows:
+        """Rows of a prompt; ``subject``, if given, is looked up in it by token ids and marked.
+
+        Raises:
+            ConceptError: if the subject has no tokens, cannot be found in the prompt, or the prompt is too long.
+        """
+        return next(self.encode_all([(prompt, subject)]))
+
+    def encode_all(self, prompts: Iterable[tuple[str, str]]) -> Iterator[TextRows]:
+        """Rows of prompts and their subjects as :meth:`encode` gives them, in order, as many at once as one pass takes.
+
+        Raises:
+            ConceptError: as :meth:`encode`, for the first prompt that is at fault.
+        """
+        prompts = iter(prompts)
+        count = max(1, BATCH_ROWS // rows_of(self.clip.tokenize("")))
+        while part := list(islice(prompts, count)):
+            found = {key: self._cache[key] for key in part if key in self._cache}
+            for key in found:
+                self._cache.move_to_end(key)
+            missing = [key for key in dict.fromkeys(part) if key not in found]
+            for key, rows in zip(missing, self._encode(missing)):
+                found[key] = rows
+                self._remember(key, rows)
+            yield from (found[key] for key in part)
+
+    def _remember(self, key: tuple[str, str], rows: TextRows) -> None:
+        self._cache[key] = rows
+        self._bytes += rows.bytes
+        while self._bytes > self.limit and len(self._cache) > 1:
+            old = [known for known in self._cache if known != key]  # the new one stays, however large
+            self._bytes -= self._cache.pop(next((known for known in old if known[1]), old[0])).bytes
+
+    def _encode(self, keys: Sequence[tuple[str, str]]) -> list[TextRows]:
+        """Prompts with their subjects, each prompt once."""
+        prompts = list(dict.fromkeys(prompt for prompt, _ in keys))
+        ids = {prompt: self._tokens(prompt) for prompt in prompts}
+        groups = [self._groups(ids[prompt], prompt, subject) for prompt, subject in keys]
+        encoded = dict(zip(prompts, self._batch([self.clip.tokenize(escape(prompt)) for prompt in prompts])))
+        plain = {prompt: self._plain(prompt, ids[prompt], *encoded[prompt]) for prompt in prompts}
+        return [TextRows(plain[p][0], tuple(ids[p]), g, plain[p][1]) for (p, _), g in zip(keys, groups)]
+
+    def _plain(self, prompt: str, ids: list[int], rows: Tensor, pooled: Tensor | None) -> Encoded:
+        """A prompt's rows and pooled vector as float32 on the CPU, in memory of their own.
+
+        Raises:
+            ConceptError: if they do not fit the tokens, or hold NaN.
+        """
+        if len(rows) != len(ids):
+            raise ConceptError(f"'{prompt}' gives {len(rows)} rows for {len(ids)} tokens; this CLIP is not supported")
+        if not (torch.isfinite(rows).all() and (pooled is None or torch.isfinite(pooled).all())):
+            raise ConceptError(f"the text encoder returns NaN for '{prompt}'; load it in float32 or another precision")
+        return tuple(None if t is None else t.detach().float().cpu().clone() for t in (rows, pooled))
+
+    def _groups(self, ids: list[int], prompt: str, subject: str) -> tuple[int, ...]:
+        first = 0 if self.specials.start is None else 1
+        end = self._end(ids, first)
+        at, length = self._find(ids[first:end], prompt, subject)
+        groups = []
+        for i in range(len(ids)):
+            if i < first:
+                groups.append(BOS)
+            elif i == end:
+                groups.append(FIRST_EOT)
+            elif i > end:
+                groups.append(PAD)
+            elif at is None or i < first + at:
+                groups.append(BEFORE)
+            else:
+                groups.append(SUBJECT if i < first + at + length else AFTER)
+        return tuple(groups)
+
+    def _find(self, content: list[int], prompt: str, subject: str) -> tuple[int | None, int]:
+        """Position and length of the subject's ids in a prompt's content ids (its last occurrence)."""
+        if not subject:
+            return None, 0
+        wanted = self.content_ids(subject)
+        if not wanted:
+            raise ConceptError(f"the tokenizer drops '{subject}' entirely; write the concept in words it knows")
+        for ids in (wanted, wanted[:-1]):  # T5 joins a last digit with the comma behind it: "R2-D", "2,"
+            for at in range(len(content) - len(wanted), -1, -1):
+                if ids and content[at : at + len(ids)] == ids:
+                    return at, len(wanted)
+        raise ConceptError(f"the tokens of '{subject}' cannot be found in '{prompt}'; remove punctuation from the concept")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Aligned rows of an erased prompt and its wanted counterpart.
+
+    Attributes:
+        erase: ``[n, d]`` rows of the prompt with the concept.
+        want: ``[n, d]`` rows that should take their place.
+        groups: ``[n]`` group of each erased row.
+        partners: ``[n]`` which rows of the counterpart ``want`` holds.
+    """
+
+    erase: Tensor
+    want: Tensor
+    groups: tuple[int, ...]
+    partners: tuple[int, ...]
+
+
+def align(erase: TextRows, want: TextRows) -> Pairs:
+    """Pair every row of ``erase`` with a row of ``want``, on token ids.
+
+    The ids that both prompts begin with are paired in order, and so are the ids that both end with, the end token and
+    the pads. What lies between (the concept, and in ``want`` its anchor or nothing) is paired from the last token
+    backwards; where the anchor is shorter its first row is used again; where there is none, the row that follows the
+    common beginning. Pads beyond the other prompt's length are paired with its last row.
+    """
+    n = len(want.ids)
+    start = _common_prefix(erase, want)
+    tail = _common_suffix(erase, want, start)
+    stop, other_stop = _content_end(erase) - tail, _content_end(want) - tail
+    partner = []
+    for i in range(len(erase.ids)):
+        if i < start:
+            partner.append(i)
+        elif i < stop:
+            partner.append(min(max(other_stop - (stop - i), start), n - 1))
+        else:
+            partner.append(min(other_stop + i - stop, n - 1))
+    return Pairs(erase.embeddings, want.embeddings[partner], erase.groups, tuple(partner))
+
+
+def _content_end(rows: TextRows) -> int:
+    """Row of the first end token, or the number of rows."""
+    end = rows.rows(FIRST_EOT)
+    return end[0] if end else len(rows.ids)
+
+
+def _common_prefix(a: TextRows, b: TextRows) -> int:
+    """Length of the common beginning, before the subject of either."""
+    limit = min(r[0] for r in (a.rows(SUBJECT) or [_content_end(a)], b.rows(SUBJECT) or [_content_end(b)]))
+    return next((i for i in range(limit) if a.ids[i] != b.ids[i]), limit)
+
+
+def _common_suffix(a: TextRows, b: TextRows, prefix: int) -> int:
+    """Length of the common ending of the content, behind the subject of either and behind the common beginning."""
+    ends = _content_end(a), _content_end(b)
+    firsts = [(r.rows(SUBJECT) or [prefix - 1])[-1] + 1 for r in (a, b)]
+    limit = min(end - first for end, first in zip(ends, firsts))
+    return next((i for i in range(limit) if a.ids[ends[0] - 1 - i] != b.ids[ends[1] - 1 - i]), limit)
