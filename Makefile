@@ -54,6 +54,7 @@ $(VENV)/.server-installed: tests/server-requirements.txt | $(VENV)/.installed
 
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check --quiet .
 
 # ComfyUI's page in the versions of tests/frontends, each in a folder of its own.
 frontends: $(patsubst tests/frontends/%.txt,$(FRONTENDS)/%/.installed,$(wildcard tests/frontends/*.txt))

@@ -1,8 +1,9 @@
 """What each paper says of itself, tried on demo-sd: ``python benchmarks/claims.py``.
 
-MACE: closed-form fusion beats the plain sum; drawing times where the concept forms helps. ANT: late beats all times, the early and
-the unconditional terms add, reversing late keeps the structure. TRCE: mapping the end token catches paraphrases that mapping the
-concept's own token misses, and leaves the rest. Results are written after every run, and a run goes on where the last one stopped.
+MACE: closed-form fusion beats the plain sum; drawing times where the concept forms helps. ANT: late beats all
+times, the early and the unconditional terms add, reversing late keeps the structure. TRCE: mapping the end
+token catches paraphrases that mapping the concept's own token misses, and leaves the rest. Results are
+written after every run, and a run goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -55,11 +56,26 @@ class Run:
         self.model, self.clip, vae = loader.load(MODEL)
         self.evaluator = Evaluator(self.model, self.clip, vae, domain.domain(), samples, seed, others=others)
         self.seed, self.file = seed, file
-        self.data = json.loads(file.read_text()) if file.exists() else {"setting": {
-            "model": MODEL, "fused": FUSED, "ablated": ABLATED, "samples_per_class": samples, "samples_per_other_class": others, "seed": seed,
-            "trace_core": trace_core.__version__, "torch": torch.__version__, "engine": found.version,
-            "python": platform.python_version(), "threads": torch.get_num_threads(),
-        }, "results": {}}  # fmt: skip
+        self.data = (
+            json.loads(file.read_text())
+            if file.exists()
+            else {
+                "setting": {
+                    "model": MODEL,
+                    "fused": FUSED,
+                    "ablated": ABLATED,
+                    "samples_per_class": samples,
+                    "samples_per_other_class": others,
+                    "seed": seed,
+                    "trace_core": trace_core.__version__,
+                    "torch": torch.__version__,
+                    "engine": found.version,
+                    "python": platform.python_version(),
+                    "threads": torch.get_num_threads(),
+                },
+                "results": {},
+            }
+        )
 
     def options(self, **finetune) -> tuple[dict, dict]:
         return {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[MODEL], **finetune}
@@ -77,7 +93,9 @@ class Run:
         return self.data["results"][key]
 
     def structure(self, model, noun: str) -> float:
-        """Correlation of the erased pictures with the base's, same seeds, at a quarter of the resolution in grey: the layout's."""
+        """Correlation of the erased pictures with the base's, same seeds, at a quarter of the resolution
+        in grey: the layout's.
+        """
         prompts = object_prompts(noun, self.evaluator.domain.styles, self.evaluator.samples)
         small = []
         for m in (self.model, model):
@@ -99,26 +117,38 @@ def mace(r: Run) -> None:
 
         def part(c, start=start, parts=parts):
             if c.target not in parts:
-                parts[c.target] = erase_part("mace", r.model, r.clip, c, keep, closed, tuned, r.seed, start).lora
+                parts[c.target] = erase_part(
+                    "mace", r.model, r.clip, c, keep, closed, tuned, r.seed, start
+                ).lora
             return parts[c.target]
 
-        names = [f"MACE/{label}/{c.target}" for c in concepts] + [f"MACE/{label}/{mode}" for mode in ("fuse", "sum")]
+        names = [f"MACE/{label}/{c.target}" for c in concepts] + [
+            f"MACE/{label}/{mode}" for mode in ("fuse", "sum")
+        ]
         if all(n in r.data["results"] for n in names):
             continue
         for c in concepts:
             r.measured(f"MACE/{label}/{c.target}", lambda c=c: ErasureLora.join(start, part(c)), [c])
         for mode in ("fuse", "sum"):
             config = FusionConfig(mode=mode, contexts=domain.CONTEXTS)
-            r.measured(f"MACE/{label}/{mode}",
-                       lambda config=config: ErasureLora.join(start, fuse(r.model, r.clip, [part(c) for c in concepts], keep, config).lora),
-                       concepts)  # fmt: skip
+            r.measured(
+                f"MACE/{label}/{mode}",
+                lambda config=config: ErasureLora.join(
+                    start, fuse(r.model, r.clip, [part(c) for c in concepts], keep, config).lora
+                ),
+                concepts,
+            )
         r.measured("MACE/closed form alone", lambda: start, concepts)
     OBJECTIVES["mace"] = plain
 
 
 def one(r: Run, key: str, method: str, concept: Concept, **finetune) -> None:
     keep = domain.keep_list([concept])
-    r.measured(f"{key}/{concept.target}", lambda: erase(method, r.model, r.clip, [concept], keep, *r.options(**finetune), r.seed).lora, [concept])
+    r.measured(
+        f"{key}/{concept.target}",
+        lambda: erase(method, r.model, r.clip, [concept], keep, *r.options(**finetune), r.seed).lora,
+        [concept],
+    )
 
 
 def ant(r: Run) -> None:
@@ -126,13 +156,24 @@ def ant(r: Run) -> None:
         for name in ABLATED:
             one(r, f"ANT/{label}", "ant", Concept(name), **options)
     for start in STARTS:
-        one(r, f"ANT/from {start}", "ant", Concept("cat"), window=(start, 1.0), **({"weights": OFF} if start else {"weights": {"uncond late": 0.0}}))
+        one(
+            r,
+            f"ANT/from {start}",
+            "ant",
+            Concept("cat"),
+            window=(start, 1.0),
+            **({"weights": OFF} if start else {"weights": {"uncond late": 0.0}}),
+        )
 
 
 def trce(r: Run) -> None:
     stay = [name for name in OBJECTS if name not in FUSED]
     for number, name in enumerate(FUSED):
-        for label, method in (("subject token only", "uce"), ("end token", "trce-eot"), ("end token and steering", "trce")):
+        for label, method in (
+            ("subject token only", "uce"),
+            ("end token", "trce-eot"),
+            ("end token and steering", "trce"),
+        ):
             one(r, f"TRCE/{label}", method, Concept(name, stay[number]))
 
 
@@ -141,7 +182,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--others", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--papers", nargs="+", default=["mace", "trce", "ant"], choices=["mace", "trce", "ant"])
+    parser.add_argument(
+        "--papers", nargs="+", default=["mace", "trce", "ant"], choices=["mace", "trce", "ant"]
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     r = Run(args.samples, args.others, args.seed, args.out)

@@ -1,16 +1,19 @@
 """How fast the closed form is: ``python -m trace_core bench closed-form --json FILE``, or this file itself.
 
-Ours is the library's own path (``collect``, ``solve``, ``export``) on the same rows, weights and lambda as the
-published way (MACE, arXiv 2403.06135, eq. 2; UCE, arXiv 2308.14761, eq. 7, written here from the papers): every matrix
-accumulates its own two sums, prompt by prompt, in float32, and takes a dense inverse. It is timed in three forms:
+Ours is the library's own path (``collect``, ``solve``, ``export``) on the same rows, weights and lambda as
+the published way (MACE, arXiv 2403.06135, eq. 2; UCE, arXiv 2308.14761, eq. 7, written here from the papers):
+every matrix accumulates its own two sums, prompt by prompt, in float32, and takes a dense inverse. It is
+timed in three forms:
 
 * ``batched``: the two sums as batched matrix products, one product a prompt; the figures' baseline
 * ``loop``: one product a prompt, each added in place; stronger than anything published
-* ``outer``: an outer product for every token, summed, as the released code has it; timed on one prompt and scaled
+* ``outer``: an outer product for every token, summed, as the released code has it; timed on one prompt and
+scaled
 
-Making the text rows and pairing them is not timed on either side. They are synthetic, with what matters of CLIP's: a
-constant start row with giant numbers, a large common part, equal rows where prompts begin alike, pads that carry the
-concept and differ a little by position, and a full, slowly decaying spectrum (nothing is of low rank).
+Making the text rows and pairing them is not timed on either side. They are synthetic, with what matters of
+CLIP's: a constant start row with giant numbers, a large common part, equal rows where prompts begin alike,
+pads that carry the concept and differ a little by position, and a full, slowly decaying spectrum (nothing is
+of low rank).
 """
 
 from __future__ import annotations
@@ -39,16 +42,23 @@ sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this fi
 from published import Published, stack  # noqa: E402
 from synthetic import Clock, Matrices, SyntheticText, peak_memory, sd15  # noqa: E402
 
-closed_form = importlib.import_module("trace_core.closed_form.erase")  # the package shows the function of this name
+# the package shows the function of this name
+closed_form = importlib.import_module("trace_core.closed_form.erase")
 
 RESULTS = Path(__file__).parent / "results"
-OUTER_BYTES = 2 << 30  #: what the outer products of one prompt may take (FLUX's take 17 GB, and are timed on a part)
+#: what the outer products of one prompt may take (FLUX's take 17 GB, and are timed on a part)
+OUTER_BYTES = 2 << 30
 FEW_KEPT = EVERYDAY[1:6]  #: 5 entries, 30 prompts
 MORE = tuple(f"a {{}} {place}" for place in (
-    "in the rain", "under a bridge", "at night", "on the moon", "in a museum", "by the sea", "in black and white",
+    "in the rain", "under a bridge", "at night", "on the moon", "in a museum", "by the sea",
+    "in black and white",
     "on a stamp", "made of glass", "in the snow", "seen from above", "next to a tree"))  # fmt: skip
-SCALING = "seconds of a matrix of each size, times their number; sums of concepts_timed, times concepts / concepts_timed"
-CONFIG = {"policy": "mace", "contexts": {"object": MORE}, "kind": "object"}  #: 30 templates, 18 of them the library's
+SCALING = (
+    "seconds of a matrix of each size, times their number; sums of concepts_timed, times concepts / "
+    "concepts_timed"
+)
+#: 30 templates, 18 of them the library's
+CONFIG = {"policy": "mace", "contexts": {"object": MORE}, "kind": "object"}
 
 
 def concepts(count: int, anchors: bool = False) -> list[Concept]:
@@ -62,7 +72,9 @@ def concepts(count: int, anchors: bool = False) -> list[Concept]:
 
 @contextmanager
 def pairing_not_timed(text: SyntheticText, found: dict):
-    """Count the time that ``collect`` waits for paired rows as ``text.seconds``, and note lambda in ``found``."""
+    """Count the time that ``collect`` waits for paired rows as ``text.seconds``, and note lambda in
+    ``found``.
+    """
     pairs, regularise = closed_form.erased_pairs, solvers.regularise
 
     def timed(*args):
@@ -87,8 +99,18 @@ def pairing_not_timed(text: SyntheticText, found: dict):
         closed_form.erased_pairs, solvers.regularise = pairs, regularise
 
 
-def ours(backbone, text: SyntheticText, erased: list[Concept], kept, progress=lambda *_: None, report=True, **config) -> dict:
-    """The library's ``collect``, ``solve`` and ``export``, timed, and ``report``. Both sides are handed their rows paired."""
+def ours(
+    backbone,
+    text: SyntheticText,
+    erased: list[Concept],
+    kept,
+    progress=lambda *_: None,
+    report=True,
+    **config,
+) -> dict:
+    """The library's ``collect``, ``solve`` and ``export``, timed, and ``report``. Both sides are handed
+    their rows paired.
+    """
     config = ClosedFormConfig(**{**CONFIG, **config})
     policy, seconds, out = POLICIES[config.policy], {}, {"config": config}
     with peak_memory() as memory, pairing_not_timed(text, out):
@@ -108,15 +130,23 @@ def ours(backbone, text: SyntheticText, erased: list[Concept], kept, progress=la
             lora, measured = closed_form.export(backbone, edits, sums)
             seconds["report"] = max(0.0, Clock.now() - begin - seconds["export"])
     seconds["edit"] = seconds["sums"] + seconds["solve"] + seconds["export"]
-    return out | {"seconds": seconds, "peak_bytes": memory["bytes"], "edits": edits, "lora": lora, "sums": sums,
-                  "residual": max((r["residual"] for r in measured.values()), default=None)}  # fmt: skip
+    return out | {
+        "seconds": seconds,
+        "peak_bytes": memory["bytes"],
+        "edits": edits,
+        "lora": lora,
+        "sums": sums,
+        "residual": max((r["residual"] for r in measured.values()), default=None),
+    }
 
 
 def prompts_of(text: SyntheticText, erased: list[Concept], config: ClosedFormConfig):
     """For each concept its prompts' ``(c, g, a)``, as ``collect`` weights them."""
     for concept in erased:
         batch = []
-        for pairs, weights, *_ in erased_pairs(POLICIES[config.policy], concept, "object", text, config.contexts):
+        for pairs, weights, *_ in erased_pairs(
+            POLICIES[config.policy], concept, "object", text, config.contexts
+        ):
             used = weights > 0
             batch.append((pairs.erase[used], pairs.want[used], weights[used]))
         yield batch
@@ -132,12 +162,20 @@ def kept_prompts(text: SyntheticText, kept, config: ClosedFormConfig):
         yield rows.embeddings, rows.embeddings, weights
 
 
-def published(weights: dict, text: SyntheticText, erased, kept, mine: dict, form: str, dtype=torch.float32,
-              share: int | None = None) -> dict:  # fmt: skip
+def published(
+    weights: dict,
+    text: SyntheticText,
+    erased,
+    kept,
+    mine: dict,
+    form: str,
+    dtype=torch.float32,
+    share: int | None = None,
+) -> dict:
     """Run it for some matrices: seconds, dW and the number of prompts.
 
-    The sums are linear in the prompts. Given ``share``, only so many concepts are added, the time of that is scaled to all of
-    them, and there is no dW; the keep set's sums and the inverse are timed in full.
+    The sums are linear in the prompts. Given ``share``, only so many concepts are added, the time of that is
+    scaled to all of them, and there is no dW; the keep set's sums and the inverse are timed in full.
     """
     config, lam = mine["config"], mine["lambda"]
     machines = {name: Published(weight.to(dtype), form) for name, weight in weights.items()}
@@ -157,7 +195,11 @@ def published(weights: dict, text: SyntheticText, erased, kept, mine: dict, form
     preserve = list(kept_prompts(text, kept, config))
     prompts += sum(add(preserve[at : at + 30]) for at in range(0, len(preserve), 30))
     changes = {name: machine.change(lam) for name, machine in machines.items()}
-    return {"seconds": {n: m.seconds for n, m in machines.items()}, "prompts": prompts, "changes": changes if times == 1 else {}}
+    return {
+        "seconds": {n: m.seconds for n, m in machines.items()},
+        "prompts": prompts,
+        "changes": changes if times == 1 else {},
+    }
 
 
 def outer_products(layers: dict, text: SyntheticText, prompts: int) -> float:
@@ -177,7 +219,10 @@ def outer_products(layers: dict, text: SyntheticText, prompts: int) -> float:
 def scaled(seconds: dict[str, float], layers: dict[str, torch.Tensor]) -> float:
     """Time of all matrices, from some of every size."""
     sizes = [len(layers[name]) for name in seconds]
-    rate = {size: sum(t for n, t in seconds.items() if len(layers[n]) == size) / sizes.count(size) for size in sizes}
+    rate = {
+        size: sum(t for n, t in seconds.items() if len(layers[n]) == size) / sizes.count(size)
+        for size in sizes
+    }
     return sum(rate[len(weight)] for weight in layers.values())
 
 
@@ -205,7 +250,9 @@ def layers_of(backbone) -> dict[str, torch.Tensor]:
 
 
 def materialise(layers: dict, mine: dict) -> float:
-    """Seconds for the dense weights ``W + up down``, float32, as the published way ends with them; one of each size, scaled."""
+    """Seconds for the dense weights ``W + up down``, float32, as the published way ends with them; one of
+    each size, scaled.
+    """
     seconds = {}
     for name, weight in one_of_each(layers).items():
         begin, (up, down) = Clock.now(), mine["lora"].modules[name]
@@ -219,19 +266,33 @@ def record(mine: dict, count: int, kept, model_bytes: int | None = None) -> dict
     part = mine["sums"][CONTEXT]
     templates = 18 + len(MORE)
     out = {
-        "concepts": count, "templates": templates, "prompts": count * templates, "erased_rows": part.count,
-        "keep_entries": len(kept), "keep_rows": part.keep.count, "policy": mine["config"].policy,
-        "rank": mine["edits"][CONTEXT].rank, "seconds": {k: round(v, 4) for k, v in mine["seconds"].items()},
-        "peak_increase_bytes": mine["peak_bytes"], "largest_residual": mine["residual"],
-    }  # fmt: skip
+        "concepts": count,
+        "templates": templates,
+        "prompts": count * templates,
+        "erased_rows": part.count,
+        "keep_entries": len(kept),
+        "keep_rows": part.keep.count,
+        "policy": mine["config"].policy,
+        "rank": mine["edits"][CONTEXT].rank,
+        "seconds": {k: round(v, 4) for k, v in mine["seconds"].items()},
+        "peak_increase_bytes": mine["peak_bytes"],
+        "largest_residual": mine["residual"],
+    }
     if model_bytes and mine["peak_bytes"] is not None:
         out["peak_of_model"] = round(1 + mine["peak_bytes"] / model_bytes, 4)
     return out
 
 
-def against(mine: dict, layers: dict, chosen: dict, text, erased, kept, forms=("batched", "loop"), share=None) -> dict:
+def against(
+    mine: dict, layers: dict, chosen: dict, text, erased, kept, forms=("batched", "loop"), share=None
+) -> dict:
     """Time the published way on the matrices ``chosen`` (and ``share`` of the concepts) and scale to all."""
-    out = {"matrices_timed": len(chosen), "matrices": len(layers), "concepts_timed": share or len(erased), "scaling": SCALING}
+    out = {
+        "matrices_timed": len(chosen),
+        "matrices": len(layers),
+        "concepts_timed": share or len(erased),
+        "scaling": SCALING,
+    }
     edit = mine["seconds"]["edit"]
     for form in forms:
         base = published(chosen, text, erased, kept, mine, form, share=share)
@@ -261,18 +322,25 @@ def bench_sd15(say, many: int) -> dict:
     smallest = dict([min(some.items(), key=lambda item: len(item[1]))])
     ours(backbone, text, concepts(1), FEW_KEPT)  # warm-up
     for name, count, kept, repeats, chosen, share, exact in (
-        ("1", 1, FEW_KEPT, 5, layers, None, some), ("1, the library's own keep set", 1, EVERYDAY, 3, some, None, smallest),
-        ("5", 5, FEW_KEPT, 3, some, None, smallest), ("100", 100, FEW_KEPT, 1, some, 4, smallest),
-    ):  # fmt: skip
+        ("1", 1, FEW_KEPT, 5, layers, None, some),
+        ("1, the library's own keep set", 1, EVERYDAY, 3, some, None, smallest),
+        ("5", 5, FEW_KEPT, 3, some, None, smallest),
+        ("100", 100, FEW_KEPT, 1, some, 4, smallest),
+    ):
         erased = concepts(count)
         mine = median([ours(backbone, text, erased, kept) for _ in range(repeats)])
         forms = ("batched", "loop") if kept is FEW_KEPT else ("batched",)
-        out[name] = record(mine, count, kept, size) | against(mine, layers, chosen, text, erased, kept, forms, share)
+        out[name] = record(mine, count, kept, size) | against(
+            mine, layers, chosen, text, erased, kept, forms, share
+        )
         changes = published(exact, text, erased, kept, mine, "loop", torch.float64)["changes"]
         out[name]["relative_difference_float64"] = difference(mine, layers, changes)
         say("SD1.5", name, out[name])
-    for name, count, options in (("100, an anchor each", 100, {"anchors": True}), ("1, projection", 1, {}),
-                                 ("100, projection", 100, {})):  # fmt: skip
+    for name, count, options in (
+        ("100, an anchor each", 100, {"anchors": True}),
+        ("1, projection", 1, {}),
+        ("100, projection", 100, {}),
+    ):
         policy = {"policy": "trace"} if "projection" in name else {}
         mine = ours(backbone, text, concepts(count, **options), FEW_KEPT, **policy)
         out[name] = record(mine, count, FEW_KEPT, size)
@@ -299,10 +367,19 @@ def bench_wide(say) -> dict:
     """One concept at SDXL's and FLUX's real widths. FLUX has one matrix a stream: nothing is shared there."""
     out = {}
     for name, backbone, text, kept in (
-        ("SDXL", Matrices([(CONTEXT, 20, 640, 2048), (CONTEXT, 120, 1280, 2048)]), SyntheticText(2048), FEW_KEPT),
-        ("FLUX", Matrices([(CONTEXT, 1, 3072, 4096), (POOLED, 1, 3072, 768)]),
-         SyntheticText(4096, 256, bidirectional=True, pooled=768), FEW_KEPT[:1]),
-    ):  # fmt: skip
+        (
+            "SDXL",
+            Matrices([(CONTEXT, 20, 640, 2048), (CONTEXT, 120, 1280, 2048)]),
+            SyntheticText(2048),
+            FEW_KEPT,
+        ),
+        (
+            "FLUX",
+            Matrices([(CONTEXT, 1, 3072, 4096), (POOLED, 1, 3072, 768)]),
+            SyntheticText(4096, 256, bidirectional=True, pooled=768),
+            FEW_KEPT[:1],
+        ),
+    ):
         layers, erased = layers_of(backbone), concepts(1)
         mine = ours(backbone, text, erased, kept, report=False)
         some = one_of_each(layers)
@@ -323,8 +400,16 @@ def row(model: str, name: str, r: dict) -> list[str]:
         return f"{r[form][key]:.{places}f}" + ("x" if key == "ratio" else "") if form in r else "–"
 
     peak = f"{r['peak_of_model']:.3f}x" if "peak_of_model" in r else "–"
-    return [model, name, f"{r['seconds']['edit']:.2f}", figure("batched", "seconds", 1), figure("batched", "ratio"),
-            figure("loop", "ratio"), figure("outer", "ratio"), peak]  # fmt: skip
+    return [
+        model,
+        name,
+        f"{r['seconds']['edit']:.2f}",
+        figure("batched", "seconds", 1),
+        figure("batched", "ratio"),
+        figure("loop", "ratio"),
+        figure("outer", "ratio"),
+        peak,
+    ]
 
 
 def run(many: int = 1000, cpu_time: bool = False, wide: bool = True) -> dict:
@@ -352,26 +437,35 @@ def run(many: int = 1000, cpu_time: bool = False, wide: bool = True) -> dict:
         results = {"sd15": bench_sd15(say, many)} | (bench_wide(say) if wide else {})
     table = [HEAD, ["---"] * len(HEAD), *rows]
     note = (
-        "`ours` is rows to LoRA factors, rows made and paired before, on either side; measuring every layer for the "
-        "report comes on top. `batched` is the published way (own sums and dense inverse for every matrix, float32); "
-        "`loop` the same with in-place products; `outer` as the released code has it, scaled from one prompt. "
-        "`peak` is the model's memory and the largest increase during the edit, over the model's memory."
+        "`ours` is rows to LoRA factors, rows made and paired before, on either side; measuring every "
+        "layer for the report comes on top. `batched` is the published way (own sums and dense inverse for "
+        "every matrix, float32); `loop` the same with in-place products; `outer` as the released code has "
+        "it, scaled from one prompt. `peak` is the model's memory and the largest increase during the "
+        "edit, over the model's memory."
     ) + (" Times are the process's own, of one thread: the cores did other work too." if cpu_time else "")
     return {
-        "torch": torch.__version__, "python": platform.python_version(), "engine": found.version,
-        "trace_core": trace_core.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
-        "load_at_start": load, "cores_were_shared": load is not None and load > 0.5,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "engine": found.version,
+        "trace_core": trace_core.__version__,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "load_at_start": load,
+        "cores_were_shared": load is not None and load > 0.5,
         "clock": "cpu time of the process" if cpu_time else "wall",
-        "seconds_in_all": round(time.perf_counter() - begin, 1), "results": results,
+        "seconds_in_all": round(time.perf_counter() - begin, 1),
+        "results": results,
         "markdown": "\n".join("| " + " | ".join(r) + " |" for r in table) + "\n\n" + note,
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=RESULTS / "closed_form.json")
     parser.add_argument("--many", type=int, default=1000, help="concepts of the long run")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread and its own time, where cores are shared")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread and its own time, where cores are shared"
+    )
     parser.add_argument("--no-wide", action="store_true", help="leave out SDXL's and FLUX's widths")
     args = parser.parse_args(argv)
     data = run(args.many, args.cpu_time, not args.no_wide)

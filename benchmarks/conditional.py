@@ -1,8 +1,9 @@
 """How well a combination is erased while its parts stay: ``python benchmarks/conditional.py``.
 
-For every combination, on both demo models: erase it, then draw prompts that ask for both parts, for the first without the
-second, for the second without the first, and for neither. Objects and styles are told by the judge, backgrounds by the
-border's colour. Results are written after every erasure, and a run goes on where the last one stopped.
+For every combination, on both demo models: erase it, then draw prompts that ask for both parts, for the first
+without the second, for the second without the first, and for neither. Objects and styles are told by the
+judge, backgrounds by the border's colour. Results are written after every erasure, and a run goes on where
+the last one stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ Prompt = tuple[str, dict[str, str]]  #: a prompt, and what it asks for: object, 
 
 
 def colours(pictures: Tensor) -> list[str]:
-    """Background colour of pictures ``[n, h, w, 3]`` in 0..1: the palette's nearest to the median of the frame, in sRGB."""
+    """Background colour of pictures ``[n, h, w, 3]`` in 0..1: the palette's nearest to the median of the
+    frame, in sRGB.
+    """
     frame = torch.ones(pictures.shape[1:3], dtype=torch.bool)
     frame[BORDER:-BORDER, BORDER:-BORDER] = False
     seen = pictures[:, frame].median(dim=1).values
@@ -52,10 +55,14 @@ def shown(pictures: Tensor, judge) -> list[dict[str, str]]:
 
 
 def asked(noun: str, style: str = "", colour: str = "", turn: int = 0) -> Prompt:
-    """A prompt for a picture; the order of style and background alternates with ``turn``, as in the captions."""
+    """A prompt for a picture; the order of style and background alternates with ``turn``, as in the
+    captions.
+    """
     parts = [f", {style}"] if style else []
     if colour:
-        parts.insert(turn % 2 and len(parts), (f" on a {colour} background", f", {colour} background")[turn // 2 % 2])
+        parts.insert(
+            turn % 2 and len(parts), (f" on a {colour} background", f", {colour} background")[turn // 2 % 2]
+        )
     opening = ("a photo of a", "a picture of a", "an image of the", "a drawing of a")[turn // 4 % 4]
     wanted = {"object": noun, "style": style, "colour": colour}
     return f"{opening} {noun}" + "".join(parts), {k: v for k, v in wanted.items() if v}
@@ -73,7 +80,11 @@ def prompts_of(concept: Concept, count: int) -> dict[str, list[Prompt]]:
     out = {"both": [], "first": [], "second": [], "neither": []}
     rest = [v for v in (STYLES if head == "style" else COLOURS) if v != value]
     for i in range(count):
-        free = "" if i % 3 == 0 else (list(COLOURS) if head == "style" else styles)[i % (8 if head == "style" else 5)]
+        free = (
+            ""
+            if i % 3 == 0
+            else (list(COLOURS) if head == "style" else styles)[i % (8 if head == "style" else 5)]
+        )
         other = "" if i % 2 else rest[i // 2 % len(rest)]  # every second one without any
 
         def prompt(noun: str, second: str, free=free, i=i) -> Prompt:
@@ -108,51 +119,96 @@ class Bench:
         return latents, self.vae.decode(latents)
 
     def colour_judge(self, count: int = 2) -> dict:
-        """How often the frame's colour is the one asked for, on the base model's pictures of every object and colour."""
+        """How often the frame's colour is the one asked for, on the base model's pictures of every object
+        and colour.
+        """
         prompts = [asked(o, turn=i, colour=c) for i in range(count) for o in OBJECTS for c in COLOURS]
         _, pictures = self.pictures(self.model, prompts, 9)
         seen = colours(pictures)
-        per_colour = {c: sum(s == w["colour"] for s, (_, w) in zip(seen, prompts) if w["colour"] == c) / (count * len(OBJECTS))
-                      for c in COLOURS}  # fmt: skip
-        return {"accuracy": sum(per_colour.values()) / len(COLOURS), "per_colour": per_colour, "pictures": len(prompts)}
+        per_colour = {
+            c: sum(s == w["colour"] for s, (_, w) in zip(seen, prompts) if w["colour"] == c)
+            / (count * len(OBJECTS))
+            for c in COLOURS
+        }
+        return {
+            "accuracy": sum(per_colour.values()) / len(COLOURS),
+            "per_colour": per_colour,
+            "pictures": len(prompts),
+        }
 
     def measure(self, model, concept: Concept) -> dict:
-        """Shares of the pictures of each group that show what was asked for, and the drift of all that stays."""
+        """Shares of the pictures of each group that show what was asked for, and the drift of all that
+        stays.
+        """
         head, _ = head_of(concept.parts[1])
         out, apart = {}, []
         for group, (name, prompts) in enumerate(prompts_of(concept, self.count).items()):
             key = (str(concept), name)
             if key not in self._base:
                 self._base[key] = self.pictures(self.model, prompts, group)
-            latents, pictures = self._base[key] if model is self.model else self.pictures(model, prompts, group)
+            latents, pictures = (
+                self._base[key] if model is self.model else self.pictures(model, prompts, group)
+            )
             seen = shown(pictures, self.judge)
             out[name] = {h: right(seen, prompts, h) for h in ("object", "style", "colour")}
             if name == "both":
-                out[name]["both"] = sum(s["object"] == w["object"] and s[head] == w[head] for s, (_, w) in zip(seen, prompts)) / len(prompts)
+                out[name]["both"] = sum(
+                    s["object"] == w["object"] and s[head] == w[head] for s, (_, w) in zip(seen, prompts)
+                ) / len(prompts)
             else:
                 apart.append((latents, self._base[key][0], pictures, self._base[key][1]))
         return out | {"drift": drift(*(torch.cat(v) for v in zip(*apart)))}
 
 
-def run(models: Sequence[str], methods: Sequence[str], combinations: Sequence[str], count: int, seed: int, file: Path) -> dict:
+def run(
+    models: Sequence[str],
+    methods: Sequence[str],
+    combinations: Sequence[str],
+    count: int,
+    seed: int,
+    file: Path,
+) -> dict:
     found = engine.load()
-    setting = {"pictures_of_a_group": count, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__,
-               "engine": found.version, "python": platform.python_version(), "threads": torch.get_num_threads()}  # fmt: skip
+    setting = {
+        "pictures_of_a_group": count,
+        "seed": seed,
+        "trace_core": trace_core.__version__,
+        "torch": torch.__version__,
+        "engine": found.version,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
     data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "judge": {}, "results": {}}
     for name in models:
-        todo = [(c, m) for c in combinations for m in ("none", *methods) if f"{name}/{m}/{c}" not in data["results"]]
+        todo = [
+            (c, m)
+            for c in combinations
+            for m in ("none", *methods)
+            if f"{name}/{m}/{c}" not in data["results"]
+        ]
         if not todo:
             continue
         bench = Bench(name, seed, count)
         if name not in data["judge"]:
             data["judge"][name] = bench.colour_judge()
-            print(f"{name}: background colour right on {100 * data['judge'][name]['accuracy']:.1f} %", flush=True)
+            print(
+                f"{name}: background colour right on {100 * data['judge'][name]['accuracy']:.1f} %",
+                flush=True,
+            )
         for line, method in todo:
             concepts, made = parse_concepts(line), {}
             model = bench.model
             if method != "none":
-                result = erase(method, bench.model, bench.clip, concepts, domain.keep_list(concepts), {"contexts": domain.CONTEXTS},
-                               domain.FINETUNE[name], seed)  # fmt: skip
+                result = erase(
+                    method,
+                    bench.model,
+                    bench.clip,
+                    concepts,
+                    domain.keep_list(concepts),
+                    {"contexts": domain.CONTEXTS},
+                    domain.FINETUNE[name],
+                    seed,
+                )
                 model, made = apply(bench.model, result.lora), {"rank": result.lora.rank}
             scores = data["results"][f"{name}/{method}/{line}"] = bench.measure(model, concepts[0]) | made
             write_text(file, json.dumps(data, indent=1) + "\n")
@@ -163,9 +219,13 @@ def run(models: Sequence[str], methods: Sequence[str], combinations: Sequence[st
 def brief(scores: dict) -> str:
     """One line of figures."""
     percent = lambda v: "–" if v is None else f"{100 * v:.0f}"  # noqa: E731
-    groups = " | ".join(f"{g} " + "/".join(percent(scores[g][h]) for h in ("object", "style", "colour"))
-                        for g in ("both", "first", "second", "neither"))  # fmt: skip
-    return f"together {percent(scores['both']['both'])} | {groups} | drift {scores['drift']['latent_mse']:.4f}"
+    groups = " | ".join(
+        f"{g} " + "/".join(percent(scores[g][h]) for h in ("object", "style", "colour"))
+        for g in ("both", "first", "second", "neither")
+    )
+    return (
+        f"together {percent(scores['both']['both'])} | {groups} | drift {scores['drift']['latent_mse']:.4f}"
+    )
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """How well every method erases, in one harness: ``python benchmarks/erasure.py``.
 
-For every CIFAR-10 class and every style, on both demo models: erase it alone, then measure it, all other classes, its
-synonyms and the drift; and 12 of the 24 objects at once. Every seed (of the training and of the pictures) has a file of its own.
-Results are written after every concept, and a run goes on where the last one stopped.
+For every CIFAR-10 class and every style, on both demo models: erase it alone, then measure it, all other
+classes, its synonyms and the drift; and 12 of the 24 objects at once. Every seed (of the training and of the
+pictures) has a file of its own. Results are written after every concept, and a run goes on where the last one
+stopped.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ RESULTS = Path(__file__).parent / "results"
 MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 TWELVE = tuple(OBJECTS)[::2]
 TASKS = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
-ANCHORED = ("trce-eot", "trce")  #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
-#: name: method, options of the finetune, and whether several concepts are made apart and fused (None: as the method has it)
+#: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
+ANCHORED = ("trce-eot", "trce")
+#: name: method, options of the finetune, and whether several concepts are made apart and fused (None: as the
+#: method has it)
 VARIANTS = {"ant-saliency": ("ant", {"saliency": 0.5, "rank": 64}, None), "trace-fused": ("trace", {}, True)}
 
 
@@ -60,17 +63,30 @@ def results_file(model: str, seed: int) -> Path:
 
 def mean(results: list[dict]) -> dict:
     """Mean of every measure over concepts; H of the means is not taken, H is averaged as the papers do."""
-    out = {k: fmean(r[k] for r in results) if all(r[k] is not None for r in results) else None for k in MEASURES}
-    return out | {"latent_mse": fmean(r["drift"]["latent_mse"] for r in results),
-                  "psnr": fmean(r["drift"]["psnr"] for r in results), "concepts": len(results)}  # fmt: skip
+    out = {
+        k: fmean(r[k] for r in results) if all(r[k] is not None for r in results) else None for k in MEASURES
+    }
+    return out | {
+        "latent_mse": fmean(r["drift"]["latent_mse"] for r in results),
+        "psnr": fmean(r["drift"]["psnr"] for r in results),
+        "concepts": len(results),
+    }
 
 
-def run(model_name: str, methods: list[str], tasks: list[str], samples: int, others: int, seed: int, file: Path) -> dict:
+def run(
+    model_name: str, methods: list[str], tasks: list[str], samples: int, others: int, seed: int, file: Path
+) -> dict:
     found = engine.load()
     setting = {
-        "samples_per_class": samples, "samples_per_other_class": others, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__,
-        "engine": found.version, "python": platform.python_version(), "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "samples_per_class": samples,
+        "samples_per_other_class": others,
+        "seed": seed,
+        "trace_core": trace_core.__version__,
+        "torch": torch.__version__,
+        "engine": found.version,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
     data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "results": {}}
     evaluator = None
     for method, task, concept in jobs(model_name, methods, tasks):
@@ -84,12 +100,27 @@ def run(model_name: str, methods: list[str], tasks: list[str], samples: int, oth
         concepts = concepts_of(method, task, concept)
         name, options, apart = VARIANTS.get(method, (method, {}, None))
         start, busy = time.perf_counter(), time.process_time()
-        result = erase(name, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts),
-                       {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[model_name], **options}, seed, apart=apart)  # fmt: skip
+        result = erase(
+            name,
+            evaluator.model,
+            evaluator.clip,
+            concepts,
+            domain.keep_list(concepts),
+            {"contexts": domain.CONTEXTS},
+            {**domain.FINETUNE[model_name], **options},
+            seed,
+            apart=apart,
+        )
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)
         size = sum(f.nbytes for pair in result.lora.modules.values() for f in pair)
-        made = {"erase_seconds": seconds, "cpu_seconds": cpu, "rank": result.lora.rank, "evaluations": result.report.get("evaluations", 0), "bytes": size}
+        made = {
+            "erase_seconds": seconds,
+            "cpu_seconds": cpu,
+            "rank": result.lora.rank,
+            "evaluations": result.report.get("evaluations", 0),
+            "bytes": size,
+        }
         data["results"][key] = scores | made
         write_text(file, json.dumps(data, indent=1) + "\n")
         line = " ".join(f"{k} {100 * scores[k]:.1f}" for k in MEASURES if scores[k] is not None)

@@ -1,8 +1,9 @@
 """What the finetune costs: ``python -m trace_core bench finetune --json FILE``, or this file itself.
 
-* ``cost``: model evaluations (forward 1, backward 2) and seconds until a concept is gone, of our loop and of one that
-  samples again at every optimiser step, as ESD (arXiv 2303.07345) and LECO do. Everything else is the same in both:
-  objective, eta, batch, learning rate, steps of the schedule, seed, adapters, teacher
+* ``cost``: model evaluations (forward 1, backward 2) and seconds until a concept is gone, of our loop and of
+one that
+  samples again at every optimiser step, as ESD (arXiv 2303.07345) and LECO do. Everything else is the same in
+  both: objective, eta, batch, learning rate, steps of the schedule, seed, adapters, teacher
 * ``memory``: the peak of a training step beside that of inference, see ``training_memory.py``
 * ``sizes``: steps per second and memory at the real models' sizes, on CUDA alone
 """
@@ -41,9 +42,21 @@ library = importlib.import_module("trace_core.finetune.run")
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("cost", "memory", "sizes")
 CONCEPT = "cat"
-#: The preset ``balanced`` as it was when this was measured, on the whole trajectory, without a closed form before it.
-SETTING = {"objective": "trace", "eta": 0.5, "window": (0.0, 1.0), "steps": 120, "batch": 48, "lr": 2e-3,
-           "trajectories": 24, "keep_trajectories": 96, "refresh": 30, "width": 64, "height": 64}  # fmt: skip
+#: The preset ``balanced`` as it was when this was measured, on the whole trajectory, without a closed form
+#: before it.
+SETTING = {
+    "objective": "trace",
+    "eta": 0.5,
+    "window": (0.0, 1.0),
+    "steps": 120,
+    "batch": 48,
+    "lr": 2e-3,
+    "trajectories": 24,
+    "keep_trajectories": 96,
+    "refresh": 30,
+    "width": 64,
+    "height": 64,
+}
 TARGET = 0.1  #: share of pictures still recognised; chance is 1/24
 #: of a probe; optimiser steps between probes; probes at the target that end a run
 PICTURES, EVERY, IN_A_ROW = 30, 4, 2
@@ -51,7 +64,8 @@ ESD_STEPS = 50  #: of a trajectory in ESD's released code
 LIMIT = 400_000  #: evaluations after which a run is given up
 
 
-# ------------------------------------------------------------------------------------------------ the two loops
+# ------------------------------------------------------------------------------------------------ the two
+# loops
 
 
 class Reached(Exception):
@@ -85,7 +99,9 @@ class Probe:
     def accuracy(self, noun: str, count: int) -> float:
         prompts = object_prompts(noun, self.domain.styles, count)
         latents = sample(self.model, self.clip, prompts, range(count), SamplerConfig())
-        right = top1(self.domain.judge(self.vae.decode(latents), "object"), list(self.domain.objects).index(noun))
+        right = top1(
+            self.domain.judge(self.vae.decode(latents), "object"), list(self.domain.objects).index(noun)
+        )
         return round(right, 4)  # 3 of 30 are 0.10000000149 in float32, and must be at the target
 
     def __call__(self, step: int, evaluations: int) -> None:
@@ -121,8 +137,8 @@ class Probed(Trainer):
 class Resampled(Probed):
     """ESD's loop: fresh trajectories at every step, each up to a random point, and the teacher there.
 
-    The concept's come from the student and the keep prompts' from the base model, as in ours. Every sample of a batch
-    has its own random point; ESD has one for all, whose gradient is noisier.
+    The concept's come from the student and the keep prompts' from the base model, as in ours. Every sample of
+    a batch has its own random point; ESD has one for all, whose gradient is noisier.
     """
 
     def fill_bank(self, role, adapters, fresh) -> None:
@@ -137,7 +153,9 @@ class Resampled(Probed):
             count = max(1, round(self.config.batch * term.share / shares))
             pairs = self.erase_pairs if term.role == "erase" else self.keep_pairs
             chosen = [pairs[int(i)] for i in torch.randint(len(pairs), (count,), generator=generator)]
-            points = self.sampled(chosen, "student" if term.role == "erase" else "base", term.needs, generator)
+            points = self.sampled(
+                chosen, "student" if term.role == "erase" else "base", term.needs, generator
+            )
             out.append((term, points))
             numbers += points.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
         self.adapters.use("student")
@@ -145,7 +163,9 @@ class Resampled(Probed):
 
     @torch.no_grad()
     def sampled(self, pairs, state: str, needed, generator: torch.Generator) -> Points:
-        """A point on a fresh trajectory for each pair of prompts, any step alike, and the teacher's predictions."""
+        """A point on a fresh trajectory for each pair of prompts, any step alike, and the teacher's
+        predictions.
+        """
         steps, cfg, backbone = self.config.sampling_steps, self.config.cfg, self.backbone
         percents, sigmas = schedule(backbone, steps, torch.rand(1, generator=generator).item())
         stops = torch.randint(steps + 1, (len(pairs),), generator=generator).sort(descending=True).values
@@ -166,7 +186,9 @@ class Resampled(Probed):
         for name in needed:
             texts = {"prompt": points.prompt, "neutral": points.neutral, "uncond": [self.uncond] * len(pairs)}
             text = texts[REFERENCES[name][1]]
-            points.predictions[name] = backbone.predict(x, points.sigma.to(x.device), self.prompts.batch(text))
+            points.predictions[name] = backbone.predict(
+                x, points.sigma.to(x.device), self.prompts.batch(text)
+            )
         return points
 
 
@@ -201,9 +223,15 @@ def one_run(name: str, seed: int) -> dict:
         except Reached:
             pass
     found = probe.reached()
-    out = {"loop": name, "seed": seed, "trajectory_steps": config.sampling_steps, "reached": found is not None,
-           "last": dict(zip(("step", "evaluations", "acc_e", "wall_seconds", "cpu_seconds"), probe.curve[-1])),
-           "acc_s": probe.others, "curve": probe.curve}  # fmt: skip
+    out = {
+        "loop": name,
+        "seed": seed,
+        "trajectory_steps": config.sampling_steps,
+        "reached": found is not None,
+        "last": dict(zip(("step", "evaluations", "acc_e", "wall_seconds", "cpu_seconds"), probe.curve[-1])),
+        "acc_s": probe.others,
+        "curve": probe.curve,
+    }
     if found:
         out |= dict(zip(("step", "evaluations", "acc_e", "wall_seconds", "cpu_seconds"), found))
     return out
@@ -217,9 +245,19 @@ def cost(seed: int = 0, loops=LOOPS, say=print) -> dict:
         runs.append(r)
         end = f"Acc_e {100 * r['acc_e']:.0f} %" if r["reached"] else "not reached, stopped"
         spent = r if r["reached"] else r["last"]
-        say(f"{name}: {end} after {spent['evaluations']} evaluations, {spent['cpu_seconds']:.0f} s of CPU time")
-    return {"concept": CONCEPT, "setting": SETTING, "target": TARGET, "pictures": PICTURES, "probe_every": EVERY,
-            "probes_in_a_row": IN_A_ROW, "runs": compared(runs)}  # fmt: skip
+        say(
+            f"{name}: {end} after {spent['evaluations']} evaluations, {spent['cpu_seconds']:.0f} s of CPU "
+            "time"
+        )
+    return {
+        "concept": CONCEPT,
+        "setting": SETTING,
+        "target": TARGET,
+        "pictures": PICTURES,
+        "probe_every": EVERY,
+        "probes_in_a_row": IN_A_ROW,
+        "runs": compared(runs),
+    }
 
 
 def compared(runs: list[dict]) -> list[dict]:
@@ -245,16 +283,23 @@ def run(parts=PARTS, seed: int = 0, say=print) -> dict:
             continue
         made = cost(seed, say=say) if part == "cost" else getattr(training_memory, part)(say=say)
         out[part] = {
-            "torch": torch.__version__, "python": platform.python_version(), "engine": found.version,
-            "trace_core": trace_core.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
-            "load_at_start": load, "seconds_in_all": round(time.perf_counter() - begin, 1),
-        } | {"results": made}  # fmt: skip
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "engine": found.version,
+            "trace_core": trace_core.__version__,
+            "threads": torch.get_num_threads(),
+            "cpus": os.cpu_count(),
+            "load_at_start": load,
+            "seconds_in_all": round(time.perf_counter() - begin, 1),
+        } | {"results": made}
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=RESULTS / "finetune.json", help="parts not measured stay in it")
+    parser.add_argument(
+        "--json", type=Path, default=RESULTS / "finetune.json", help="parts not measured stay in it"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 
 FLOAT8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
-QUANTISED = {"int8": ("int8_tensorwise", "TensorWiseINT8Layout"), "mxfp8": ("mxfp8", "TensorCoreMXFP8Layout"),
-             "nvfp4": ("nvfp4", "TensorCoreNVFP4Layout"), "mixed fp8": ("float8_e4m3fn", "TensorCoreFP8E4M3Layout")}  # fmt: skip
+QUANTISED = {
+    "int8": ("int8_tensorwise", "TensorWiseINT8Layout"),
+    "mxfp8": ("mxfp8", "TensorCoreMXFP8Layout"),
+    "nvfp4": ("nvfp4", "TensorCoreNVFP4Layout"),
+    "mixed fp8": ("float8_e4m3fn", "TensorCoreFP8E4M3Layout"),
+}
 GGUF = ("Q8_0", "Q4_K")
 #: What city96's conversion of FLUX leaves as it is: the ways in and out
 WAYS_IN_AND_OUT = ("img_in", "txt_in", "vector_in", "time_in", "guidance_in", "final_layer")
@@ -32,7 +36,9 @@ def cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def scaled_float8(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``scaled_fp8`` as ComfyUI wrote it in 2024 and 2025: matrices in float8 with a ``scale_weight``, the rest in bfloat16."""
+    """``scaled_fp8`` as ComfyUI wrote it in 2024 and 2025: matrices in float8 with a ``scale_weight``, the
+    rest in bfloat16.
+    """
     out = {"scaled_fp8": torch.tensor([], dtype=torch.float8_e4m3fn)}
     for key, value in state.items():
         if is_matrix(key, value):
@@ -45,7 +51,9 @@ def scaled_float8(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def quantised(state: dict[str, Tensor], name: str, engine) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """ComfyUI's own quantised files (since v0.33): tensors and the file's metadata. Ways in and out stay bfloat16."""
+    """ComfyUI's own quantised files (since v0.33): tensors and the file's metadata. Ways in and out stay
+    bfloat16.
+    """
     algorithm, layout = QUANTISED[name]
     tensor_class, out, layers = engine.quant_ops.QuantizedTensor, {}, {}
     for key, value in state.items():
@@ -58,8 +66,12 @@ def quantised(state: dict[str, Tensor], name: str, engine) -> tuple[dict[str, Te
     return out, {"_quantization_metadata": json.dumps({"layers": layers})}
 
 
-def write_gguf(path: Path, state: dict[str, Tensor], kind: str, architecture: str = "flux", everything: bool = False) -> None:
-    """A GGUF file of matrices in ``kind``; the ways in and out as F16 unless ``everything``, vectors and the rest as F32."""
+def write_gguf(
+    path: Path, state: dict[str, Tensor], kind: str, architecture: str = "flux", everything: bool = False
+) -> None:
+    """A GGUF file of matrices in ``kind``; the ways in and out as F16 unless ``everything``, vectors and
+    the rest as F32.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -82,8 +94,8 @@ def write_gguf(path: Path, state: dict[str, Tensor], kind: str, architecture: st
 def q4_k(weight: Tensor):
     """Bytes ``[out, in / 256 * 144]`` of a matrix in Q4_K, which the gguf package reads but does not write.
 
-    Blocks of 256 numbers, in each eight of 32 with a scale and a minimum of 6 bits (llama.cpp, ``quantize_row_q4_K_ref``; plain
-    minimum and maximum here instead of its search).
+    Blocks of 256 numbers, in each eight of 32 with a scale and a minimum of 6 bits (llama.cpp,
+    ``quantize_row_q4_K_ref``; plain minimum and maximum here instead of its search).
     """
     x = weight.float().view(-1, 8, 32)
     low = (-x.amin(-1)).clamp_min(0)
@@ -100,7 +112,8 @@ def q4_k(weight: Tensor):
     return blocks.view(weight.shape[0], -1).numpy()
 
 
-# ------------------------------------------------------------------------------------------------ city96's loader
+# ------------------------------------------------------------------------------------------------ city96's
+# loader
 
 
 def gguf_missing(engine: Path) -> str | None:
@@ -110,22 +123,31 @@ def gguf_missing(engine: Path) -> str | None:
     if not (engine / "nodes.py").is_file():
         return "ComfyUI-GGUF needs a ComfyUI checkout"
     if _gguf_folder(engine) is None:
-        return "ComfyUI-GGUF is not there; clone github.com/city96/ComfyUI-GGUF into custom_nodes or name it in COMFYUI_GGUF_PATH"
+        return (
+            "ComfyUI-GGUF is not there; clone github.com/city96/ComfyUI-GGUF into custom_nodes or name "
+            "it in COMFYUI_GGUF_PATH"
+        )
     return None
 
 
 def _gguf_folder(engine: Path) -> Path | None:
     named = os.environ.get("COMFYUI_GGUF_PATH")
-    folders = [Path(named)] if named else [engine / "custom_nodes" / "ComfyUI-GGUF", Path.home() / "ComfyUI-GGUF"]
+    folders = (
+        [Path(named)] if named else [engine / "custom_nodes" / "ComfyUI-GGUF", Path.home() / "ComfyUI-GGUF"]
+    )
     return next((folder for folder in folders if (folder / "ops.py").is_file()), None)
 
 
 def load_gguf(engine: Path, path: Path):
-    """A MODEL by city96's own node, from ``COMFYUI_GGUF_PATH``, the engine's custom_nodes or ``~/ComfyUI-GGUF``."""
+    """A MODEL by city96's own node, from ``COMFYUI_GGUF_PATH``, the engine's custom_nodes or
+    ``~/ComfyUI-GGUF``.
+    """
     name = "trace_comfyui_gguf"
     if name not in sys.modules:
         folder = _gguf_folder(engine)
-        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     paths = sys.modules["folder_paths"]

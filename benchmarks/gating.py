@@ -1,11 +1,14 @@
-"""What a step costs with an erasure in a window: ``python -m trace_core bench gating --json FILE``, or this file.
+"""What a step costs with an erasure in a window: ``python -m trace_core bench gating --json FILE``, or this
+file.
 
-ComfyUI's UNet in SD1.5's shapes, text layers random, all others constant, a batch of two as classifier-free guidance
-has it. Measured in two ways, both as a share of the base model's step:
+ComfyUI's UNet in SD1.5's shapes, text layers random, all others constant, a batch of two as classifier-free
+guidance has it. Measured in two ways, both as a share of the base model's step:
 
-* ``step``: whole steps of each variant in turn, in another order each round, medians; on a busy machine this tells
+* ``step``: whole steps of each variant in turn, in another order each round, medians; on a busy machine this
+tells
   a cost of some percent from none, not less
-* ``added``: the edited layers alone on the text's rows, with the gate and without in turn, many times; the median
+* ``added``: the edited layers alone on the text's rows, with the gate and without in turn, many times; the
+median
   difference over the base model's step
 
 The smaller the latent, the larger the share: the cost depends on the text alone.
@@ -58,7 +61,9 @@ def lora_of(model, rank: int) -> ErasureLora:
 
 
 def variants_of(model) -> dict:
-    """Name -> model. The window is the second half; ``in`` and ``out`` run on a sigma within it and before it."""
+    """Name -> model. The window is the second half; ``in`` and ``out`` run on a sigma within it and before
+    it.
+    """
     out = {"base": (model, "out")}
     for rank in RANKS:
         gated = apply(model, lora_of(model, rank), 1.0, 0.5, 1.0)
@@ -69,9 +74,15 @@ def variants_of(model) -> dict:
 
 def step(model, sigma: float, x, rows) -> float:
     """Seconds of the process in one model evaluation by way of ComfyUI's wrapper slot."""
-    args = {"input": x, "timestep": torch.full((len(x),), sigma), "cond_or_uncond": [0, 1],
-            "c": {"c_crossattn": rows, "transformer_options": {}}}  # fmt: skip
-    wrapper = model.model_options.get("model_function_wrapper", lambda f, a: f(a["input"], a["timestep"], **a["c"]))
+    args = {
+        "input": x,
+        "timestep": torch.full((len(x),), sigma),
+        "cond_or_uncond": [0, 1],
+        "c": {"c_crossattn": rows, "transformer_options": {}},
+    }
+    wrapper = model.model_options.get(
+        "model_function_wrapper", lambda f, a: f(a["input"], a["timestep"], **a["c"])
+    )
     begin = time.process_time()
     wrapper(model.model.apply_model, args)
     return time.process_time() - begin
@@ -113,16 +124,25 @@ def measure(model, size: int, rounds: int) -> dict:
             for name in names:
                 times[name].append(step(variants[name][0], sigmas[variants[name][1]], x, rows))
     base = times.pop("base")
-    out = {"latent": size, "rounds": rounds, "base_seconds": statistics.median(base), "base_all": base, "variants": {}}
+    out = {
+        "latent": size,
+        "rounds": rounds,
+        "base_seconds": statistics.median(base),
+        "base_all": base,
+        "variants": {},
+    }
     for name, seconds in times.items():
         ratios, middle = [a / b for a, b in zip(seconds, base, strict=True)], statistics.median(seconds)
         with torch.inference_mode():
             extra = added(model, variants[name][0], sigmas[variants[name][1]], rows)
         out["variants"][name] = {
-            "seconds": middle, "ratio_of_medians": middle / out["base_seconds"],
-            "median_of_ratios": statistics.median(ratios), "added_seconds": extra,
-            "added_share": extra / out["base_seconds"], "all": seconds,
-        }  # fmt: skip
+            "seconds": middle,
+            "ratio_of_medians": middle / out["base_seconds"],
+            "median_of_ratios": statistics.median(ratios),
+            "added_seconds": extra,
+            "added_share": extra / out["base_seconds"],
+            "all": seconds,
+        }
     return out
 
 
@@ -136,23 +156,38 @@ def run(sizes: dict[int, int] | None = None) -> dict:
     begin, model, results = time.perf_counter(), load_unet(), []
     for size, rounds in (sizes or {16: 7}).items():
         results.append(measure(model, size, rounds))
-        print(f"latent {size} x {size}, batch 2: {results[-1]['base_seconds']:.2f} s a step without an erasure")
+        print(
+            f"latent {size} x {size}, batch 2: {results[-1]['base_seconds']:.2f} s a step without an erasure"
+        )
         for name, r in results[-1]["variants"].items():
-            print(f"  {name:24} steps {100 * (r['ratio_of_medians'] - 1):+.1f} %, added "
-                  f"{1000 * r['added_seconds']:.2f} ms, {100 * r['added_share']:.3f} %", flush=True)  # fmt: skip
+            print(
+                f"  {name:24} steps {100 * (r['ratio_of_medians'] - 1):+.1f} %, added "
+                f"{1000 * r['added_seconds']:.2f} ms, {100 * r['added_share']:.3f} %",
+                flush=True,
+            )
     return {
-        "torch": torch.__version__, "python": platform.python_version(), "engine": found.version,
-        "trace_core": trace_core.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
-        "model": "UNet in SD1.5's shapes, float32, CPU", "layers": len(backbone_for(model).context_layers()),
-        "batch": 2, "tokens": TOKENS, "clock": "cpu time of the process",
-        "seconds_in_all": round(time.perf_counter() - begin, 1), "results": results,
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "engine": found.version,
+        "trace_core": trace_core.__version__,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "model": "UNet in SD1.5's shapes, float32, CPU",
+        "layers": len(backbone_for(model).context_layers()),
+        "batch": 2,
+        "tokens": TOKENS,
+        "clock": "cpu time of the process",
+        "seconds_in_all": round(time.perf_counter() - begin, 1),
+        "results": results,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, default=RESULTS / "gating.json")
-    parser.add_argument("--sizes", nargs="+", default=["16:7"], metavar="LATENT:ROUNDS", help="64:3 takes minutes")
+    parser.add_argument(
+        "--sizes", nargs="+", default=["16:7"], metavar="LATENT:ROUNDS", help="64:3 takes minutes"
+    )
     args = parser.parse_args(argv)
     data = run({int(s): int(n) for s, n in (entry.split(":") for entry in args.sizes)})
     args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Many concepts in one file: ``python benchmarks/mass.py``.
 
-12 of the 24 objects of demo-sd, each erased alone, then in one file: fused in closed form (MACE, eq. 7), summed as loading the
-files side by side would, and, for TRACE, trained together. Erasures are kept in a folder, and a run goes on where the last
-one stopped.
+12 of the 24 objects of demo-sd, each erased alone, then in one file: fused in closed form (MACE, eq. 7),
+summed as loading the files side by side would, and, for TRACE, trained together. Erasures are kept in a
+folder, and a run goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -37,30 +37,58 @@ KEYS = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 class Run:
     """Model, evaluator and results; every step is skipped where its result is there."""
 
-    def __init__(self, method: str, samples: int, others: int, seed: int, folder: Path, file: Path, finetune: dict, label: str):
+    def __init__(
+        self,
+        method: str,
+        samples: int,
+        others: int,
+        seed: int,
+        folder: Path,
+        file: Path,
+        finetune: dict,
+        label: str,
+    ):
         found = engine.load()
         self.method, self.seed, self.folder, self.file, self.label = method, seed, folder / label, file, label
         self.model, self.clip, vae = loader.load(MODEL)
         self.evaluator = Evaluator(self.model, self.clip, vae, domain.domain(), samples, seed, others=others)
         self.keep = domain.keep_list(CONCEPTS)
         self.options = {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[MODEL], **finetune}
-        self.data = json.loads(file.read_text()) if file.exists() else {"setting": {
-            "model": MODEL, "concepts": [c.target for c in CONCEPTS], "samples_per_class": samples, "samples_per_other_class": others,
-            "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__, "engine": found.version,
-            "python": platform.python_version(), "threads": torch.get_num_threads(),
-        }, "results": {}}  # fmt: skip
+        self.data = (
+            json.loads(file.read_text())
+            if file.exists()
+            else {
+                "setting": {
+                    "model": MODEL,
+                    "concepts": [c.target for c in CONCEPTS],
+                    "samples_per_class": samples,
+                    "samples_per_other_class": others,
+                    "seed": seed,
+                    "trace_core": trace_core.__version__,
+                    "torch": torch.__version__,
+                    "engine": found.version,
+                    "python": platform.python_version(),
+                    "threads": torch.get_num_threads(),
+                },
+                "results": {},
+            }
+        )
         self._start: ErasureLora | None = None
 
     def start(self) -> ErasureLora | None:
         """The closed form that all parts share, or None."""
         if self._start is None:
-            self._start = shared_start(self.method, self.model, self.clip, CONCEPTS, self.keep, self.options[0], self.seed)
+            self._start = shared_start(
+                self.method, self.model, self.clip, CONCEPTS, self.keep, self.options[0], self.seed
+            )
         return self._start
 
     def part(self, concept: Concept) -> ErasureLora:
         path = self.folder / f"{concept.target}.safetensors"
         if not path.exists():
-            made = erase_part(self.method, self.model, self.clip, concept, self.keep, *self.options, self.seed, self.start())
+            made = erase_part(
+                self.method, self.model, self.clip, concept, self.keep, *self.options, self.seed, self.start()
+            )
             made.lora.save(path)
         return ErasureLora.load(path)
 
@@ -75,9 +103,18 @@ class Run:
             lora = make()
             seconds = time.perf_counter() - begin
             found = self.evaluator.evaluate(apply(self.model, lora), concepts)
-            self.data["results"][key] = {k: found[k] for k in KEYS} | {"drift": found["drift"], "seconds": seconds, "rank": lora.rank}
+            self.data["results"][key] = {k: found[k] for k in KEYS} | {
+                "drift": found["drift"],
+                "seconds": seconds,
+                "rank": lora.rank,
+            }
             write_text(self.file, json.dumps(self.data, indent=1) + "\n")
-            print(key, " ".join(f"{k} {100 * found[k]:.1f}" for k in KEYS if found[k] is not None), f"drift {found['drift']['latent_mse']:.4f}", flush=True)
+            print(
+                key,
+                " ".join(f"{k} {100 * found[k]:.1f}" for k in KEYS if found[k] is not None),
+                f"drift {found['drift']['latent_mse']:.4f}",
+                flush=True,
+            )
         return self.data["results"][key]
 
 
@@ -90,10 +127,16 @@ def run(method: str, args, finetune: dict, label: str) -> None:
         config = FusionConfig(mode=mode, contexts=domain.CONTEXTS)
         r.measured(mode, lambda c=config: r.whole(fuse(r.model, r.clip, parts, r.keep, c).lora), CONCEPTS)
     if method == "trace":
-        r.measured("together", lambda: erase(method, r.model, r.clip, CONCEPTS, r.keep, *r.options, args.seed).lora, CONCEPTS)
+        r.measured(
+            "together",
+            lambda: erase(method, r.model, r.clip, CONCEPTS, r.keep, *r.options, args.seed).lora,
+            CONCEPTS,
+        )
     alone = [r.data["results"][f"{label}/alone/{c.target}"] for c in CONCEPTS]
     # some have no synonyms
-    r.data["results"][f"{label}/mean alone"] = {k: fmean(a[k] for a in alone if a[k] is not None) for k in KEYS}
+    r.data["results"][f"{label}/mean alone"] = {
+        k: fmean(a[k] for a in alone if a[k] is not None) for k in KEYS
+    }
     write_text(args.out, json.dumps(r.data, indent=1) + "\n")
 
 

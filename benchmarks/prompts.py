@@ -1,8 +1,10 @@
-"""Prompts beside the ordinary: the erased concept as the negative prompt, and long prompts: ``python benchmarks/prompts.py``.
+"""Prompts beside the ordinary: the erased concept as the negative prompt, and long prompts: ``python
+benchmarks/prompts.py``.
 
-Negative: "a photo" with the concept as the negative prompt at several cfg; how many pictures show it, against the base model with an
-empty negative prompt and with the concept. Long: the concept early, in the middle and late in a prompt of 20 tokens and more, also where they are two chunks; how many
-show it, against the base model with the concept and with the same prompt without it. Results are written after every concept, and a run
+Negative: "a photo" with the concept as the negative prompt at several cfg; how many pictures show it, against
+the base model with an empty negative prompt and with the concept. Long: the concept early, in the middle and
+late in a prompt of 20 tokens and more, also where they are two chunks; how many show it, against the base
+model with the concept and with the same prompt without it. Results are written after every concept, and a run
 goes on where the last one stopped.
 """
 
@@ -29,19 +31,27 @@ RESULTS = Path(__file__).parent / "results" / "prompts.json"
 CFG = (3.0, 7.0, 12.0)
 CONCEPTS = ("cat", "truck", "bird", "twitter style")
 #: name: method, options of its closed form: the default, and what the default was
-VARIANTS = {**{name: (name, {}) for name in METHODS}, "projection, eta 0": ("projection", {"eta": 0.0}),
-            "projection, eta 0.5": ("projection", {"eta": 0.5})}  # fmt: skip
-#: Of words that the demo models know, and of words that their tokenizers spell letter by letter, which alone make them draw anything
+VARIANTS = {
+    **{name: (name, {}) for name in METHODS},
+    "projection, eta 0": ("projection", {"eta": 0.0}),
+    "projection, eta 0.5": ("projection", {"eta": 0.5}),
+}
+#: Of words that the demo models know, and of words that their tokenizers spell letter by letter, which alone
+#: make them draw anything
 LONG = {
-    "object": {"early": "a photo of a {}, an image, a picture, a drawing, an icon, an emoji, art",
-               "middle": "an image, a picture, a drawing, a photo of a {}, an icon, an emoji, art",
-               "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo of a {}",
-               "late, spelled": "high quality, detailed, sharp focus, a photo of a {}"},
-    "style": {"early": "a photo, {}, an image, a picture, a drawing, an icon, an emoji, art",
-              "middle": "an image, a picture, a drawing, a photo, {}, an icon, an emoji, art",
-              "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo, {}",
-              "late, spelled": "high quality, detailed, sharp focus, a photo, {}"},
-}  # fmt: skip
+    "object": {
+        "early": "a photo of a {}, an image, a picture, a drawing, an icon, an emoji, art",
+        "middle": "an image, a picture, a drawing, a photo of a {}, an icon, an emoji, art",
+        "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo of a {}",
+        "late, spelled": "high quality, detailed, sharp focus, a photo of a {}",
+    },
+    "style": {
+        "early": "a photo, {}, an image, a picture, a drawing, an icon, an emoji, art",
+        "middle": "an image, a picture, a drawing, a photo, {}, an icon, an emoji, art",
+        "late": "an image, a picture, a drawing, an icon, an emoji, art, a photo, {}",
+        "late, spelled": "high quality, detailed, sharp focus, a photo, {}",
+    },
+}
 
 
 class Counter:
@@ -49,12 +59,20 @@ class Counter:
 
     def __init__(self, name: str, samples: int, seed: int, known: dict):
         self.model, self.clip, self.vae = loader.load(name)
-        self.name, self.judge, self.samples, self.seed, self.known = name, loader.load_judge(), samples, seed, known
+        self.name, self.judge, self.samples, self.seed, self.known = (
+            name,
+            loader.load_judge(),
+            samples,
+            seed,
+            known,
+        )
 
     def count(self, model, prompt: str, **config) -> dict[str, int]:
         """By class, of objects and styles."""
         seeds = [self.seed * 100003 + i for i in range(self.samples)]
-        latents = sample(model, self.clip, [prompt] * self.samples, seeds, SamplerConfig.for_model(model, **config))
+        latents = sample(
+            model, self.clip, [prompt] * self.samples, seeds, SamplerConfig.for_model(model, **config)
+        )
         pictures, out = self.vae.decode(latents), {}
         for head, classes in (("object", list(OBJECTS)), ("style", list(STYLES))):
             found = self.judge.probabilities(pictures, head).argmax(1)
@@ -87,10 +105,26 @@ def measure(counter: Counter, model, concept: str, cfgs: tuple[float, ...] | lis
     return out
 
 
-def run(model_name: str, methods: list[str], concepts: list[str], cfgs: list[float], samples: int, seed: int, long: bool, file: Path) -> dict:
+def run(
+    model_name: str,
+    methods: list[str],
+    concepts: list[str],
+    cfgs: list[float],
+    samples: int,
+    seed: int,
+    long: bool,
+    file: Path,
+) -> dict:
     found = engine.load()
-    setting = {"samples": samples, "seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__, "engine": found.version,
-               "python": platform.python_version(), "threads": torch.get_num_threads()}  # fmt: skip
+    setting = {
+        "samples": samples,
+        "seed": seed,
+        "trace_core": trace_core.__version__,
+        "torch": torch.__version__,
+        "engine": found.version,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
     data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "results": {}, "base": {}}
     counter = None
     for method in methods:
@@ -101,8 +135,16 @@ def run(model_name: str, methods: list[str], concepts: list[str], cfgs: list[flo
             counter = counter or Counter(model_name, samples, seed, data["base"])
             name, options = VARIANTS[method]
             erased = [Concept(concept)]
-            result = erase(name, counter.model, counter.clip, erased, domain.keep_list(erased), {"contexts": domain.CONTEXTS, **options},
-                           domain.FINETUNE[model_name], seed)  # fmt: skip
+            result = erase(
+                name,
+                counter.model,
+                counter.clip,
+                erased,
+                domain.keep_list(erased),
+                {"contexts": domain.CONTEXTS, **options},
+                domain.FINETUNE[model_name],
+                seed,
+            )
             report = result.report.get("closed_form", result.report)
             row = measure(counter, apply(counter.model, result.lora), concept, cfgs, long)
             data["results"][key] = row | {"substitute": report.get("substitutes", {}).get(concept, "")}

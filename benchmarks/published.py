@@ -7,7 +7,9 @@ from synthetic import Clock
 
 
 class Published:
-    """``W' = (sum a W g c^T + sum b W p p^T + lambda W)(sum a c c^T + sum b p p^T + lambda I)^-1``, for one matrix."""
+    """``W' = (sum a W g c^T + sum b W p p^T + lambda W)(sum a c c^T + sum b p p^T + lambda I)^-1``, for
+    one matrix.
+    """
 
     def __init__(self, weight: torch.Tensor, form: str):
         self.weight, self.form, self.seconds = weight, form, 0.0

@@ -1,11 +1,14 @@
-"""Real shapes with random weights, in the files that people have: ``python benchmarks/real_shapes.py [CASE ...]``.
+"""Real shapes with random weights, in the files that people have: ``python benchmarks/real_shapes.py [CASE
+...]``.
 
-Each case runs in a process of its own: write the file, load it with ComfyUI's loader, closed form, save, the stock LoRA loader, two
-sampling steps, one finetune step. It prints the seconds of each, the peak of memory, the keys that the loader left, and whether the
-base is bit for bit as it was. Results are kept by engine (``COMFYUI_PATH``) and case; cases that are there are not run again.
+Each case runs in a process of its own: write the file, load it with ComfyUI's loader, closed form, save, the
+stock LoRA loader, two sampling steps, one finetune step. It prints the seconds of each, the peak of memory,
+the keys that the loader left, and whether the base is bit for bit as it was. Results are kept by engine
+(``COMFYUI_PATH``) and case; cases that are there are not run again.
 
-SD 1.5 and SDXL are whole. FLUX.1 dev has its real widths, but one double and one single block instead of 19 and 38, and a T5 of one
-narrow layer on its real vocabulary and width: neither would fit this machine whole. The seconds of its text encoder mean nothing.
+SD 1.5 and SDXL are whole. FLUX.1 dev has its real widths, but one double and one single block instead of 19
+and 38, and a T5 of one narrow layer on its real vocabulary and width: neither would fit this machine whole.
+The seconds of its text encoder mean nothing.
 """
 
 from __future__ import annotations
@@ -43,13 +46,16 @@ from training_memory import SHAPES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "real_shapes.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trace-real-shapes"
-FEW = ("bird", "a house")  #: the keep list of FLUX and of small runs, which also take one template of each kind
+#: the keep list of FLUX and of small runs, which also take one template of each kind
+FEW = ("bird", "a house")
 CONCEPT = Concept("cat", "dog")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A family and a format; ``kept``: in which precision the loader is told to keep it, as it does by itself on a GPU."""
+    """A family and a format; ``kept``: in which precision the loader is told to keep it, as it does by
+    itself on a GPU.
+    """
 
     family: str
     fmt: str
@@ -72,24 +78,37 @@ CASES = {
 
 
 def network(family: str, small: bool) -> tuple[object, dict]:
-    """ComfyUI's configuration of a family, and its network's weights by key, random, in float16 or (FLUX) bfloat16."""
+    """ComfyUI's configuration of a family, and its network's weights by key, random, in float16 or (FLUX)
+    bfloat16.
+    """
     import comfy.supported_models
 
     name, config, _ = SHAPES[family]
     config = dict(config)
     if family == "FLUX.1-dev":
         config |= {"depth": 1, "depth_single_blocks": 1}
-        config |= {"hidden_size": 256, "num_heads": 2, "context_in_dim": 256, "vec_in_dim": 256} if small else {}
+        config |= (
+            {"hidden_size": 256, "num_heads": 2, "context_in_dim": 256, "vec_in_dim": 256} if small else {}
+        )
     elif small:
-        config |= {"num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
+        config |= {
+            "num_res_blocks": [1],
+            "channel_mult": [1],
+            "transformer_depth": [1],
+            "transformer_depth_output": [1, 1],
+        }
     config = compat.flux_config(sys.modules["comfy"], config) if family == "FLUX.1-dev" else config
     found = getattr(comfy.supported_models, name)(config)
     found.set_inference_dtype(torch.float32, None)
     if family != "FLUX.1-dev":
-        found.unet_config["num_heads" if family == "SD1.5" else "num_head_channels"] = 8 if family == "SD1.5" else 64
+        found.unet_config["num_heads" if family == "SD1.5" else "num_head_channels"] = (
+            8 if family == "SD1.5" else 64
+        )
     model = found.get_model({}, device=torch.device("meta")).diffusion_model
     state = random_weights(model, torch.bfloat16 if family == "FLUX.1-dev" else torch.float16)
-    return found, {k.replace("_norm.weight", "_norm.scale") if family == "FLUX.1-dev" else k: v for k, v in state.items()}
+    return found, {
+        k.replace("_norm.weight", "_norm.scale") if family == "FLUX.1-dev" else k: v for k, v in state.items()
+    }
 
 
 def random_weights(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -97,7 +116,11 @@ def random_weights(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, tor
     generator, out = torch.Generator().manual_seed(0), {}
     for key, value in module.state_dict().items():
         if value.ndim < 2:
-            out[key] = torch.ones(value.shape, dtype=dtype) if key.endswith(("scale", "weight")) else torch.zeros(value.shape, dtype=dtype)
+            out[key] = (
+                torch.ones(value.shape, dtype=dtype)
+                if key.endswith(("scale", "weight"))
+                else torch.zeros(value.shape, dtype=dtype)
+            )
         else:
             made = torch.empty(value.shape, dtype=torch.bfloat16).normal_(generator=generator)
             out[key] = made.mul_(value[0].numel() ** -0.5).to(dtype)
@@ -115,12 +138,20 @@ def with_towers(config, state: dict, family: str) -> dict:
     text = {k: torch.arange(v.shape[-1])[None] if k.endswith("position_ids") else v for k, v in text.items()}
     if family == "SD1.5":
         inside = "clip_l.transformer.text_model."
-        text = {"cond_stage_model.transformer.text_model." + k.removeprefix(inside): v for k, v in text.items() if k.startswith(inside)}
+        text = {
+            "cond_stage_model.transformer.text_model." + k.removeprefix(inside): v
+            for k, v in text.items()
+            if k.startswith(inside)
+        }
     else:
         text = config.process_clip_state_dict_for_saving(text)
     vae = random_weights(comfy.taesd.taesd.TAESD(), torch.float16)
     vae |= {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
-    return {f"model.diffusion_model.{k}": v for k, v in state.items()} | text | {f"first_stage_model.{k}": v for k, v in vae.items()}
+    return (
+        {f"model.diffusion_model.{k}": v for k, v in state.items()}
+        | text
+        | {f"first_stage_model.{k}": v for k, v in vae.items()}
+    )
 
 
 def write(name: str, folder: Path, small: bool) -> Path:
@@ -129,7 +160,10 @@ def write(name: str, folder: Path, small: bool) -> Path:
 
     case, comfy = CASES[name], sys.modules["comfy"]
     config, state = network(case.family, small)
-    path = folder / f"{name.replace(' ', '-').replace(',', '')}.{'gguf' if case.fmt in formats.GGUF else 'safetensors'}"
+    path = (
+        folder
+        / f"{name.replace(' ', '-').replace(',', '')}.{'gguf' if case.fmt in formats.GGUF else 'safetensors'}"
+    )
     if case.fmt in formats.GGUF:
         formats.write_gguf(path, state, case.fmt)
         return path
@@ -153,26 +187,37 @@ def load(name: str, path: Path, small: bool):
     case = CASES[name]
     options = {"dtype": case.kept} if case.kept else {}
     if case.family != "FLUX.1-dev":
-        return comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False, output_clip=True, model_options=options)[:2]
+        return comfy.sd.load_checkpoint_guess_config(
+            str(path), output_vae=False, output_clip=True, model_options=options
+        )[:2]
     if case.fmt in formats.GGUF:
         return formats.load_gguf(engine.find().path, path), narrow_t5(small)
     return comfy.sd.load_diffusion_model(str(path), model_options=options), narrow_t5(small)
 
 
 def narrow_t5(small: bool):
-    """FLUX's text encoder object: CLIP-L whole, T5 of one layer with its real width and vocabulary; both narrower in small runs."""
+    """FLUX's text encoder object: CLIP-L whole, T5 of one layer with its real width and vocabulary; both
+    narrower in small runs.
+    """
     import comfy.sd
     import comfy.supported_models_base
     import comfy.text_encoders.flux
 
     flux = comfy.text_encoders.flux
-    target = comfy.supported_models_base.ClipTarget(flux.FluxTokenizer, flux.flux_clip(dtype_t5=torch.float32))
+    target = comfy.supported_models_base.ClipTarget(
+        flux.FluxTokenizer, flux.flux_clip(dtype_t5=torch.float32)
+    )
     t5 = {"d_model": 4096, "d_ff": 512, "d_kv": 64, "num_heads": 4, "num_layers": 1}
     options = {"dtype": torch.float32, "t5xxl_model_config": t5}
     if small:
         t5["d_model"] = 256
-        options["clip_l_model_config"] = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-                                          "intermediate_size": 256, "projection_dim": 256}  # fmt: skip
+        options["clip_l_model_config"] = {
+            "hidden_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "projection_dim": 256,
+        }
     clip = comfy.sd.CLIP(target, model_options=options)
     clip.cond_stage_model.load_state_dict(random_weights(clip.cond_stage_model, torch.float32), strict=False)
     return clip
@@ -211,7 +256,11 @@ def fingerprint(model) -> str:
     """Of everything that the network's tensors hold, also those of quantised ones."""
     digest = hashlib.blake2b()
     for name, p in sorted(model.model.named_parameters()):
-        parts = [p._qdata, *(v for v in vars(p._params).values() if isinstance(v, torch.Tensor))] if hasattr(p, "_qdata") else [p]
+        parts = (
+            [p._qdata, *(v for v in vars(p._params).values() if isinstance(v, torch.Tensor))]
+            if hasattr(p, "_qdata")
+            else [p]
+        )
         for part in parts:
             data = part.detach().as_subclass(torch.Tensor).cpu().contiguous().reshape(-1)
             digest.update(f"{name} {data.dtype}".encode())
@@ -220,8 +269,20 @@ def fingerprint(model) -> str:
 
 
 def finetune_step(model, clip, keep, pixels: int) -> dict:
-    config = FinetuneConfig(steps=1, batch=4, trajectories=1, keep_trajectories=1, sampling_steps=2, cfg=1.0, rank=4, refresh=1,
-                            window=(0.2, 1.0), scope="text", width=pixels, height=pixels)  # fmt: skip
+    config = FinetuneConfig(
+        steps=1,
+        batch=4,
+        trajectories=1,
+        keep_trajectories=1,
+        sampling_steps=2,
+        cfg=1.0,
+        rank=4,
+        refresh=1,
+        window=(0.2, 1.0),
+        scope="text",
+        width=pixels,
+        height=pixels,
+    )
     return finetune(model, clip, [CONCEPT], list(keep)[:2], config).report
 
 
@@ -246,7 +307,12 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
     out["file_bytes"] = path.stat().st_size
     with phase("load"), listening() as left:
         model, clip = load(name, path, small)
-    out |= {"keys_left": left.found, "model_bytes": model.model_size(), "storage": storage(model), "after_load": peak()}
+    out |= {
+        "keys_left": left.found,
+        "model_bytes": model.model_size(),
+        "storage": storage(model),
+        "after_load": peak(),
+    }
     before = fingerprint(model)
     keep = everyday([CONCEPT])
     if small or CASES[name].family == "FLUX.1-dev":
@@ -260,7 +326,9 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
     with phase("save"):
         saved = lora.save(folder / "erasure.safetensors")
     with phase("stock loader"):
-        patched, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(saved)), 1.0, 1.0)
+        patched, _ = comfy.sd.load_lora_for_models(
+            model, None, comfy.utils.load_torch_file(str(saved)), 1.0, 1.0
+        )
     out["stock_keys"] = [len(patched.patches), len(lora.modules)]
     with phase("two steps"):
         base = sample(model, clip, ["a cat"], [0], sampler)
@@ -271,7 +339,9 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
         out["loss"] = finetune_step(model, clip, keep, pixels)["losses"][-1]
     backbone_for(model).load()  # takes patches off that are still on it
     out["base_identical"] = before == fingerprint(model)
-    out["reloaded"] = torch.equal(ErasureLora.load(saved).delta(next(iter(lora.modules))), lora.delta(next(iter(lora.modules))))
+    out["reloaded"] = torch.equal(
+        ErasureLora.load(saved).delta(next(iter(lora.modules))), lora.delta(next(iter(lora.modules)))
+    )
     out["peak"] = peak()
     return out
 
@@ -309,21 +379,44 @@ def apart(name: str, small: bool, timeout: float) -> dict:
     """A case in a process of its own; its files are deleted afterwards."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        command = [sys.executable, __file__, "--case", name, "--folder", folder, *(["--small"] if small else [])]
+        command = [
+            sys.executable,
+            __file__,
+            "--case",
+            name,
+            "--folder",
+            folder,
+            *(["--small"] if small else []),
+        ]
         try:
-            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # spinning threads starve beside other work
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=timeout, env=environment)
+            # spinning threads starve beside other work
+            environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, timeout=timeout, env=environment
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"took more than {timeout:g} s"}
         lines = done.stdout.strip().splitlines()
-        return json.loads(lines[-1]) if done.returncode == 0 and lines else {"failed": f"ended with {done.returncode}"}
+        return (
+            json.loads(lines[-1])
+            if done.returncode == 0 and lines
+            else {"failed": f"ended with {done.returncode}"}
+        )
 
 
-def run(names: list[str] | None = None, small: bool = False, again: bool = False, timeout: float = 3600.0, results: Path = RESULTS) -> dict:
+def run(
+    names: list[str] | None = None,
+    small: bool = False,
+    again: bool = False,
+    timeout: float = 3600.0,
+    results: Path = RESULTS,
+) -> dict:
     """Every case that is not there yet, kept after each."""
     found = engine.load(cpu=True)
     data = json.loads(results.read_text()) if results.exists() else {}
-    here = data.setdefault(found.version, {"torch": torch.__version__, "python": platform.python_version(), "cases": {}})
+    here = data.setdefault(
+        found.version, {"torch": torch.__version__, "python": platform.python_version(), "cases": {}}
+    )
     here["cores"] = os.cpu_count()
     for name in names or CASES:
         if name in here["cases"] and "failed" not in here["cases"][name] and not again:
@@ -339,7 +432,9 @@ def run(names: list[str] | None = None, small: bool = False, again: bool = False
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="CASE", help=f"any of: {'; '.join(CASES)} (default: all)")
-    parser.add_argument("--small", action="store_true", help="few layers and few prompts, to see that it runs")
+    parser.add_argument(
+        "--small", action="store_true", help="few layers and few prompts, to see that it runs"
+    )
     parser.add_argument("--again", action="store_true", help="also cases that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--timeout", type=float, default=3600.0, help="seconds a case may take")

@@ -1,7 +1,8 @@
 """What an erasure takes, and what two attacks bring back of it: ``python benchmarks/recoverability.py``.
 
-Erases a concept from the demo models by every method, in processor time of one thread, and attacks every erasure, see
-:mod:`trace_core.evaluate.recover`. Results are written after every method, and a run goes on where the last one stopped.
+Erases a concept from the demo models by every method, in processor time of one thread, and attacks every
+erasure, see :mod:`trace_core.evaluate.recover`. Results are written after every method, and a run goes on
+where the last one stopped.
 """
 
 from __future__ import annotations
@@ -29,10 +30,25 @@ from erasure import VARIANTS, concepts_of  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "recoverability.json"
 
 
-def run(name: str, methods: Sequence[str], concept: str, samples: int, steps: int, every: int, seed: int, file: Path) -> dict:
+def run(
+    name: str,
+    methods: Sequence[str],
+    concept: str,
+    samples: int,
+    steps: int,
+    every: int,
+    seed: int,
+    file: Path,
+) -> dict:
     found = engine.load()
-    setting = {"seed": seed, "trace_core": trace_core.__version__, "torch": torch.__version__, "engine": found.version,
-               "python": platform.python_version(), "threads": torch.get_num_threads()}  # fmt: skip
+    setting = {
+        "seed": seed,
+        "trace_core": trace_core.__version__,
+        "torch": torch.__version__,
+        "engine": found.version,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
     data = json.loads(file.read_text()) if file.exists() else {"setting": setting, "results": {}}
     model, clip, vae = loader.load(name)
     measured = domain.domain()
@@ -43,20 +59,38 @@ def run(name: str, methods: Sequence[str], concept: str, samples: int, steps: in
         concepts = concepts_of(method, measured.locate(concept)[0], concept)
         plain, options, _ = VARIANTS.get(method, (method, {}, None))
         start = time.process_time()
-        result = erase(plain, model, clip, concepts, domain.keep_list(concepts), {"contexts": domain.CONTEXTS},
-                       {**domain.FINETUNE[name], **options}, seed)  # fmt: skip
-        spent = {"erase_cpu_seconds": time.process_time() - start, "evaluations": result.report.get("evaluations", 0)}
-        r = data["results"][key] = spent | recoverability(model, result.lora, clip, vae, measured, concept, samples, seed, steps, every)
+        result = erase(
+            plain,
+            model,
+            clip,
+            concepts,
+            domain.keep_list(concepts),
+            {"contexts": domain.CONTEXTS},
+            {**domain.FINETUNE[name], **options},
+            seed,
+        )
+        spent = {
+            "erase_cpu_seconds": time.process_time() - start,
+            "evaluations": result.report.get("evaluations", 0),
+        }
+        r = data["results"][key] = spent | recoverability(
+            model, result.lora, clip, vae, measured, concept, samples, seed, steps, every
+        )
         write_text(file, json.dumps(data, indent=1) + "\n")
-        print(f"{key}: {100 * r['plain']:.0f} %, adversarial rows {100 * r['adversarial_rows']:.0f} %, "
-              f"inversion {r['inversion']['curve']}, {r['erase_cpu_seconds']:.0f} s", flush=True)  # fmt: skip
+        print(
+            f"{key}: {100 * r['plain']:.0f} %, adversarial rows {100 * r['adversarial_rows']:.0f} %, "
+            f"inversion {r['inversion']['curve']}, {r['erase_cpu_seconds']:.0f} s",
+            flush=True,
+        )
     return data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=loader.MODELS, default=list(loader.MODELS))
-    parser.add_argument("--methods", nargs="+", choices=[*METHODS, "ant-saliency"], default=[*METHODS, "ant-saliency"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=[*METHODS, "ant-saliency"], default=[*METHODS, "ant-saliency"]
+    )
     parser.add_argument("--concept", default="cat")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--steps", type=int, default=60, help="of the inversion, at most")

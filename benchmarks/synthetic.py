@@ -1,4 +1,6 @@
-"""Text rows, weights, clock and scale of the speed benchmark: no trained encoder or model is needed to time the closed form."""
+"""Text rows, weights, clock and scale of the speed benchmark: no trained encoder or model is needed to
+time the closed form.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Clock:
 
 @contextmanager
 def peak_memory():
-    """Yields a dict whose ``bytes`` is, afterwards, the largest increase of the process's resident memory (Linux)."""
+    """Yields a dict whose ``bytes`` is, afterwards, the largest increase of the process's resident memory
+    (Linux).
+    """
     statm, found, stop = Path("/proc/self/statm"), {"bytes": None}, threading.Event()
     if not statm.exists():
         yield found
@@ -55,7 +59,8 @@ def peak_memory():
 
 
 class SyntheticText:
-    """A stand-in for :class:`trace_core.text.encoding.TextEncoder`: words to rows, deterministic, with its own clock.
+    """A stand-in for :class:`trace_core.text.encoding.TextEncoder`: words to rows, deterministic, with its
+    own clock.
 
     Args:
         width: d.
@@ -114,7 +119,9 @@ class SyntheticText:
         return TextRows(rows, ids, self._groups(words, subject, first), pooled)
 
     def _groups(self, words: list[str], subject: list[str], first: int) -> tuple[int, ...]:
-        at = next((i for i in range(len(words)) if subject and words[i : i + len(subject)] == subject), len(words))
+        at = next(
+            (i for i in range(len(words)) if subject and words[i : i + len(subject)] == subject), len(words)
+        )
         inside = [BEFORE] * at + [SUBJECT] * len(subject)
         inside += [AFTER] * (len(words) - len(inside))
         rest = self.length - first - len(words) - 1
@@ -142,25 +149,43 @@ class Matrices:
 
 
 def sd15():
-    """A ModelPatcher of ComfyUI's UNetModel in SD1.5's shapes, float16; text layers random, all others constant."""
+    """A ModelPatcher of ComfyUI's UNetModel in SD1.5's shapes, float16; text layers random, all others
+    constant.
+    """
     import comfy.model_patcher
     import comfy.supported_models
 
-    config = comfy.supported_models.SD15({
-        "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
-        "adm_in_channels": None, "in_channels": 4, "out_channels": 4, "model_channels": 320,
-        "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_output": [1] * 9 + [0] * 3, "transformer_depth_middle": 1,
-        "use_linear_in_transformer": False, "use_temporal_resblock": False, "use_temporal_attention": False,
-        "context_dim": 768, "num_heads": 8,
-    })  # fmt: skip
+    config = comfy.supported_models.SD15(
+        {
+            "use_checkpoint": False,
+            "image_size": 32,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "adm_in_channels": None,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 320,
+            "num_res_blocks": [2, 2, 2, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_output": [1] * 9 + [0] * 3,
+            "transformer_depth_middle": 1,
+            "use_linear_in_transformer": False,
+            "use_temporal_resblock": False,
+            "use_temporal_attention": False,
+            "context_dim": 768,
+            "num_heads": 8,
+        }
+    )
     config.set_inference_dtype(torch.float16, None)
     model = config.get_model({}, device=torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.diffusion_model.named_parameters():
             text = ".attn2.to_k" in name or ".attn2.to_v" in name
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 768**0.5) if text else parameter.fill_(0.01)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=draw) / 768**0.5
+            ) if text else parameter.fill_(0.01)
     size = sum(p.numel() * p.element_size() for p in model.diffusion_model.parameters())
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu), size

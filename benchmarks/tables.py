@@ -1,4 +1,6 @@
-"""Write the README's tables from ``benchmarks/results/*.json``: ``python benchmarks/tables.py`` (``--check`` only compares)."""
+"""Write the README's tables from ``benchmarks/results/*.json``: ``python benchmarks/tables.py``
+(``--check`` only compares).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 MODELS = ("demo-sd", "demo-flux")
 OURS = ("projection", "trace", "trace-fused")
 RANKED_BY = {"object": "h_o", "style": "h_c", "12 objects": "h_o"}
-TASKS = {"object": "10 CIFAR objects, one at a time", "style": "5 styles, one at a time", "12 objects": "12 objects at once"}
+TASKS = {
+    "object": "10 CIFAR objects, one at a time",
+    "style": "5 styles, one at a time",
+    "12 objects": "12 objects at once",
+}
 
 
 def percent(value: float | None) -> str:
@@ -42,7 +48,11 @@ def mean_and_spread(values: list[float], show=percent) -> str:
 def brought_back(model: str, method: str) -> str:
     """What the attacks make of the method's erasure of one object, see :func:`recoverability`."""
     found = json.loads((RESULTS / "recoverability.json").read_text())["results"].get(f"{model}/{method}/cat")
-    return f"{percent(found['adversarial_rows'])} / {found['inversion']['recovered_at'] or 'no'}" if found else "–"
+    return (
+        f"{percent(found['adversarial_rows'])} / {found['inversion']['recovered_at'] or 'no'}"
+        if found
+        else "–"
+    )
 
 
 def erased() -> dict[tuple[str, str], dict[str, list[dict]]]:
@@ -89,21 +99,53 @@ def erasure() -> str:
     rows = []
     for (model, task), methods in erased().items():
         for method, runs in methods.items():
-            figures = {k: mean_and_spread([r[k] for r in runs]) if runs[0][k] is not None else "–" for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")}
+            figures = {
+                k: mean_and_spread([r[k] for r in runs]) if runs[0][k] is not None else "–"
+                for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
+            }
             if method == best_of(task, methods):
                 figures[RANKED_BY[task]] = f"**{figures[RANKED_BY[task]]}**"
             size, seconds = max(r["bytes"] for r in runs), min(r["seconds"] for r in runs)
-            rows.append([model, TASKS[task], named(method), *figures.values(),
-                         f"{fmean(r['latent_mse'] for r in runs):.4f}", f"{max(r['evaluations'] for r in runs):,.0f}" if runs[0]["evaluations"] else "–",
-                         f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}", f"{size / 1024:,.0f} KB" if size else "–",
-                         brought_back(model, method) if task == "object" else "–", str(len(runs))])  # fmt: skip
-    head = ["model", "erased", "method", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓", "evaluations", "seconds", "file", "brought back", "seeds"]
+            rows.append(
+                [
+                    model,
+                    TASKS[task],
+                    named(method),
+                    *figures.values(),
+                    f"{fmean(r['latent_mse'] for r in runs):.4f}",
+                    f"{max(r['evaluations'] for r in runs):,.0f}" if runs[0]["evaluations"] else "–",
+                    f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}",
+                    f"{size / 1024:,.0f} KB" if size else "–",
+                    brought_back(model, method) if task == "object" else "–",
+                    str(len(runs)),
+                ]
+            )
+    head = [
+        "model",
+        "erased",
+        "method",
+        "Acc_e ↓",
+        "Acc_s ↑",
+        "Acc_g ↓",
+        "H_o ↑",
+        "H_c ↑",
+        "drift ↓",
+        "evaluations",
+        "seconds",
+        "file",
+        "brought back",
+        "seeds",
+    ]
     setting = results("demo-sd")["setting"]
     note = (
-        f"{setting['samples_per_class']} pictures of an erased class and of each synonym (5 where 12 are erased at once), "
-        f"{setting['samples_per_other_class']} of every other class. Seeds are of the training and of the pictures; ± is the sample standard "
-        "deviation over them. In bold: ours, and the best H of its kind (H_o, for styles H_c). Evaluations of the model: forward 1, backward 2, a "
-        "sample each. Seconds: median of the least disturbed seed, one thread, beside other work. Brought back, for \"cat\": Acc_e with adversarial "
+        f"{setting['samples_per_class']} pictures of an erased class and of each synonym (5 where 12 are "
+        "erased at once), "
+        f"{setting['samples_per_other_class']} of every other class. Seeds are of the training and of the "
+        "pictures; ± is the sample standard "
+        "deviation over them. In bold: ours, and the best H of its kind (H_o, for styles H_c). Evaluations "
+        "of the model: forward 1, backward 2, a "
+        "sample each. Seconds: median of the least disturbed seed, one thread, beside other work. Brought "
+        'back, for "cat": Acc_e with adversarial '
         "rows / steps until an inversion finds it, see below."
     )
     return markdown(head, rows) + f"\n\n{note}"
@@ -115,15 +157,27 @@ def prompts() -> str:
     found = data["results"]
     columns = {"negative": ("erased", "base, empty", "base"), "long": ("erased", "base", "base, without")}
     parts = [part for part in columns if any(r[part] for r in found.values())]
-    titles = {"negative": ["as negative prompt: erased", "base, empty negative prompt", "base"], "long": ["long: erased", "base", "base, without it"]}
+    titles = {
+        "negative": ["as negative prompt: erased", "base, empty negative prompt", "base"],
+        "long": ["long: erased", "base", "base, without it"],
+    }
     rows = []
     for key, r in found.items():
         model, method, concept = key.split("/")
-        cells = [" / ".join(str(of[k]) for of in r[part].values()) or "–" for part in parts for k in columns[part]]
+        cells = [
+            " / ".join(str(of[k]) for of in r[part].values()) or "–" for part in parts for k in columns[part]
+        ]
         rows.append([model, named(method), concept, r["substitute"] or "–", *cells])
-    note = (f"How many of {data['setting']['samples']} pictures of \"a photo\" show the concept, at cfg "
-            f"{', '.join(next(iter(found.values()))['negative'])}, seed {data['setting']['seed']}.")
-    note += " Long: the concept early / in the middle / late / late among words that the tokenizer spells by letters." if "long" in parts else ""
+    note = (
+        f'How many of {data["setting"]["samples"]} pictures of "a photo" show the concept, at cfg '
+        f"{', '.join(next(iter(found.values()))['negative'])}, seed {data['setting']['seed']}."
+    )
+    note += (
+        " Long: the concept early / in the middle / late / late among words that the tokenizer spells by "
+        "letters."
+        if "long" in parts
+        else ""
+    )
     head = ["model", "method", "erased", "in its place", *(title for part in parts for title in titles[part])]
     return markdown(head, rows) + f"\n\n{note}"
 
@@ -145,8 +199,15 @@ def judge() -> str:
         data = json.loads((RESULTS / f"unerased-{model}.json").read_text())
         accuracy = data["accuracy"]
         worst = min(accuracy["object"]["per_class"].items(), key=lambda kv: kv[1])
-        rows.append([model, percent(accuracy["object"]["top1"]), percent(accuracy["style"]["top1"]),
-                     f"{worst[0]} {percent(worst[1])}", str(data["samples_per_class"])])  # fmt: skip
+        rows.append(
+            [
+                model,
+                percent(accuracy["object"]["top1"]),
+                percent(accuracy["style"]["top1"]),
+                f"{worst[0]} {percent(worst[1])}",
+                str(data["samples_per_class"]),
+            ]
+        )
     return markdown(["model", "object top-1", "style top-1", "weakest object", "pictures a class"], rows)
 
 
@@ -168,13 +229,20 @@ def gating() -> str:
     for r in data["results"]:
         for name, v in r["variants"].items():
             added = f"{1000 * v['added_seconds']:.1f} ms, {100 * v['added_share']:.2f} %"
-            rows.append([f"{r['latent']} x {r['latent']}", f"{r['base_seconds']:.1f}", name, added,
-                         f"{100 * (v['ratio_of_medians'] - 1):+.1f} %"])  # fmt: skip
+            rows.append(
+                [
+                    f"{r['latent']} x {r['latent']}",
+                    f"{r['base_seconds']:.1f}",
+                    name,
+                    added,
+                    f"{100 * (v['ratio_of_medians'] - 1):+.1f} %",
+                ]
+            )
     note = (
         f"{data['model']}, {data['layers']} layers edited, batch {data['batch']}, {data['threads']} thread, "
-        f"torch {data['torch']}, {data['clock']}. `added`: measured on the edited layers alone. `whole steps`: medians of "
-        f"{' and '.join(str(r['rounds']) for r in data['results'])} alternating steps, beside other work on the same "
-        "cores, which is what their spread is."
+        f"torch {data['torch']}, {data['clock']}. `added`: measured on the edited layers alone. `whole "
+        f"steps`: medians of {' and '.join(str(r['rounds']) for r in data['results'])} alternating steps, "
+        "beside other work on the same cores, which is what their spread is."
     )
     return markdown(["latent", "step, s", "erasure", "added to a step", "whole steps"], rows) + f"\n\n{note}"
 
@@ -189,10 +257,30 @@ def conditional() -> str:
         model, method, combination = key.split("/")
         what = "style" if combination.endswith("style") else "colour"
         seen = lambda group, r=r, what=what: f"{percent(r[group]['object'])} / {percent(r[group][what])}"  # noqa: E731
-        rows.append([model, combination, "base" if method == "none" else method, percent(r["both"]["both"]), seen("first"), seen("second"),
-                     f"{r['drift']['latent_mse']:.4f}"])  # fmt: skip
-    head = ["model", "erased together", "method", "both seen ↓", "the first elsewhere ↑", "others with the second ↑", "drift ↓"]
-    note = f"{data['setting']['pictures_of_a_group']} pictures a group, seed {data['setting']['seed']}; before the stroke the object is right, behind it the background's colour or the style."
+        rows.append(
+            [
+                model,
+                combination,
+                "base" if method == "none" else method,
+                percent(r["both"]["both"]),
+                seen("first"),
+                seen("second"),
+                f"{r['drift']['latent_mse']:.4f}",
+            ]
+        )
+    head = [
+        "model",
+        "erased together",
+        "method",
+        "both seen ↓",
+        "the first elsewhere ↑",
+        "others with the second ↑",
+        "drift ↓",
+    ]
+    note = (
+        f"{data['setting']['pictures_of_a_group']} pictures a group, seed {data['setting']['seed']}; "
+        "before the stroke the object is right, behind it the background's colour or the style."
+    )
     return markdown(head, rows) + f"\n\n{note}"
 
 
@@ -203,40 +291,125 @@ def recoverability() -> str:
         model, method, concept = key.split("/")
         at = r["inversion"]["recovered_at"]
         seconds, spent = r["erase_cpu_seconds"], r["evaluations"]
-        rows.append([model, method, concept, f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}", f"{spent:,}" if spent else "–",
-                     percent(r["plain"]), percent(r["adversarial_rows"]), "none" if at is None else str(at)])  # fmt: skip
-    head = ["model", "method", "erased", "CPU, s", "evaluations", "Acc_e, its prompts", "Acc_e, adversarial rows", "steps until an inversion finds it"]
+        rows.append(
+            [
+                model,
+                method,
+                concept,
+                f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}",
+                f"{spent:,}" if spent else "–",
+                percent(r["plain"]),
+                percent(r["adversarial_rows"]),
+                "none" if at is None else str(at),
+            ]
+        )
+    head = [
+        "model",
+        "method",
+        "erased",
+        "CPU, s",
+        "evaluations",
+        "Acc_e, its prompts",
+        "Acc_e, adversarial rows",
+        "steps until an inversion finds it",
+    ]
     note = (
-        f"{next(iter(data['results'].values()))['samples']} pictures, seed {data['setting']['seed']}, {data['setting']['threads']} thread. "
-        "A concept is found where half of the pictures show it."
+        f"{next(iter(data['results'].values()))['samples']} pictures, seed {data['setting']['seed']}, "
+        f"{data['setting']['threads']} thread. A concept is found where half of the pictures show it."
     )
     return markdown(head, rows) + f"\n\n{note}"
 
 
 def mass() -> str:
     data = json.loads((RESULTS / "mass.json").read_text())
-    ways = {"mean alone": "each alone, mean", "fuse": "fused", "sum": "summed", "together": "trained together"}
+    ways = {
+        "mean alone": "each alone, mean",
+        "fuse": "fused",
+        "sum": "summed",
+        "together": "trained together",
+    }
     found, rows = data["results"], []
     for key, r in found.items():
         method, _, way = key.partition("/")
         if way in ways:
             alone = [v for k, v in found.items() if k.startswith(f"{method}/alone/")]
-            drift = r["drift"]["latent_mse"] if "drift" in r else fmean(a["drift"]["latent_mse"] for a in alone)
-            rows.append((method, list(ways).index(way), [ways[way], *(percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")), f"{drift:.4f}"]))
+            drift = (
+                r["drift"]["latent_mse"] if "drift" in r else fmean(a["drift"]["latent_mse"] for a in alone)
+            )
+            rows.append(
+                (
+                    method,
+                    list(ways).index(way),
+                    [
+                        ways[way],
+                        *(percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c")),
+                        f"{drift:.4f}",
+                    ],
+                )
+            )
     rows = [[method, *row] for method, _, row in sorted(rows, key=lambda r: r[:2])]
-    head = ["method", f"{len(data['setting']['concepts'])} of 24 objects", "Acc_e ↓", "Acc_s ↑", "Acc_g ↓", "H_o ↑", "H_c ↑", "drift ↓"]
-    return markdown(head, rows) + f"\n\n{data['setting']['model']}, {data['setting']['samples_per_class']} pictures a class, seed {data['setting']['seed']}."
+    head = [
+        "method",
+        f"{len(data['setting']['concepts'])} of 24 objects",
+        "Acc_e ↓",
+        "Acc_s ↑",
+        "Acc_g ↓",
+        "H_o ↑",
+        "H_c ↑",
+        "drift ↓",
+    ]
+    return (
+        markdown(head, rows)
+        + f"\n\n{data['setting']['model']}, {data['setting']['samples_per_class']} pictures a class, seed "
+        f"{data['setting']['seed']}."
+    )
 
 
 #: (claim, what the paper measured, groups of results to compare, measures)
 CLAIMS = (
-    ("MACE: fusion beats the plain sum", "100 celebrities: H_c 89.8 against 48.7", tuple(f"MACE/{k}" for k in ("focal times/fuse", "focal times/sum", "even times/fuse", "even times/sum")), ("acc_e", "acc_s", "h_c", "drift")),
-    ("MACE: focal times help", "100 celebrities: H_c 89.8 against 70.2", ("MACE/focal times", "MACE/even times", "MACE/focal times/fuse", "MACE/even times/fuse"), ("acc_e", "acc_s", "h_c", "drift")),
-    ("ANT: late beats all times", "100 celebrities: H_c 88.2 against 86.8", ("ANT/erase late", "ANT/erase at all times"), ("acc_e", "acc_s", "h_c", "drift", "structure")),
-    ("ANT: its other terms add", "H_c 88.2 late only, 88.7 with the unconditional late term, 88.1 with the early one, 91.7 with all", tuple(f"ANT/{k}" for k in ("erase late", "erase late, uncond late", "erase late, early", "all four terms")), ("acc_e", "acc_s", "h_c", "drift", "structure")),
-    ("ANT: reversing late keeps the structure", "seen in pictures: from step 35 of 50 on it is kept, from 45 broken", tuple(f"ANT/from {s}" for s in ("0.0", "0.06", "0.2", "0.3", "0.5")), ("acc_e", "structure", "drift")),
-    ("TRCE: the end token catches paraphrases that the subject's own token misses, and the rest is unharmed", "shown on unsafe prompts", ("TRCE/subject token only", "TRCE/end token", "TRCE/end token and steering"), ("acc_e", "acc_g", "acc_s", "drift")),
-)  # fmt: skip
+    (
+        "MACE: fusion beats the plain sum",
+        "100 celebrities: H_c 89.8 against 48.7",
+        tuple(
+            f"MACE/{k}" for k in ("focal times/fuse", "focal times/sum", "even times/fuse", "even times/sum")
+        ),
+        ("acc_e", "acc_s", "h_c", "drift"),
+    ),
+    (
+        "MACE: focal times help",
+        "100 celebrities: H_c 89.8 against 70.2",
+        ("MACE/focal times", "MACE/even times", "MACE/focal times/fuse", "MACE/even times/fuse"),
+        ("acc_e", "acc_s", "h_c", "drift"),
+    ),
+    (
+        "ANT: late beats all times",
+        "100 celebrities: H_c 88.2 against 86.8",
+        ("ANT/erase late", "ANT/erase at all times"),
+        ("acc_e", "acc_s", "h_c", "drift", "structure"),
+    ),
+    (
+        "ANT: its other terms add",
+        "H_c 88.2 late only, 88.7 with the unconditional late term, 88.1 with the early one, 91.7 with all",
+        tuple(
+            f"ANT/{k}"
+            for k in ("erase late", "erase late, uncond late", "erase late, early", "all four terms")
+        ),
+        ("acc_e", "acc_s", "h_c", "drift", "structure"),
+    ),
+    (
+        "ANT: reversing late keeps the structure",
+        "seen in pictures: from step 35 of 50 on it is kept, from 45 broken",
+        tuple(f"ANT/from {s}" for s in ("0.0", "0.06", "0.2", "0.3", "0.5")),
+        ("acc_e", "structure", "drift"),
+    ),
+    (
+        "TRCE: the end token catches paraphrases that the subject's own token misses, and the rest is "
+        "unharmed",
+        "shown on unsafe prompts",
+        ("TRCE/subject token only", "TRCE/end token", "TRCE/end token and steering"),
+        ("acc_e", "acc_g", "acc_s", "drift"),
+    ),
+)
 NAMES = {"acc_e": "Acc_e", "acc_s": "Acc_s", "acc_g": "Acc_g", "h_o": "H_o", "h_c": "H_c"}
 
 
@@ -250,17 +423,21 @@ def claims() -> str:
             continue  # this paper's runs are not done
         for group in groups:
             r = found.get(group) or found[group + "/cat"]
-            figures = ", ".join(f"{NAMES[k]} {percent(r[k])}" if k in NAMES else f"{k} {r[k]:.3f}" for k in measures)
+            figures = ", ".join(
+                f"{NAMES[k]} {percent(r[k])}" if k in NAMES else f"{k} {r[k]:.3f}" for k in measures
+            )
             here.append(f"{group.split('/', 1)[1]}: {figures}")
         rows.append([claim, paper, "<br>".join(here)])
     s = data["setting"]
     note = (
-        f"{s['model']}, {s['samples_per_class']} pictures a class, {s['samples_per_other_class']} of the others, seed {s['seed']}; MACE and TRCE on {', '.join(s['fused'])}."
+        f"{s['model']}, {s['samples_per_class']} pictures a class, {s['samples_per_other_class']} of the "
+        f"others, seed {s['seed']}; MACE and TRCE on {', '.join(s['fused'])}."
     )
     if any(key.startswith("ANT") for key in found):
         note += (
-            f" ANT's terms on {' and '.join(s['ablated'])}, its times on cat (share of the schedule); `structure`: correlation of the erased pictures "
-            "with the base's at a quarter of the resolution, same prompts and seeds."
+            f" ANT's terms on {' and '.join(s['ablated'])}, its times on cat (share of the schedule); "
+            "`structure`: correlation of the erased pictures with the base's at a quarter of the "
+            "resolution, same prompts and seeds."
         )
     return markdown(["claim", "paper", "here"], rows) + f"\n\n{note}"
 
@@ -278,17 +455,40 @@ def finetune_cost(data: dict) -> str:
     rows, found = [], data["results"]
     for r in found["runs"]:
         spent, more = (r, "") if r["reached"] else (r["last"], "> ")
-        figures = (f"{spent['step']}", f"{spent['evaluations']:,}", f"{r['evaluations_ratio']:.1f}x",
-                   f"{spent['cpu_seconds']:.0f}", f"{r['cpu_ratio']:.1f}x")  # fmt: skip
+        figures = (
+            f"{spent['step']}",
+            f"{spent['evaluations']:,}",
+            f"{r['evaluations_ratio']:.1f}x",
+            f"{spent['cpu_seconds']:.0f}",
+            f"{r['cpu_ratio']:.1f}x",
+        )
         training = f"{3 * found['setting']['batch'] * spent['step']:,}"
-        rows.append([f"{r['loop']}, {r['trajectory_steps']} steps", *(more + f for f in figures), training,
-                     percent(spent["acc_e"]), percent(r["acc_s"])])  # fmt: skip
-    head = ["trajectories", "optimiser steps", "evaluations", "", "CPU, s", "", "evaluations in training", "Acc_e",
-            "Acc_s"]  # fmt: skip
+        rows.append(
+            [
+                f"{r['loop']}, {r['trajectory_steps']} steps",
+                *(more + f for f in figures),
+                training,
+                percent(spent["acc_e"]),
+                percent(r["acc_s"]),
+            ]
+        )
+    head = [
+        "trajectories",
+        "optimiser steps",
+        "evaluations",
+        "",
+        "CPU, s",
+        "",
+        "evaluations in training",
+        "Acc_e",
+        "Acc_s",
+    ]
     note = (
-        f"demo-sd, until Acc_e of \"{found['concept']}\" is at most {percent(found['target'])} in "
-        f"{found['probes_in_a_row']} probes in a row ({found['pictures']} pictures every {found['probe_every']} "
-        f"optimiser steps; neither counted nor timed), batch {found['setting']['batch']}. A forward pass of one sample "
+        f'demo-sd, until Acc_e of "{found["concept"]}" is at most {percent(found["target"])} in '
+        f"{found['probes_in_a_row']} probes in a row ({found['pictures']} pictures every "
+        f"{found['probe_every']} "
+        f"optimiser steps; neither counted nor timed), batch {found['setting']['batch']}. A forward pass of "
+        "one sample "
         f"counts 1, a backward pass 2. CPU time of {data['threads']} thread, torch {data['torch']}."
     )
     return markdown(head, rows) + f"\n\n{note}"
@@ -300,13 +500,30 @@ def finetune_memory(data: dict) -> str:
         plain, twice = r["training"], r["training, checkpointed"]
         longer = twice["cpu_seconds"] / plain["cpu_seconds"]
         peaks = (mb(part["increase"]) for part in (r["inference"], plain, twice))
-        rows.append([name, mb(plain["weights"]), mb(plain["trained"]), *peaks, f"{r['activations_ratio']:.1f}x",
-                     f"{longer:.2f}x"])  # fmt: skip
-    head = ["shapes, random weights", "weights, MB", "adapters and optimiser", "inference", "training", "checkpointed",
-            "activations", "time"]  # fmt: skip
+        rows.append(
+            [
+                name,
+                mb(plain["weights"]),
+                mb(plain["trained"]),
+                *peaks,
+                f"{r['activations_ratio']:.1f}x",
+                f"{longer:.2f}x",
+            ]
+        )
+    head = [
+        "shapes, random weights",
+        "weights, MB",
+        "adapters and optimiser",
+        "inference",
+        "training",
+        "checkpointed",
+        "activations",
+        "time",
+    ]
     note = (
-        "What comes on top of the weights, at its peak: one picture of 512 x 512 pixels, float32, CPU, the resident "
-        "memory of a process each. `activations`: how many times fewer with checkpointing; `time`: its CPU time."
+        "What comes on top of the weights, at its peak: one picture of 512 x 512 pixels, float32, CPU, the "
+        "resident memory of a process each. `activations`: how many times fewer with checkpointing; "
+        "`time`: its CPU time."
     )
     return markdown(head, rows) + f"\n\n{note}"
 
@@ -319,7 +536,10 @@ def finetune_sizes(data: dict) -> str:
                 speed, peak = r["steps_per_second"], r["peak"]
                 figures = ("out of memory", "–") if speed is None else (f"{speed:.2f}", f"{peak / 2**30:.1f}")
                 rows.append([name, mode, *figures])
-    note = f"{found['device']}, {found['dtype']}, batch {found['batch']}, {found['pixels']} pixels wide and high."
+    note = (
+        f"{found['device']}, {found['dtype']}, batch {found['batch']}, {found['pixels']} pixels wide and "
+        "high."
+    )
     return markdown(["shapes, random weights", "", "steps a second", "peak, GB"], rows) + f"\n\n{note}"
 
 
@@ -327,11 +547,23 @@ TABLES["finetune"] = finetune
 
 
 def real_shapes() -> str:
-    """Format by what works on it, an engine a column; ``real_shapes.py`` made the files and ran every phase."""
+    """Format by what works on it, an engine a column; ``real_shapes.py`` made the files and ran every
+    phase.
+    """
     data = json.loads((RESULTS / "real_shapes.json").read_text())
-    head = ["file"] + [f"{what}, {version}" for version in data for what in ("closed form", "finetune", "stock loader", "base as it was")]
+    head = ["file"] + [
+        f"{what}, {version}"
+        for version in data
+        for what in ("closed form", "finetune", "stock loader", "base as it was")
+    ]
     names = list(dict.fromkeys(name for found in data.values() for name in found["cases"]))
-    return markdown(head, [[name] + [mark for found in data.values() for mark in _marks(found["cases"].get(name))] for name in names])
+    return markdown(
+        head,
+        [
+            [name] + [mark for found in data.values() for mark in _marks(found["cases"].get(name))]
+            for name in names
+        ],
+    )
 
 
 def _marks(case: dict | None) -> list[str]:
@@ -339,12 +571,18 @@ def _marks(case: dict | None) -> list[str]:
     if case is None or "missing" in case or "failed" in case:
         return ["not run" if case is None else "–" if "missing" in case else "failed"] * 4
     took, keys = case["seconds"], case["stock_keys"]
-    return [f"{took['closed form']:.0f} s", f"{took['finetune step']:.0f} s", "all keys" if keys[0] == keys[1] else f"{keys[0]} of {keys[1]}",
-            "bit for bit" if case["base_identical"] else "changed"]  # fmt: skip
+    return [
+        f"{took['closed form']:.0f} s",
+        f"{took['finetune step']:.0f} s",
+        "all keys" if keys[0] == keys[1] else f"{keys[0]} of {keys[1]}",
+        "bit for bit" if case["base_identical"] else "changed",
+    ]
 
 
 def real_shapes_phases() -> str:
-    """Seconds of every phase, the peak of memory beside the loaded model, and the keys that the loader left."""
+    """Seconds of every phase, the peak of memory beside the loaded model, and the keys that the loader
+    left.
+    """
     data, rows = json.loads((RESULTS / "real_shapes.json").read_text()), []
     labels: dict[str, None] = {}
     for version, found in data.items():
@@ -353,9 +591,21 @@ def real_shapes_phases() -> str:
                 labels |= dict.fromkeys(case["seconds"])
                 rows.append((version, name, case))
     head = ["file", "ComfyUI", "kept as", *labels, "loaded, GB", "peak, GB", "keys left"]
-    return markdown(head, [[name, version, case["storage"], *(f"{case['seconds'].get(k, 0):.0f}" for k in labels),
-                            f"{case['after_load'] / 2**30:.1f}", f"{case['peak'] / 2**30:.1f}", str(len(case["keys_left"]))]
-                           for version, name, case in rows])  # fmt: skip
+    return markdown(
+        head,
+        [
+            [
+                name,
+                version,
+                case["storage"],
+                *(f"{case['seconds'].get(k, 0):.0f}" for k in labels),
+                f"{case['after_load'] / 2**30:.1f}",
+                f"{case['peak'] / 2**30:.1f}",
+                str(len(case["keys_left"])),
+            ]
+            for version, name, case in rows
+        ],
+    )
 
 
 TABLES |= {"real_shapes": real_shapes, "real_shapes_phases": real_shapes_phases, "prompts": prompts}

@@ -1,6 +1,7 @@
 """The memory and the speed of a training step on real shapes with random weights; used by ``finetune.py``.
 
-On a CPU each figure is the largest increase of the resident memory of a process of its own; on CUDA the allocator's.
+On a CPU each figure is the largest increase of the resident memory of a process of its own; on CUDA the
+allocator's.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def inputs(name: str, backbone: Backbone, batch: int, edge: int) -> tuple[Tensor
 
 @contextmanager
 def stepping(name: str, backbone: Backbone, mode: str, batch: int):
-    """Yields ``step(edge)``, an evaluation without gradients or a training step, and the bytes of what is trained."""
+    """Yields ``step(edge)``, an evaluation without gradients or a training step, and the bytes of what is
+    trained.
+    """
     if mode == "inference":
         with torch.no_grad():
             yield lambda edge: backbone.predict(*inputs(name, backbone, batch, edge)), 0
@@ -116,11 +119,14 @@ def stepping(name: str, backbone: Backbone, mode: str, batch: int):
         yield step, COPIES * sum(p.nbytes for p in parameters)
 
 
-# ------------------------------------------------------------------------------------------------ memory on a CPU
+# ------------------------------------------------------------------------------------------------ memory on a
+# CPU
 
 
 def measure(name: str, mode: str) -> dict:
-    """One mode in this process: bytes of the weights, of what is trained, and the largest increase during a step."""
+    """One mode in this process: bytes of the weights, of what is trained, and the largest increase during
+    a step.
+    """
     engine.load(cpu=True)
     backbone = backbone_for(build(name, torch.device("cpu"), torch.float32))
     with stepping(name, backbone, mode, 1) as (step, _):
@@ -131,17 +137,26 @@ def measure(name: str, mode: str) -> dict:
             step(LATENT)
             seconds = [round(now - b, 2) for now, b in zip((time.perf_counter(), time.process_time()), begin)]
     weights = sum(p.nbytes for p in backbone.network.parameters())
-    return {"weights": weights, "trained": trained, "increase": memory["bytes"],
-            "activations": memory["bytes"] - trained,
-            "wall_seconds": seconds[0], "cpu_seconds": seconds[1]}  # fmt: skip
+    return {
+        "weights": weights,
+        "trained": trained,
+        "increase": memory["bytes"],
+        "activations": memory["bytes"] - trained,
+        "wall_seconds": seconds[0],
+        "cpu_seconds": seconds[1],
+    }
 
 
 def memory(say=print) -> dict:
     """Every mode of the shapes that a CPU can train, batch 1, each in a process of its own.
 
-    Freed blocks of a megabyte and more go back to the system at once there, so that the increase is what is in use.
+    Freed blocks of a megabyte and more go back to the system at once there, so that the increase is what is
+    in use.
     """
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 20)}
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 20),
+    }
     environment["PYTHONPATH"] = os.pathsep.join([str(engine.PACK_ROOT), environment.get("PYTHONPATH", "")])
     out = {}
     for name in ON_CPU:
@@ -150,14 +165,17 @@ def memory(say=print) -> dict:
             command = [sys.executable, __file__, name, mode, str(torch.get_num_threads())]
             text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
             r = out[name][mode] = json.loads(text.splitlines()[-1])
-            say(f"{name}, {mode}: weights {r['weights'] >> 20} MB, activations {r['activations'] >> 20} MB, "
-                f"trained {r['trained'] >> 20} MB, {r['cpu_seconds']} s")  # fmt: skip
+            say(
+                f"{name}, {mode}: weights {r['weights'] >> 20} MB, activations {r['activations'] >> 20} MB, "
+                f"trained {r['trained'] >> 20} MB, {r['cpu_seconds']} s"
+            )
         plain, twice = (out[name][mode]["activations"] for mode in MODES[1:])
         out[name]["activations_ratio"] = round(plain / twice, 2)
     return out
 
 
-# ------------------------------------------------------------------------------------------------ real sizes on CUDA
+# ------------------------------------------------------------------------------------------------ real sizes
+# on CUDA
 
 
 def timed(name: str, backbone: Backbone, mode: str, batch: int, edge: int, steps: int) -> dict:
@@ -178,11 +196,16 @@ def timed(name: str, backbone: Backbone, mode: str, batch: int, edge: int, steps
             seconds = time.perf_counter() - begin
     except torch.OutOfMemoryError:
         return {"steps_per_second": None, "peak": None}
-    return {"steps_per_second": round(steps / seconds, 3), "trained": trained,
-            "peak": torch.cuda.max_memory_allocated() if cuda else None}  # fmt: skip
+    return {
+        "steps_per_second": round(steps / seconds, 3),
+        "trained": trained,
+        "peak": torch.cuda.max_memory_allocated() if cuda else None,
+    }
 
 
-def sizes(device: str = "cuda", names=REAL, batch: int = 4, edge: int = LATENT, steps: int = 10, say=print) -> dict:
+def sizes(
+    device: str = "cuda", names=REAL, batch: int = 4, edge: int = LATENT, steps: int = 10, say=print
+) -> dict:
     """The real models' shapes in bfloat16."""
     out = {"batch": batch, "pixels": 8 * edge, "dtype": "bfloat16", "models": {}}
     if device == "cuda":

@@ -1,4 +1,6 @@
-"""The ComfyUI nodes, one a file. Ids stand in people's workflows: they are never renamed, widgets only appended."""
+"""The ComfyUI nodes, one a file. Ids stand in people's workflows: they are never renamed, widgets only
+appended.
+"""
 
 from . import live
 from .apply import ApplyErasureLora
@@ -10,7 +12,8 @@ from .presets import ErasurePresets
 from .projection import ClosedFormProjection
 from .save import SaveErasureLora
 
-NODES = (ClosedFormProjection, LateStageFinetune, FuseErasureLoras, ApplyErasureLora, SaveErasureLora, CompareErasure, ErasurePresets,
+NODES = (ClosedFormProjection, LateStageFinetune, FuseErasureLoras, ApplyErasureLora, SaveErasureLora,
+    CompareErasure, ErasurePresets,
          LoadDemoModel)  # fmt: skip
 
 NODE_CLASS_MAPPINGS = {node.ID: node for node in NODES}

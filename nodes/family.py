@@ -17,7 +17,9 @@ def demo_name(model) -> str | None:
 
 
 def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict, list[str]]:
-    """Prompt templates beside the general ones, and the keep list: on a demo model what it was taught, as on the command line."""
+    """Prompt templates beside the general ones, and the keep list: on a demo model what it was taught, as
+    on the command line.
+    """
     if demo_name(model) is None:
         return {}, keep
     from ..trace_core.demo import domain
@@ -50,12 +52,15 @@ def picture_size(model, width: int, height: int, real: int | None = None) -> dic
     own = 64 if demo_name(model) else real or (512 if kind in ("sd1", "sd2") else 1024)
     for name, value in (("width", width), ("height", height)):
         if value and (value < 16 or value % 8):
-            raise TraceError(f"{name} is {value}; it must be 0 (the model's own) or a multiple of 8 from 16 up")
+            raise TraceError(
+                f"{name} is {value}; it must be 0 (the model's own) or a multiple of 8 from 16 up"
+            )
     return {"width": width or own, "height": height or own}
 
 
 def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
-    """Sampler settings over the family's defaults; ``auto``, 0 steps and a negative cfg or guidance stand for those.
+    """Sampler settings over the family's defaults; ``auto``, 0 steps and a negative cfg or guidance stand for
+    those.
 
     Raises:
         TraceError: for cfg 0.
@@ -66,5 +71,7 @@ def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
     unset = {"steps": 0, "sampler": "auto", "scheduler": "auto"}
     given = {k: v for k, v in chosen.items() if (v >= 0 if k in ("cfg", "guidance") else v != unset[k])}
     if given.get("cfg") == 0:
-        raise TraceError("cfg is 0, which ignores the prompt; use 1 for no guidance, or -1 for the model family's own")
+        raise TraceError(
+            "cfg is 0, which ignores the prompt; use 1 for no guidance, or -1 for the model family's own"
+        )
     return SamplerConfig.for_model(model, **{**defaults, **size, **given})

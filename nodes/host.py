@@ -1,4 +1,6 @@
-"""What the nodes need of the ComfyUI they run in, imported when it is used: the pack can be imported without one."""
+"""What the nodes need of the ComfyUI they run in, imported when it is used: the pack can be imported
+without one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def lora_path(name: str) -> Path:
 
     found = folder_paths.get_full_path("loras", name)
     if not found:
-        raise LoraError(f"'{name}' is in none of the LoRA folders; choose another, or press R to read the list again")
+        raise LoraError(
+            f"'{name}' is in none of the LoRA folders; choose another, or press R to read the list again"
+        )
     return Path(found)
 
 
@@ -36,7 +40,8 @@ def output_loras() -> Path:
 
 
 def numbered_path(folder: Path, pattern: str, ending: str = "") -> Path:
-    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%year%`` and the like are filled in.
+    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%year%`` and the like are
+    filled in.
 
     A number is never that of a file which is there, however it came there: nothing is written over.
     """
@@ -99,8 +104,8 @@ def server():
 def where() -> tuple[str | None, str | None]:
     """Id of the node that is running, and of its prompt.
 
-    A hidden UNIQUE_ID input would tell too, but would also become a part of the cache's key: the same node pasted once more
-    would train anew.
+    A hidden UNIQUE_ID input would tell too, but would also become a part of the cache's key: the same node
+    pasted once more would train anew.
     """
     try:
         from comfy_execution.utils import get_executing_context

@@ -1,7 +1,8 @@
 """What a running node tells its page: ComfyUI's progress bar, previews, and events for the panel.
 
-Every call looks first whether the user pressed cancel. Events go out as ``trace.progress`` where there is a server; the
-newest one of every node, with all points of its curves, can be asked for at ``/trace/live``, for a page that was reloaded.
+Every call looks first whether the user pressed cancel. Events go out as ``trace.progress`` where there is a
+server; the newest one of every node, with all points of its curves, can be asked for at ``/trace/live``, for
+a page that was reloaded.
 """
 
 from __future__ import annotations
@@ -44,17 +45,29 @@ class Live:
         self._maybe_send({"phase": name, "done": done, "total": total})
 
     def training(self, progress) -> None:
-        """Hears a :class:`trace_core.finetune.run.Progress`; until the first step the bar shows the phase, then the steps."""
+        """Hears a :class:`trace_core.finetune.run.Progress`; until the first step the bar shows the phase,
+        then the steps.
+        """
         host.stop_if_interrupted()
         shown = (progress.step, progress.steps) if progress.step else (progress.done, max(1, progress.total))
         self._bar.update_absolute(*shown)
         if progress.losses and (not self.points or self.points[-1]["step"] < progress.step - 1):
             self.points.append({"step": progress.step - 1, **progress.losses})
-        self._maybe_send({
-            "phase": progress.phase, "step": progress.step, "steps": progress.steps, "done": progress.done, "total": progress.total,
-            "losses": progress.losses, "steps_per_second": progress.steps_per_second, "eta_seconds": progress.eta_seconds,
-            "bank_bytes": progress.bank_bytes, "evaluations": progress.evaluations, "window": progress.window,
-        })  # fmt: skip
+        self._maybe_send(
+            {
+                "phase": progress.phase,
+                "step": progress.step,
+                "steps": progress.steps,
+                "done": progress.done,
+                "total": progress.total,
+                "losses": progress.losses,
+                "steps_per_second": progress.steps_per_second,
+                "eta_seconds": progress.eta_seconds,
+                "bank_bytes": progress.bank_bytes,
+                "evaluations": progress.evaluations,
+                "window": progress.window,
+            }
+        )
 
     def preview(self, image: Image.Image, step: int, prompts: list[str], largest: int = 512) -> None:
         """Show a picture in ComfyUI's own preview, and keep it for the panel as a temporary file."""
@@ -77,7 +90,9 @@ class Live:
         new, self._sent_points = self.points[self._sent_points :], len(self.points)
         instance = host.server()
         if instance is not None:
-            instance.send_sync(EVENT, event | {"points": new, "previews": self.previews[-1:]}, instance.client_id)
+            instance.send_sync(
+                EVENT, event | {"points": new, "previews": self.previews[-1:]}, instance.client_id
+            )
 
 
 def remember(event: dict) -> None:

@@ -9,14 +9,18 @@ PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait"
 #: Name -> (concepts with anchors, what stays beside those of the list that are not erased)
 PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "artist": (
-        ("Van Gogh", "Claude Monet", "Pablo Picasso", "Salvador Dali", "Edvard Munch", "Gustav Klimt", "Rembrandt",
-         "Johannes Vermeer", "Leonardo da Vinci", "Caravaggio", "Paul Cezanne", "Katsushika Hokusai", "Wassily Kandinsky",
+        ("Van Gogh", "Claude Monet", "Pablo Picasso", "Salvador Dali", "Edvard Munch", "Gustav Klimt",
+        "Rembrandt",
+         "Johannes Vermeer", "Leonardo da Vinci", "Caravaggio", "Paul Cezanne", "Katsushika Hokusai",
+         "Wassily Kandinsky",
          "Andy Warhol", "Jackson Pollock", "Frida Kahlo"),
         ("oil painting", "watercolor", "sketch", "photograph", *EVERYDAY),
     ),
     "person": (
-        ("Albert Einstein -> a man", "Marilyn Monroe -> a woman", "Abraham Lincoln -> a man", "Winston Churchill -> a man",
-         "Audrey Hepburn -> a woman", "Elvis Presley -> a man", "Charlie Chaplin -> a man", "Marie Curie -> a woman"),
+        ("Albert Einstein -> a man", "Marilyn Monroe -> a woman", "Abraham Lincoln -> a man",
+        "Winston Churchill -> a man",
+         "Audrey Hepburn -> a woman", "Elvis Presley -> a man", "Charlie Chaplin -> a man",
+         "Marie Curie -> a woman"),
         (*PEOPLE, "actor", "politician", "scientist", "singer", "suit", "dress"),
     ),
     "object": (
@@ -24,13 +28,17 @@ PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         EVERYDAY,
     ),
     "explicit": (
-        ("nudity -> clothing", "naked -> dressed", "nude -> dressed", "explicit sexual content -> people", "erotic -> elegant",
+        ("nudity -> clothing", "naked -> dressed", "nude -> dressed", "explicit sexual content -> people",
+        "erotic -> elegant",
          "bare chest -> shirt"),
-        (*PEOPLE, "clothing", "dress", "shirt", "coat", "beach", "sport", "dance", "statue", "sculpture", "painting"),
+        (*PEOPLE, "clothing", "dress", "shirt", "coat", "beach", "sport", "dance", "statue", "sculpture",
+        "painting"),
     ),
     "trademark": (
-        ("Coca-Cola -> a soft drink", "Pepsi -> a soft drink", "Nike -> a sports brand", "Adidas -> a sports brand",
-         "Starbucks -> a coffee shop", "McDonald's -> a restaurant", "Mickey Mouse -> a cartoon mouse", "Pikachu -> a cartoon animal",
+        ("Coca-Cola -> a soft drink", "Pepsi -> a soft drink", "Nike -> a sports brand",
+        "Adidas -> a sports brand",
+         "Starbucks -> a coffee shop", "McDonald's -> a restaurant", "Mickey Mouse -> a cartoon mouse",
+         "Pikachu -> a cartoon animal",
          "Lego -> toy bricks", "Ferrari -> a sports car"),
         ("logo", "bottle", "can", "shoe", "shirt", "coffee", "burger", "mouse", "toy", "car", *EVERYDAY),
     ),
@@ -43,10 +51,20 @@ class ErasurePresets:
     ID = "TRACE_ErasurePresets"
     TITLE = "Erasure Presets"
     CATEGORY = "TRACE"
-    SEARCH_ALIASES = ["concept list", "artists", "celebrities", "trademarks", "NSFW", "nudity", "unlearn", "concept erasure"]
+    SEARCH_ALIASES = [
+        "concept list",
+        "artists",
+        "celebrities",
+        "trademarks",
+        "NSFW",
+        "nudity",
+        "unlearn",
+        "concept erasure",
+    ]
     DESCRIPTION = (
-        "Lists of artists, persons, objects, explicit content and trademarks for the erase and keep inputs. Name the ones to "
-        "erase, and the others of the list are kept; name none, and the whole list is erased."
+        "Lists of artists, persons, objects, explicit content and trademarks for the erase and keep "
+        "inputs. Name the ones to erase, and the others of the list are kept; name none, and the whole "
+        "list is erased."
     )
     RETURN_TYPES = ("STRING", "STRING")
     RETURN_NAMES = ("erase", "keep")
@@ -57,13 +75,34 @@ class ErasurePresets:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "preset": (list(PRESETS), {"default": "artist", "tooltip": "Which list. kind may stay auto on the erasing nodes: "
-                           "they know these names. The demo lists are for the demo models."}),
-                "only": ("STRING", {"multiline": True, "default": "", "tooltip": "Erase these alone, one a line (`name` or `name -> "
-                         "anchor`); the rest of the list is kept. They need not stand in the list. Empty: erase the whole list."}),
-                "keep_more": ("STRING", {"multiline": True, "default": "", "tooltip": "Put these on the keep list too, one a line."}),
+                "preset": (
+                    list(PRESETS),
+                    {
+                        "default": "artist",
+                        "tooltip": "Which list. kind may stay auto on the erasing nodes: "
+                        "they know these names. The demo lists are for the demo models.",
+                    },
+                ),
+                "only": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "tooltip": "Erase these alone, one a line (`name` or `name -> "
+                        "anchor`); the rest of the list is kept. They need not stand in the list. Empty: "
+                        "erase the whole list.",
+                    },
+                ),
+                "keep_more": (
+                    "STRING",
+                    {
+                        "multiline": True,
+                        "default": "",
+                        "tooltip": "Put these on the keep list too, one a line.",
+                    },
+                ),
             },
-        }  # fmt: skip
+        }
 
     def lists(self, preset, only, keep_more):
         listed, kept = PRESETS[preset]

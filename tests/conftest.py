@@ -22,12 +22,15 @@ NEED_CHECKOUT = ("full_engine", "server", "browser")
 # Waiting threads sleep instead of spinning: beside another busy process, tiny models run 50 times as fast.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# On the path, the pack's `nodes` folder could answer for ComfyUI's nodes.py (`python -m pytest` puts it there).
+# On the path, the pack's `nodes` folder could answer for ComfyUI's nodes.py (`python -m pytest` puts it
+# there).
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != TESTS.parent]
 
 
 def _find_engine() -> tuple[engine_finder.Engine | None, str]:
-    """The engine of this run, or None and the reason. A wrong COMFYUI_PATH is an error, not a reason to skip."""
+    """The engine of this run, or None and the reason. A wrong COMFYUI_PATH is an error, not a reason to
+    skip.
+    """
     try:
         return engine_finder.find(), ""
     except engine_finder.EngineNotFound as error:
@@ -54,7 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if tier != "unit" and found is None:
             item.add_marker(pytest.mark.skip(reason=reason))
         elif any(item.get_closest_marker(name) for name in NEED_CHECKOUT) and not found.full:
-            item.add_marker(pytest.mark.skip(reason=f"needs a ComfyUI checkout; {found.path} has only model classes"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"needs a ComfyUI checkout; {found.path} has only model classes")
+            )
 
 
 @pytest.fixture(scope="session")

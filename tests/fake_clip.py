@@ -1,4 +1,6 @@
-"""Stand-ins for ComfyUI's CLIP object and for a backbone, for tests without ComfyUI. Everything is deterministic."""
+"""Stand-ins for ComfyUI's CLIP object and for a backbone, for tests without ComfyUI. Everything is
+deterministic.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ def _noise(seed: int, size: int) -> Tensor:
 class FakeClip:
     """Tokens are pieces of four letters; rows mix a token with what stands before it (or with everything).
 
-    As in ComfyUI: parentheses that are not escaped are weights, over-long prompts become several chunks, causal towers
-    pad with the end token, and T5 has no start token and no largest length.
+    As in ComfyUI: parentheses that are not escaped are weights, over-long prompts become several chunks,
+    causal towers pad with the end token, and T5 has no start token and no largest length.
 
     Args:
         width: of a row.
@@ -34,8 +36,15 @@ class FakeClip:
         embeddings: words that are textual inversions (a tensor instead of an id).
     """
 
-    def __init__(self, width: int = 32, length: int = 24, towers: tuple[str, ...] = ("l",), pooled: int = 0,
-                 embeddings: tuple[str, ...] = (), noise: float = 0.3):  # fmt: skip
+    def __init__(
+        self,
+        width: int = 32,
+        length: int = 24,
+        towers: tuple[str, ...] = ("l",),
+        pooled: int = 0,
+        embeddings: tuple[str, ...] = (),
+        noise: float = 0.3,
+    ):
         self.width, self.length, self.towers, self.pooled = width, length, towers, pooled
         self.embeddings, self.noise = embeddings, noise
         self.encoded: list[str] = []
@@ -45,14 +54,17 @@ class FakeClip:
         return "t5xxl" in self.towers
 
     def ids(self, text: str) -> list:
-        """Content ids of a text whose escapes are undone; anything but Latin letters, digits and signs is dropped."""
+        """Content ids of a text whose escapes are undone; anything but Latin letters, digits and signs is
+        dropped.
+        """
         out = []
         for word in re.findall(r"[a-z0-9]+|[!-/:-@\[-`{-~]", text.lower()):
             if word in self.embeddings:
                 out.append(torch.zeros(self.width))
             else:
                 out += [
-                    FIRST_WORD + zlib.crc32(word[i : i + PIECE].encode()) % 40000 for i in range(0, len(word), PIECE)
+                    FIRST_WORD + zlib.crc32(word[i : i + PIECE].encode()) % 40000
+                    for i in range(0, len(word), PIECE)
                 ]
         return out
 
@@ -66,7 +78,9 @@ class FakeClip:
         for tower in self.towers:
             t5 = tower == "t5xxl"
             room = math.inf if t5 else self.length - 2
-            chunks = [content[i : i + room] for i in range(0, max(len(content), 1), room)] if not t5 else [content]
+            chunks = (
+                [content[i : i + room] for i in range(0, max(len(content), 1), room)] if not t5 else [content]
+            )
             start, end, pad = ([], END_T5, PAD_T5) if t5 else ([START], END, 0 if tower == "g" else END)
             ids = [[*start, *chunk, end] for chunk in chunks]
             tokens[tower] = [[(i, weight) for i in c + [pad] * (self.length - len(c))] for c in ids]
@@ -79,7 +93,9 @@ class FakeClip:
         pooled = None
         if self.pooled:
             first = [i for i, _ in tokens[self.towers[0]][0]]
-            pooled = sum(_noise(7 * i + 3, self.pooled) / (1 + 0.1 * at) for at, i in enumerate(first)).float()[None]
+            pooled = sum(
+                _noise(7 * i + 3, self.pooled) / (1 + 0.1 * at) for at, i in enumerate(first)
+            ).float()[None]
         return (rows, pooled) if return_pooled else rows
 
     def _rows(self, ids: list[int], weight: float) -> Tensor:
@@ -107,8 +123,12 @@ class FakeBackbone:
     kind = "sd1"
 
     def __init__(self, layer, context: list[Tensor], pooled: list[Tensor] = ()):
-        self._weights = [(layer(f"diffusion_model.k{i}", "context", w.shape[1]), w) for i, w in enumerate(context)]
-        self._weights += [(layer(f"diffusion_model.p{i}", "pooled", w.shape[1]), w) for i, w in enumerate(pooled)]
+        self._weights = [
+            (layer(f"diffusion_model.k{i}", "context", w.shape[1]), w) for i, w in enumerate(context)
+        ]
+        self._weights += [
+            (layer(f"diffusion_model.p{i}", "pooled", w.shape[1]), w) for i, w in enumerate(pooled)
+        ]
 
     def width(self, stream: str) -> int | None:
         return next((layer.columns for layer, _ in self._weights if layer.stream == stream), None)

@@ -1,6 +1,7 @@
 """Tiny models in the formats that people load, through ComfyUI's own loader and city96's for GGUF.
 
-The loader is the engine's; only the sizes that it finds in a file are put right, as v0.3.64 takes FLUX's width for granted.
+The loader is the engine's; only the sizes that it finds in a file are put right, as v0.3.64 takes FLUX's
+width for granted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ ENGINE = Path(comfy.sd.__file__).parents[1]
 FLUX = dict(hidden=256, heads=4, depth=1, depth_single=1, context_dim=256, pooled_dim=256)
 SD = dict(context_dim=32)
 PLAIN = ("bf16",)
-#: "by option": a bfloat16 file with the loader's weight_dtype; "fast": with fp8 matrix products, where the processor has them
+#: "by option": a bfloat16 file with the loader's weight_dtype; "fast": with fp8 matrix products, where the
+#: processor has them
 FLOAT8 = ("fp8 e4m3", "fp8 e5m2", "fp8 e4m3 by option", "fp8 e4m3 fast", "scaled fp8")
 QUANTISED = ("mixed fp8", "int8", "mxfp8", "nvfp4")
 GGUF = ("Q8_0", "Q4_K", "Q8_0 everything")
@@ -44,7 +46,9 @@ formats = _module("trace_benchmark_formats", BENCHMARKS / "formats.py")
 
 @contextmanager
 def sizes(kind: str, found: dict):
-    """The loader takes any file for this family, with these sizes: it knows SD 1.5 by its width, and v0.3.64 FLUX's by heart."""
+    """The loader takes any file for this family, with these sizes: it knows SD 1.5 by its width, and
+    v0.3.64 FLUX's by heart.
+    """
     family = comfy.supported_models.Flux if kind == "flux" else comfy.supported_models.SD15
 
     def detected(*_, **__):
@@ -79,7 +83,11 @@ def values(tiny, kind: str = "flux", seed: int = 0, **changes) -> tuple[dict[str
 
 
 def _values(tiny, kind: str, seed: int, **changes) -> tuple[dict[str, Tensor], dict]:
-    model = tiny.tiny_flux(seed=seed, **{**FLUX, **changes}) if kind == "flux" else tiny.tiny_sd(seed=seed, **{**SD, **changes})
+    model = (
+        tiny.tiny_flux(seed=seed, **{**FLUX, **changes})
+        if kind == "flux"
+        else tiny.tiny_sd(seed=seed, **{**SD, **changes})
+    )
     state = {k: v.to(torch.bfloat16) for k, v in model.model.diffusion_model.state_dict().items()}
     if kind == "flux":  # files say scale, also where newer versions of ComfyUI say weight
         state = {k.replace("_norm.weight", "_norm.scale"): v for k, v in state.items()}
@@ -98,7 +106,9 @@ def load(tiny, fmt: str, folder: Path, kind: str = "flux", seed: int = 0, **chan
             state, metadata = formats.quantised(state, fmt, comfy)
         elif fmt == "scaled fp8":
             state = formats.scaled_float8(state)
-        elif fmt in formats.FLOAT8:  # on a CPU the loader would make float32 of such a file; on a GPU it keeps it
+        elif (
+            fmt in formats.FLOAT8
+        ):  # on a CPU the loader would make float32 of such a file; on a GPU it keeps it
             state, options = formats.cast(state, formats.FLOAT8[fmt]), {"dtype": formats.FLOAT8[fmt]}
         elif fmt == "fp8 e4m3 fast":
             options = {"dtype": torch.float8_e4m3fn, "custom_operations": comfy.ops.fp8_ops}
@@ -110,5 +120,7 @@ def load(tiny, fmt: str, folder: Path, kind: str = "flux", seed: int = 0, **chan
 
 def _load_gguf(fmt: str, state: dict, path: Path, kind: str):
     if not path.exists():  # a model that was loaded from it is mapped to it
-        formats.write_gguf(path, state, fmt.split()[0], "flux" if kind == "flux" else "sd1", fmt.endswith("everything"))
+        formats.write_gguf(
+            path, state, fmt.split()[0], "flux" if kind == "flux" else "sd1", fmt.endswith("everything")
+        )
     return formats.load_gguf(ENGINE, path)

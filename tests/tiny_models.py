@@ -91,7 +91,9 @@ def tiny_sd(
 def tiny_sdxl(
     context_dim: int = 48, pooled_dim: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32, **changes
 ) -> ModelPatcher:
-    """SDXL: its vector input is the pooled text and six size embeddings of 256. ``changes`` as for :func:`tiny_sd`."""
+    """SDXL: its vector input is the pooled text and six size embeddings of 256. ``changes`` as for
+    :func:`tiny_sd`.
+    """
     own = {
         "context_dim": context_dim,
         "num_classes": "sequential",
@@ -117,7 +119,9 @@ def tiny_flux(
     dtype: torch.dtype = torch.float32,
     channels: int = 16,
 ) -> ModelPatcher:
-    """FLUX.1 dev, or schnell without ``guidance``; more ``channels`` for a picture beside the latent (Fill: 96)."""
+    """FLUX.1 dev, or schnell without ``guidance``; more ``channels`` for a picture beside the latent
+    (Fill: 96).
+    """
     head = hidden // heads
     first = head // 8 * 2
     second = (head - first) // 4 * 2
@@ -162,10 +166,14 @@ def tiny_clip_sd1(hidden: int = 32, layers: int = 2, seed: int = 0) -> comfy.sd.
     return clip
 
 
-def tiny_clip_flux(pooled_dim: int = 24, context_dim: int = 32, layers: int = 2, seed: int = 0) -> comfy.sd.CLIP:
+def tiny_clip_flux(
+    pooled_dim: int = 24, context_dim: int = 32, layers: int = 2, seed: int = 0
+) -> comfy.sd.CLIP:
     """FLUX's tokenizers and text encoder object (CLIP-L and T5), the encoders tiny. Needs a checkout."""
     flux = comfy.text_encoders.flux
-    target = comfy.supported_models_base.ClipTarget(flux.FluxTokenizer, flux.flux_clip(dtype_t5=torch.float32))
+    target = comfy.supported_models_base.ClipTarget(
+        flux.FluxTokenizer, flux.flux_clip(dtype_t5=torch.float32)
+    )
     t5 = {
         "d_model": context_dim,
         "d_ff": 2 * context_dim,
@@ -188,7 +196,8 @@ def sd15_checkpoint_state_dict(
 ) -> dict[str, Tensor]:
     """A checkpoint that the stock loader detects as SD1.5: 26 M parameters, 123 M more with ``clip``.
 
-    Detection fixes the width (320) and the context (768), and the text encoder's size is not read from the file.
+    Detection fixes the width (320) and the context (768), and the text encoder's size is not read from the
+    file.
     """
     model = tiny_sd(
         context_dim=768,
@@ -207,7 +216,9 @@ def sd15_checkpoint_state_dict(
         state["first_stage_model.vae_scale"] = torch.tensor(1.0)
         state["first_stage_model.vae_shift"] = torch.tensor(0.0)
     if clip:
-        text = initialise(comfy.sd1_clip.SD1ClipModel(dtype=torch.float32), seed).clip_l.transformer.text_model
+        text = initialise(
+            comfy.sd1_clip.SD1ClipModel(dtype=torch.float32), seed
+        ).clip_l.transformer.text_model
         state |= _prefixed("cond_stage_model.transformer.text_model.", text.state_dict(), dtype)
     return state
 
@@ -217,7 +228,9 @@ def _prefixed(prefix: str, state: dict[str, Tensor], dtype: torch.dtype) -> dict
 
 
 def random_conditioning(model: ModelPatcher, tokens: int = 7, seed: int = 0) -> list:
-    """A CONDITIONING of random rows ``[1, tokens, d]`` that fits the model, with a pooled vector where it has one."""
+    """A CONDITIONING of random rows ``[1, tokens, d]`` that fits the model, with a pooled vector where it
+    has one.
+    """
     generator = torch.Generator().manual_seed(seed)
     config = model.model.model_config.unet_config
     context_dim = config.get("context_dim") or config["context_in_dim"]
@@ -239,7 +252,8 @@ def sample(
 
 
 class Snapshot:
-    """All that a training could leave behind on a model: values bit by bit, the objects that hold them, and flags.
+    """All that a training could leave behind on a model: values bit by bit, the objects that hold them, and
+    flags.
 
     The objects are held too, so that no other can take their place unnoticed.
     """
@@ -254,14 +268,24 @@ class Snapshot:
             self.facts[f"module {name}"] = (id(module), type(module), children, sorted(module.__dict__))
             self.facts[f"flags of {name}"] = (module.training, [len(h) for h in hooks])
         for name, p in patcher.model.named_parameters():
-            self.facts[f"parameter {name}"] = (id(p), p.data_ptr(), p.requires_grad, p.grad is None, p.is_inference())
-            self.facts[f"stored value of {name}"] = digest(p)  # a state dict need not hold it: GGUF's is empty
+            self.facts[f"parameter {name}"] = (
+                id(p),
+                p.data_ptr(),
+                p.requires_grad,
+                p.grad is None,
+                p.is_inference(),
+            )
+            # a state dict need not hold it: GGUF's is empty
+            self.facts[f"stored value of {name}"] = digest(p)
             self.facts[f"patches on {name}"] = [id(x) for x in getattr(p, "patches", [])]
         for name, tensor in patcher.model.state_dict().items():
             self.facts[f"value of {name}"] = digest(tensor)
         backups = patcher.backup, patcher.object_patches_backup
         self.facts["patcher"] = (sorted(patcher.__dict__), *map(sorted, backups))
-        self.facts["patches"] = {k: [id(x) for x in v] for k, v in patcher.patches.items()}, patcher.patches_uuid
+        self.facts["patches"] = (
+            {k: [id(x) for x in v] for k, v in patcher.patches.items()},
+            patcher.patches_uuid,
+        )
         self.facts["options"] = repr(patcher.model_options), sorted(patcher.object_patches)
 
     def differences(self, later: Snapshot) -> list[str]:

@@ -24,7 +24,10 @@ def test_quickstart_in_three_clicks_and_a_minute(play, stage):
     assert len(reports) == 2
     assert all(bool(report["markdown"]) == new for report in reports)
     if new:
-        assert [report["heading"] for report in reports] == ["Erased in closed form: cat, kitty", "Before and after"]
+        assert [report["heading"] for report in reports] == [
+            "Erased in closed form: cat, kitty",
+            "Before and after",
+        ]
 
 
 def test_panels_are_filled_from_the_cache(play):
@@ -46,8 +49,8 @@ def test_rarely_used_widgets_are_folded(play):
     assert {"steps", "rank", "lr", "window", "scope"} <= set(found["unfolded"])
 
 
-#: Templates that other scenarios queue (`quickstart`, `training`, `applied`), and those that the server tier alone queues: they
-#: train as long as `trace-full`, with the same nodes.
+#: Templates that other scenarios queue (`quickstart`, `training`, `applied`), and those that the server tier
+#: alone queues: they train as long as `trace-full`, with the same nodes.
 ELSEWHERE = ("quickstart", "trace-full", "apply-and-stack", "mace", "ant", "trce")
 
 
@@ -94,7 +97,9 @@ def test_progress_curves_and_previews(trained):
 
 @pytest.mark.stages("own-classic", "own-new")
 def test_reload_during_the_run(trained):
-    """All points and the previews from before the reload are there again, and the run is followed to its end."""
+    """All points and the previews from before the reload are there again, and the run is followed to its
+    end.
+    """
     assert trained["restored"]["points"] >= trained["running"]["points"]
     assert trained["restored"]["state"] in ("running", "done")
     assert trained["restored"]["curves"] == trained["done"]["curves"]
@@ -168,7 +173,9 @@ def test_state_follows_into_a_subgraph(grouped):
     """Of nodes that had run before they were moved, also after a reload."""
     before = grouped["outside"]
     for shown in (grouped["moved"], grouped["again"]):
-        assert [shown[fact] for fact in ("points", "legend", "report")] == [before[fact] for fact in ("points", "legend", "report")]
+        assert [shown[fact] for fact in ("points", "legend", "report")] == [
+            before[fact] for fact in ("points", "legend", "report")
+        ]
     assert grouped["movedProjection"]["report"]
 
 
@@ -185,7 +192,9 @@ def test_removed_node_takes_its_panel_along(play):
 
 def test_names_in_another_language(play):
     found = play("translated")
-    said = json.loads((Path(__file__).resolve().parents[2] / "locales" / "zh" / "nodeDefs.json").read_text())["TRACE_LateStageFinetune"]
+    said = json.loads((Path(__file__).resolve().parents[2] / "locales" / "zh" / "nodeDefs.json").read_text())[
+        "TRACE_LateStageFinetune"
+    ]
     assert found["title"] == said["display_name"]
     names = [entry["name"] for entry in said["inputs"].values()]
     assert set(names) <= {*found["widgets"], *found["inputs"]}

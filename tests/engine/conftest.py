@@ -53,7 +53,9 @@ class Family:
 
 @pytest.fixture(scope="session")
 def families(tiny, fake) -> dict[str, Family]:
-    """SD1 and FLUX with ComfyUI's own CLIP objects around the demo models' tokenizers; SDXL with a stand-in."""
+    """SD1 and FLUX with ComfyUI's own CLIP objects around the demo models' tokenizers; SDXL with a
+    stand-in.
+    """
     from trace_core.demo import sizes, text_towers
 
     sd, flux = text_towers.sd_clip(), text_towers.flux_clip()

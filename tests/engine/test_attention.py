@@ -1,4 +1,6 @@
-"""Maps read off the networks are the networks' own: with their values they give what the layer's attention gave."""
+"""Maps read off the networks are the networks' own: with their values they give what the layer's attention
+gave.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,13 @@ def test_maps_are_the_networks_own(families, kind):
             def value(module, args, out, heads=heads):
                 values.append(out.unflatten(-1, (3, heads, -1))[:, :, 2].transpose(1, 2))
 
-            hooks += [block.img_attn.qkv.register_forward_hook(value), block.txt_attn.qkv.register_forward_hook(value)]
-            hooks.append(block.img_attn.proj.register_forward_pre_hook(lambda m, args: outputs.append(args[0])))
+            hooks += [
+                block.img_attn.qkv.register_forward_hook(value),
+                block.txt_attn.qkv.register_forward_hook(value),
+            ]
+            hooks.append(
+                block.img_attn.proj.register_forward_pre_hook(lambda m, args: outputs.append(args[0]))
+            )
     else:
         for read, out, heads in unet_parts(backbone.network):
 
@@ -70,16 +77,34 @@ def test_maps_are_the_networks_own(families, kind):
 def test_scopes_name_layers_and_their_rows(families, kind):
     backbone = backbone_for(families[kind].model())
     names = {scope: set(backbone.lora_targets(scope)) for scope in SCOPES}
-    assert all(names.values()) and names["keys"] <= names["text"] >= names["entry"] and not names["image"] & names["text"]
+    assert (
+        all(names.values())
+        and names["keys"] <= names["text"] >= names["entry"]
+        and not names["image"] & names["text"]
+    )
     for scope in SCOPES:
         rows = {name: backbone.trained_rows(name, scope) for name in names[scope]}
         if (kind, scope) != ("flux", "keys"):
             assert not any(rows.values())
         else:
-            assert all(3 * (r.stop - r.start) == 2 * len(backbone.network.get_submodule(n).weight) for n, r in rows.items())
+            assert all(
+                3 * (r.stop - r.start) == 2 * len(backbone.network.get_submodule(n).weight)
+                for n, r in rows.items()
+            )
 
 
-OPTIONS = dict(steps=3, batch=4, trajectories=2, keep_trajectories=2, refresh=2, sampling_steps=4, rank=2, width=64, height=64, lr=1e-2)
+OPTIONS = dict(
+    steps=3,
+    batch=4,
+    trajectories=2,
+    keep_trajectories=2,
+    refresh=2,
+    sampling_steps=4,
+    rank=2,
+    width=64,
+    height=64,
+    lr=1e-2,
+)
 
 
 @pytest.mark.parametrize("kind", SHAPE)
@@ -88,7 +113,9 @@ def test_objectives_train_and_leave_the_model(families, objective, kind):
     family = families[kind]
     model = family.model()
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
-    result = finetune(model, family.clip, [Concept("cat", "dog")], ["house"], FinetuneConfig(objective=objective, **OPTIONS))
+    result = finetune(
+        model, family.clip, [Concept("cat", "dog")], ["house"], FinetuneConfig(objective=objective, **OPTIONS)
+    )
     losses = result.report["losses"]
     assert len(losses) == 3 and all(v == v for entry in losses for v in entry.values())
     assert any((up.float() @ down.float()).abs().max() > 0 for up, down in result.lora.modules.values())
@@ -99,7 +126,9 @@ def test_objectives_train_and_leave_the_model(families, objective, kind):
 def test_attention_to_the_concept_falls(families):
     family = families["sd1"]
     options = OPTIONS | dict(steps=20, refresh=20, batch=8)
-    losses = finetune(family.model(), family.clip, [Concept("cat")], ["house"], FinetuneConfig(objective="mace", **options)).report["losses"]
+    losses = finetune(
+        family.model(), family.clip, [Concept("cat")], ["house"], FinetuneConfig(objective="mace", **options)
+    ).report["losses"]
     mean = lambda part: sum(e["attention"] for e in part) / len(part)  # noqa: E731
     assert mean(losses[-5:]) < 0.8 * mean(losses[:5])
 
@@ -136,7 +165,10 @@ def test_whole_matrices_keep_what_is_not_salient(families):
         x = torch.randn(2, *SHAPE["sd1"], generator=torch.Generator().manual_seed(5))
         with attached(backbone, backbone.lora_targets("text"), 2, dense=True) as adapters:
             optimiser = torch.optim.AdamW(adapters.parameters(), lr=1e-2, weight_decay=0.0)
-            masks = [torch.rand(p.shape, generator=torch.Generator().manual_seed(i)) > 0.5 for i, p in enumerate(adapters.parameters())]
+            masks = [
+                torch.rand(p.shape, generator=torch.Generator().manual_seed(i)) > 0.5
+                for i, p in enumerate(adapters.parameters())
+            ]
             adapters.restrict(masks)
             for _ in range(3):
                 optimiser.zero_grad()
@@ -153,7 +185,13 @@ def test_whole_matrices_keep_what_is_not_salient(families):
 
 def test_erase_anything_leaves_the_texts_values(families):
     family = families["flux"]
-    result = finetune(family.model(), family.clip, [Concept("cat")], ["house"], FinetuneConfig(objective="esd", scope="keys", **OPTIONS))
+    result = finetune(
+        family.model(),
+        family.clip,
+        [Concept("cat")],
+        ["house"],
+        FinetuneConfig(objective="esd", scope="keys", **OPTIONS),
+    )
     for up, down in result.adapter.modules.values():
         delta = up.float() @ down.float()
         rows = len(delta) // 3

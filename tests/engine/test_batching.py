@@ -13,22 +13,37 @@ from trace_core.text.batching import BatchEncoder
 from trace_core.text.concepts import Concept
 from trace_core.text.encoding import TextEncoder
 
-PROMPTS = ["", "a cat", "a photo of a dog", "a photo of a (cat)", "Van Gogh", "an image of a house, red background", "a cat"]
+PROMPTS = [
+    "",
+    "a cat",
+    "a photo of a dog",
+    "a photo of a (cat)",
+    "Van Gogh",
+    "an image of a house, red background",
+    "a cat",
+]
 
 
 def sdxl_clip(tiny):
-    """SDXL's two towers and its pooled vector, the towers tiny; the tokenizers are the demo's, which every engine has."""
+    """SDXL's two towers and its pooled vector, the towers tiny; the tokenizers are the demo's, which every
+    engine has.
+    """
     import comfy.sd
     import comfy.supported_models_base
 
     from trace_core.demo import sizes, text_towers
 
-    tower, tokenizer = text_towers._clip_model(sizes.CLIP_SD), text_towers._clip_tokenizer(sizes.CLIP_SD["hidden_size"])
+    tower, tokenizer = (
+        text_towers._clip_model(sizes.CLIP_SD),
+        text_towers._clip_tokenizer(sizes.CLIP_SD["hidden_size"]),
+    )
 
     class Model(comfy.sdxl_clip.SDXLClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
             torch.nn.Module.__init__(self)
-            self.clip_l, self.clip_g = (tower(device=device, dtype=dtype, model_options=model_options) for _ in "lg")
+            self.clip_l, self.clip_g = (
+                tower(device=device, dtype=dtype, model_options=model_options) for _ in "lg"
+            )
             for side in (self.clip_l, self.clip_g):  # penultimate layer, not normed, as SDXL's
                 side.layer, side.layer_idx, side.layer_norm_hidden_state = "hidden", -2, False
                 side.options_default = ("hidden", -2, True)
@@ -39,7 +54,9 @@ def sdxl_clip(tiny):
             self.clip_l, self.clip_g = (tokenizer(embedding_directory=embedding_directory) for _ in "lg")
             self.clip_g.pad_token = 0
 
-    clip = comfy.sd.CLIP(comfy.supported_models_base.ClipTarget(Tokenizer, Model), model_options={"dtype": torch.float32})
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(Tokenizer, Model), model_options={"dtype": torch.float32}
+    )
     tiny.initialise(clip.cond_stage_model)
     return clip
 
@@ -50,7 +67,9 @@ def clips(families, tiny):
 
 
 def alone(clip, prompt: str):
-    rows, pooled = clip.encode_from_tokens(clip.tokenize(prompt.replace("(", "\\(").replace(")", "\\)")), return_pooled=True)
+    rows, pooled = clip.encode_from_tokens(
+        clip.tokenize(prompt.replace("(", "\\(").replace(")", "\\)")), return_pooled=True
+    )
     return rows[0], None if pooled is None else pooled[0]
 
 
@@ -76,7 +95,9 @@ def test_rows_and_pooled_are_those_of_each_prompt_alone(clips, family, monkeypat
         assert (rows.pooled is None) == (pooled is None)
         assert pooled is None or furthest(rows.pooled, pooled) < 1e-5
     different = [own for _, own in expected if own is not None]
-    assert len(different) < 2 or furthest(different[0], different[1]) > 1e-2, "pooled vectors that could not be mixed up"
+    assert len(different) < 2 or furthest(different[0], different[1]) > 1e-2, (
+        "pooled vectors that could not be mixed up"
+    )
 
 
 def test_towers_are_left_as_they_were(clips):
@@ -90,7 +111,9 @@ def test_towers_are_left_as_they_were(clips):
 def test_a_prompt_is_encoded_once_whatever_is_looked_up_in_it(clips, monkeypatch):
     calls = calls_of(clips["sd1"], monkeypatch)
     encoder = TextEncoder(clips["sd1"])
-    cat, dog, plain = encoder.encode_all([("a cat and a dog", "cat"), ("a cat and a dog", "dog"), ("a cat and a dog", "")])
+    cat, dog, plain = encoder.encode_all(
+        [("a cat and a dog", "cat"), ("a cat and a dog", "dog"), ("a cat and a dog", "")]
+    )
     assert len(calls) == 1 and len(calls[0][0]["l"]) == 1
     assert cat.groups != dog.groups != plain.groups and torch.equal(cat.embeddings, dog.embeddings)
 
@@ -103,7 +126,11 @@ def test_clip_skip_and_lora_are_those_of_the_clip_that_is_given(clips, family):
     changed = clip.clone()
     if family != "flux":  # T5 has no clip skip on the oldest engine
         changed.clip_layer(-1 if family == "sdxl" else -2)
-    key = [k for k in clip.cond_stage_model.state_dict() if k.endswith(("mlp.fc1.weight", "wi_0.weight", "wi.weight"))][-1]
+    key = [
+        k
+        for k in clip.cond_stage_model.state_dict()
+        if k.endswith(("mlp.fc1.weight", "wi_0.weight", "wi.weight"))
+    ][-1]
     weight = clip.cond_stage_model.state_dict()[key]
     changed.add_patches({key: (0.1 * torch.ones_like(weight),)}, 1.0)
     for rows, prompt in zip(TextEncoder(changed).encode_all(pairs), PROMPTS):
@@ -114,7 +141,9 @@ def test_clip_skip_and_lora_are_those_of_the_clip_that_is_given(clips, family):
 
 
 class Wrapped:
-    """A CLIP of another pack: it reads ComfyUI's, and scales rows by the mean of all that it is given at once."""
+    """A CLIP of another pack: it reads ComfyUI's, and scales rows by the mean of all that it is given at
+    once.
+    """
 
     def __init__(self, clip):
         self._clip, self.cond_stage_model = clip, clip.cond_stage_model
@@ -187,9 +216,15 @@ def test_closed_form_is_the_same_with_and_without_batches(families, family, monk
     slow = erase(model, case.clip, [Concept("cat", "dog")], ["house", "tree", "bird"], config)
     assert fast.report["solved"]["context"]["rank"] == slow.report["solved"]["context"]["rank"]
     for module in slow.lora.modules:
-        assert (fast.lora.delta(module) - slow.lora.delta(module)).norm() < 2e-3 * slow.lora.delta(module).norm(), module
+        assert (fast.lora.delta(module) - slow.lora.delta(module)).norm() < 2e-3 * slow.lora.delta(
+            module
+        ).norm(), module
 
 
 def test_fault_of_one_prompt_among_others_is_told_by_name(clips):
     with pytest.raises(ConceptError, match="'a photo of a cat.*does not fit"):
-        list(TextEncoder(clips["sd1"]).encode_all([("a dog", ""), ("a photo of a cat " * 30, ""), ("a cat", "")]))
+        list(
+            TextEncoder(clips["sd1"]).encode_all(
+                [("a dog", ""), ("a photo of a cat " * 30, ""), ("a cat", "")]
+            )
+        )

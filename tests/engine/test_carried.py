@@ -1,4 +1,6 @@
-"""Models that carry what other nodes put on them: an erasure goes along with it, or one sentence says why it cannot."""
+"""Models that carry what other nodes put on them: an erasure goes along with it, or one sentence says why
+it cannot.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,20 @@ from trace_core.text.concepts import TEMPLATES, Concept
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 SMALL = FinetuneConfig(
-    steps=2, batch=4, trajectories=2, keep_trajectories=1, refresh=2, sampling_steps=2, cfg=1.0, rank=2, lr=0.01,
-    width=64, height=64, window=(0.2, 1.0), eta=0.5,
-)  # fmt: skip
+    steps=2,
+    batch=4,
+    trajectories=2,
+    keep_trajectories=1,
+    refresh=2,
+    sampling_steps=2,
+    cfg=1.0,
+    rank=2,
+    lr=0.01,
+    width=64,
+    height=64,
+    window=(0.2, 1.0),
+    eta=0.5,
+)
 
 #: Name -> module of comfy_extras, class, arguments, and what of it a finetune cannot see
 NODES = {
@@ -31,7 +44,8 @@ NODES = {
     "FreeU": ("freelunch", "FreeU", (1.1, 1.2, 0.9, 0.2), "output_block_patch"),
     "FreeU_V2": ("freelunch", "FreeU_V2", (1.3, 1.4, 0.9, 0.2), "output_block_patch"),
     "HyperTile": ("hypertile", "HyperTile", (32, 2, 0, False), "attn1_output_patch"),
-    "DeepShrink": ("model_downscale", "PatchModelAddDownscale", (1, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"), "input_block_patch_after_skip"),
+    "DeepShrink": ("model_downscale", "PatchModelAddDownscale", (1, 2.0, 0.0, 0.35, True, "bicubic",
+    "bicubic"), "input_block_patch_after_skip"),
     "Tome": ("tomesd", "TomePatchModel", (0.3,), "attn1_patch"),
 }  # fmt: skip
 
@@ -53,7 +67,9 @@ def model(family):
 
 def call(module: str, name: str, *arguments):
     """A node of comfy_extras, whichever way its generation of nodes is called."""
-    node = getattr(pytest.importorskip(f"comfy_extras.nodes_{module}", reason=f"this engine has no nodes_{module}"), name)
+    node = getattr(
+        pytest.importorskip(f"comfy_extras.nodes_{module}", reason=f"this engine has no nodes_{module}"), name
+    )
     if hasattr(node, "FUNCTION") and not hasattr(node, "define_schema"):
         return getattr(node(), node.FUNCTION)(*arguments)[0]
     done = node.execute(*arguments)
@@ -65,7 +81,10 @@ def some_lora(model, seed: int = 0) -> ErasureLora:
     factors = {}
     for layer in backbone_for(model).context_layers():
         weight = model.model.get_submodule(layer.module).weight
-        factors[layer.module] = torch.randn(weight.shape[0], 2, generator=draw), 0.1 * torch.randn(2, weight.shape[1], generator=draw)
+        factors[layer.module] = (
+            torch.randn(weight.shape[0], 2, generator=draw),
+            0.1 * torch.randn(2, weight.shape[1], generator=draw),
+        )
     return ErasureLora.from_factors(factors)
 
 
@@ -76,31 +95,53 @@ def sampled(tiny, family, model, steps: int = 4) -> list[torch.Tensor]:
     latent, seen = torch.zeros(1, model.model.latent_format.latent_channels, 16, 16), []
     torch.manual_seed(0)  # some of these nodes draw at random
     done = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latent, 0), steps, 4.0, "euler", "simple", family.conditioning("a cat"), family.conditioning(""),
-        latent, disable_pbar=True, seed=0, callback=lambda i, denoised, x, n: seen.append(denoised.clone()),
-    )  # fmt: skip
+        model,
+        comfy.sample.prepare_noise(latent, 0),
+        steps,
+        4.0,
+        "euler",
+        "simple",
+        family.conditioning("a cat"),
+        family.conditioning(""),
+        latent,
+        disable_pbar=True,
+        seed=0,
+        callback=lambda i, denoised, x, n: seen.append(denoised.clone()),
+    )
     return [*seen, done]
 
 
 def same(a: ErasureLora, b: ErasureLora) -> bool:
-    return a.modules.keys() == b.modules.keys() and all(torch.equal(x, y) for m in a.modules for x, y in zip(a.modules[m], b.modules[m]))
+    return a.modules.keys() == b.modules.keys() and all(
+        torch.equal(x, y) for m in a.modules for x, y in zip(a.modules[m], b.modules[m])
+    )
 
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("name", NODES)
 def test_erased_and_applied_with_another_nodes_patches(tiny, family, model, name, before):
-    """The node on the model that is erased from, or on the erased one: the same pictures, erased in the window and nowhere else."""
+    """The node on the model that is erased from, or on the erased one: the same pictures, erased in the
+    window and nowhere else.
+    """
     module, cls, arguments, _ = NODES[name]
     carrying = call(module, cls, model, *arguments)
     assert same(erase(carrying, family.clip, CAT, KEEP).lora, erase(model, family.clip, CAT, KEEP).lora)
     lora = some_lora(model)
     base, plain = sampled(tiny, family, carrying), sampled(tiny, family, model)
     assert not torch.equal(base[-1], plain[-1]) or name in ("TCFG", "CFGZeroStar")  # the node does something
-    done = [apply(carrying, lora, 1.0, start, 1.0) if before else call(module, cls, apply(model, lora, 1.0, start, 1.0), *arguments)
-            for start in (0.0, 0.2)]  # fmt: skip
+    done = [
+        apply(carrying, lora, 1.0, start, 1.0)
+        if before
+        else call(module, cls, apply(model, lora, 1.0, start, 1.0), *arguments)
+        for start in (0.0, 0.2)
+    ]
     whole, late = (sampled(tiny, family, m) for m in done)
     gated = sampled(tiny, family, apply(carrying, lora, 1.0, 0.0, 0.999999))
-    assert torch.equal(late[0], base[0]) and not torch.equal(late[-1], base[-1]) and not torch.equal(whole[0], base[0])
+    assert (
+        torch.equal(late[0], base[0])
+        and not torch.equal(late[-1], base[-1])
+        and not torch.equal(whole[0], base[0])
+    )
     for a, b in zip(whole, gated):
         assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
@@ -114,15 +155,22 @@ def test_a_finetune_takes_it_along_or_refuses_it(family, model, name):
         trained = finetune(carrying, family.clip, CAT, KEEP, SMALL)
         assert max(up.abs().max() for up, _ in trained.adapter.modules.values()) > 0
         other = finetune(model, family.clip, CAT, KEEP, SMALL)
-        assert same(trained.lora, other.lora) == (name != "ModelSamplingDiscrete")  # guidance is not the network's, a schedule is
+        # guidance is not the network's, a schedule is
+        assert same(trained.lora, other.lora) == (name != "ModelSamplingDiscrete")
         return
     assert unseen in changes_of_the_network(carrying)
-    with pytest.raises(ModelError, match=f"the model carries .*{unseen}.* of another node.*; train on the model as it was before that node"):
+    with pytest.raises(
+        ModelError,
+        match=f"the model carries .*{unseen}.* of another node.*; train on the model as it was before that "
+        "node",
+    ):
         finetune(carrying, family.clip, CAT, KEEP, SMALL)
 
 
 def attention_patch(model, way: str):
-    """What IPAdapters do: keys and values of their own beside the text's, in every cross-attention or in one."""
+    """What IPAdapters do: keys and values of their own beside the text's, in every cross-attention or in
+    one.
+    """
     carrying = model.clone()
 
     def patch(q, k, v, extra):
@@ -148,7 +196,12 @@ def test_patches_on_the_cross_attention(tiny, family, model, way):
     carrying, lora = attention_patch(model, way), some_lora(model)
     base, whole, gated, late = (
         sampled(tiny, family, m)
-        for m in (carrying, apply(carrying, lora), apply(carrying, lora, 1.0, 0.0, 0.999999), apply(carrying, lora, 1.0, 0.2, 1.0))
+        for m in (
+            carrying,
+            apply(carrying, lora),
+            apply(carrying, lora, 1.0, 0.0, 0.999999),
+            apply(carrying, lora, 1.0, 0.2, 1.0),
+        )
     )
     assert not torch.equal(base[-1], sampled(tiny, family, model)[-1])
     assert torch.equal(late[0], base[0]) and not torch.equal(late[-1], base[-1])
@@ -161,7 +214,9 @@ def test_patches_on_the_cross_attention(tiny, family, model, way):
 
 def test_a_wrapper_of_another_node(family, model):
     carrying = model.clone()
-    carrying.set_model_unet_function_wrapper(lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"]))
+    carrying.set_model_unet_function_wrapper(
+        lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"])
+    )
     assert same(erase(carrying, family.clip, CAT, KEEP).lora, erase(model, family.clip, CAT, KEEP).lora)
     with pytest.raises(ModelError, match="the model carries model_function_wrapper of another node"):
         finetune(carrying, family.clip, CAT, KEEP, SMALL)
@@ -169,7 +224,9 @@ def test_a_wrapper_of_another_node(family, model):
 
 @pytest.mark.parametrize("kind", ["apply_model", "diffusion_model"])
 def test_wrappers_around_the_network(family, model, kind):
-    extension = pytest.importorskip("comfy.patcher_extension", reason="this ComfyUI has no wrappers around the network")
+    extension = pytest.importorskip(
+        "comfy.patcher_extension", reason="this ComfyUI has no wrappers around the network"
+    )
     carrying = model.clone()
     carrying.add_wrapper_with_key(kind, "mine", lambda executor, *args, **kwargs: executor(*args, **kwargs))
     assert kind in vars(extension.WrappersMP).values()
@@ -197,7 +254,9 @@ def test_weights_that_another_node_computes_are_refused(family, model):
         pytest.skip("this ComfyUI has no wrappers on weights")
     carrying = model.clone()
     carrying.add_weight_wrapper(backbone_for(model).context_layers()[0].key, lambda weight: 2 * weight)
-    with pytest.raises(ModelError, match="another node computes diffusion_model.*; erase from the model as it was before"):
+    with pytest.raises(
+        ModelError, match="another node computes diffusion_model.*; erase from the model as it was before"
+    ):
         erase(carrying, family.clip, CAT, KEEP)
 
 
@@ -214,15 +273,22 @@ def compiled(monkeypatch):
 
 
 def test_a_compiled_model(tiny, families, compiled):
-    """The node before the erasure and after it; compiled code runs outside the window. Old ComfyUIs lose patches on such weights."""
+    """The node before the erasure and after it; compiled code runs outside the window. Old ComfyUIs lose
+    patches on such weights.
+    """
     family = families["flux"]
     model = family.model(depth=1, depth_single=1)
     lora = some_lora(model)
     base, wanted = (sampled(tiny, family, m) for m in (model, apply(model, lora, 1.0, 0.2, 1.0)))
     whole = sampled(tiny, family, apply(model, lora))
-    pairs = [(compiled(apply(model, lora, 1.0, 0.2, 1.0)), wanted), (apply(compiled(model), lora, 1.0, 0.2, 1.0), wanted)]
+    pairs = [
+        (compiled(apply(model, lora, 1.0, 0.2, 1.0)), wanted),
+        (apply(compiled(model), lora, 1.0, 0.2, 1.0), wanted),
+    ]
     if "diffusion_model" in compiled(model).object_patches:
-        with pytest.raises(LoraError, match="diffusion_model is compiled by another node in a way that loses patches"):
+        with pytest.raises(
+            LoraError, match="diffusion_model is compiled by another node in a way that loses patches"
+        ):
             apply(compiled(model), lora)
         pairs += [(apply(compiled(model), lora, 1.0, 0.0, 0.999999), whole)]
     else:
@@ -234,14 +300,21 @@ def test_a_compiled_model(tiny, families, compiled):
 
 
 def test_a_finetune_of_a_compiled_model(tiny, families, compiled):
-    """As if it were not compiled; where compiling changes the model's modules (old ComfyUIs), one sentence."""
+    """As if it were not compiled; where compiling changes the model's modules (old ComfyUIs), one
+    sentence.
+    """
     family = families["flux"]
     model = family.model(depth=1, depth_single=1)
     carrying = compiled(model)
     sampled(tiny, family, carrying)
     if "torch.compile" in getattr(carrying, "wrappers", {}).get("apply_model", {}):
-        assert same(finetune(carrying, family.clip, CAT, KEEP, SMALL).lora, finetune(model, family.clip, CAT, KEEP, SMALL).lora)
+        assert same(
+            finetune(carrying, family.clip, CAT, KEEP, SMALL).lora,
+            finetune(model, family.clip, CAT, KEEP, SMALL).lora,
+        )
     else:
         assert backbone_for(carrying).kind == "flux"
-        with pytest.raises(ModelError, match="parts of this model are compiled.*before the node that compiles"):
+        with pytest.raises(
+            ModelError, match="parts of this model are compiled.*before the node that compiles"
+        ):
             finetune(carrying, family.clip, CAT, KEEP, SMALL)

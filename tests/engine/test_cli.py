@@ -43,7 +43,18 @@ def test_the_same_command_writes_the_same_bytes(erased, tmp_path):
 
 def test_evaluate_measures_the_erasure(erased, tmp_path):
     out = tmp_path / "eval.json"
-    arguments = ["--model", "demo-sd", "--lora", str(erased / "cat.safetensors"), "--erase", "cat", "--samples", "2", "--steps", "6"]
+    arguments = [
+        "--model",
+        "demo-sd",
+        "--lora",
+        str(erased / "cat.safetensors"),
+        "--erase",
+        "cat",
+        "--samples",
+        "2",
+        "--steps",
+        "6",
+    ]
     assert main(["evaluate", *arguments, "--json", str(out)]) == 0
     result = json.loads(out.read_text())
     assert {"acc_e", "acc_s", "acc_g", "h_o", "drift", "per_class"} <= set(result)
@@ -54,16 +65,40 @@ def test_evaluate_measures_the_erasure(erased, tmp_path):
 
 def test_generate_draws_a_grid(erased, tmp_path):
     out = tmp_path / "grid.png"
-    arguments = ["--model", "demo-flux", "--prompt", "a cat", "--prompt", "a dog", "--steps", "2", "--out", str(out)]
+    arguments = [
+        "--model",
+        "demo-flux",
+        "--prompt",
+        "a cat",
+        "--prompt",
+        "a dog",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert main(["generate", *arguments]) == 0
     assert Image.open(out).size[0] > 2 * 128
 
 
 def test_a_window_is_for_every_lora_of_the_command(erased, tmp_path, capsys):
     pictures = {}
-    for name, window in {"whole": [], "late": ["--start", "0.3"], "last": ["--start", "0.5", "--end", "0.999"]}.items():
+    for name, window in {
+        "whole": [],
+        "late": ["--start", "0.3"],
+        "last": ["--start", "0.5", "--end", "0.999"],
+    }.items():
         out = tmp_path / f"{name}.png"
-        lora = ["--lora", str(erased / "cat.safetensors"), "--prompt", "a cat", "--steps", "3", "--out", str(out)]
+        lora = [
+            "--lora",
+            str(erased / "cat.safetensors"),
+            "--prompt",
+            "a cat",
+            "--steps",
+            "3",
+            "--out",
+            str(out),
+        ]
         assert main(["generate", "--model", "demo-sd", *lora, *window]) == 0
         pictures[name] = out.read_bytes()
     assert len(set(pictures.values())) == 3
@@ -83,7 +118,10 @@ BAD = {
     "long": (["--erase", "x" * 10_000], "10000 characters"),
     "over one prompt": (["--erase", "q z " * 30], "does not fit into one prompt"),
     "unknown strength": (["--erase", "cat", "--strength", "99"], "strength is 99"),
-    "keep what is erased": (["--erase", "cat", "--keep", "cat"], "stands in the erase list and in the keep list"),
+    "keep what is erased": (
+        ["--erase", "cat", "--keep", "cat"],
+        "stands in the erase list and in the keep list",
+    ),
     "no list file": (["--erase-file", "/nowhere/list.txt"], "cannot read '/nowhere/list.txt'"),
     "energy": (["--erase", "cat", "--energy", "2"], "energy is 2"),
 }
@@ -124,8 +162,14 @@ def test_a_lora_for_another_architecture_is_refused(erased, tmp_path, capsys):
 def test_a_model_that_is_no_model_is_refused(engine, tmp_path, capsys):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\x00" * 100)
-    for name, message in ((str(file), "cannot load"), ("demo-xl", "nor a file"), (__file__, "must be a .safetensors")):
-        assert main(["erase", "--model", name, "--erase", "cat", "--out", str(tmp_path / "x.safetensors")]) == 2
+    for name, message in (
+        (str(file), "cannot load"),
+        ("demo-xl", "nor a file"),
+        (__file__, "must be a .safetensors"),
+    ):
+        assert (
+            main(["erase", "--model", name, "--erase", "cat", "--out", str(tmp_path / "x.safetensors")]) == 2
+        )
         assert message in capsys.readouterr().err
 
 

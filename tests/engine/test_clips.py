@@ -13,7 +13,9 @@ from trace_core.lora.fusion import fuse
 from trace_core.text.concepts import Concept
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
-NONE = "no CLIP is connected, or its loader found none in the file; connect the CLIP that belongs to this model"
+NONE = (
+    "no CLIP is connected, or its loader found none in the file; connect the CLIP that belongs to this model"
+)
 OTHER = {
     ("sd1", "flux"): "rows of 192 numbers, the model reads",
     ("sdxl", "sd1"): "rows of .* numbers, the model reads 192",
@@ -33,14 +35,19 @@ def ways(model, clip, lora):
 
     return {
         "closed form": lambda: erase(model, clip, CAT, KEEP, progress=heard),
-        "finetune": lambda: finetune(model, clip, CAT, KEEP, FinetuneConfig(width=32, height=32), report=heard),
+        "finetune": lambda: finetune(
+            model, clip, CAT, KEEP, FinetuneConfig(width=32, height=32), report=heard
+        ),
         "fuse": lambda: fuse(model, clip, [lora, lora], KEEP, progress=heard, names=["a", "b"]),
     }
 
 
 @pytest.fixture(scope="module")
 def erasures(families):
-    return {kind: erase(families[kind].model(), families[kind].clip, CAT, KEEP).lora for kind in ("sd1", "sdxl", "flux")}
+    return {
+        kind: erase(families[kind].model(), families[kind].clip, CAT, KEEP).lora
+        for kind in ("sd1", "sdxl", "flux")
+    }
 
 
 @pytest.mark.parametrize("way", ["closed form", "finetune", "fuse"])
@@ -58,7 +65,10 @@ def test_no_clip(families, erasures, nothing_stays_loaded, kind, way):
 @pytest.mark.parametrize("way", ["closed form", "finetune", "fuse"])
 @pytest.mark.parametrize(("kind", "other"), OTHER)
 def test_the_clip_of_another_family(families, erasures, nothing_stays_loaded, kind, other, way):
-    with pytest.raises(ConceptError, match=f"the text encoder gives {OTHER[kind, other]}.*; connect the CLIP that belongs to this model"):
+    with pytest.raises(
+        ConceptError,
+        match=f"the text encoder gives {OTHER[kind, other]}.*; connect the CLIP that belongs to this model",
+    ):
         ways(families[kind].model(), families[other].clip, erasures[kind])[way]()
 
 
@@ -74,8 +84,20 @@ def test_nodes(pack, families, nothing_stays_loaded):
 
     def run(node, model, clip):
         cls = nodes[node]
-        given = {name: (options[1] or {}).get("default", options[0][0]) for name, options in cls.INPUT_TYPES()["required"].items() if len(options) > 1}
-        given |= {"model": model, "model_before": model, "model_after": model, "clip": clip, "vae": None, "erase": "cat -> dog", "keep": "bird"}
+        given = {
+            name: (options[1] or {}).get("default", options[0][0])
+            for name, options in cls.INPUT_TYPES()["required"].items()
+            if len(options) > 1
+        }
+        given |= {
+            "model": model,
+            "model_before": model,
+            "model_after": model,
+            "clip": clip,
+            "vae": None,
+            "erase": "cat -> dog",
+            "keep": "bird",
+        }
         wanted = getattr(cls, cls.FUNCTION)
         names = wanted.__code__.co_varnames[1 : wanted.__code__.co_argcount]
         return getattr(cls(), cls.FUNCTION)(**{k: v for k, v in given.items() if k in names})
@@ -85,5 +107,7 @@ def test_nodes(pack, families, nothing_stays_loaded):
             run(node, model, None)
         with pytest.raises(errors.ConceptError, match="connect the CLIP that belongs to this model"):
             run(node, model, families["flux"].clip)
-        with pytest.raises(errors.ModelError, match="NoneType is no ComfyUI model; connect the MODEL output of a loader"):
+        with pytest.raises(
+            errors.ModelError, match="NoneType is no ComfyUI model; connect the MODEL output of a loader"
+        ):
             run(node, None, clip)

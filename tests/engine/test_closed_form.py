@@ -126,7 +126,8 @@ def test_only_layers_that_read_text_are_changed(one, kind):
     assert changed == {m + ".weight" for m in lora.modules}, "biases in particular stay"
 
 
-# ------------------------------------------------------------------------------------- the base model is never touched
+# ------------------------------------------------------------------------------------- the base model is
+# never touched
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,7 +191,9 @@ def test_erasure_inside_inference_mode(families):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_combined_and_plain_concepts_in_one_list(one, kind):
-    """The layers read the combination's rows much as its counterpart's, and alone in its list it leaves its parts as they were."""
+    """The layers read the combination's rows much as its counterpart's, and alone in its list it leaves
+    its parts as they were.
+    """
     from trace_core.text.encoding import TextEncoder
 
     family, model = one(kind)
@@ -228,7 +231,6 @@ def test_what_a_combination_spills_on_its_parts_is_said(one, monkeypatch):
     assert erase(model, family.clip, [CAT], KEEP).report["spill"] == {}
 
 
-
 @pytest.mark.parametrize("kind", [*KINDS, "flux-schnell"])
 def test_network_cannot_tell_the_concept_from_its_anchor(families, kind):
     """Full rank, one template: rows and pooled vector of both prompts reach the network as the same."""
@@ -256,7 +258,9 @@ def test_pooled_vector_alone_would_give_the_concept_away(one, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_every_layer_forgets_every_row(one, kind, strength):
-    """||W'(c - g)|| = (1 - s) ||W(c - g)|| on the weights as ComfyUI patches them, to float16 rounding of the file."""
+    """||W'(c - g)|| = (1 - s) ||W(c - g)|| on the weights as ComfyUI patches them, to float16 rounding of
+    the file.
+    """
     from trace_core.text.concepts import fill
     from trace_core.text.encoding import PAD, SUBJECT, TextEncoder, align
 
@@ -337,7 +341,9 @@ def test_erased_model_can_be_erased_again(one, kind):
         made = second.lora.delta(layer.module)[:, : layer.columns]
         assert (made - on_patched).norm() < 3e-3 * on_patched.norm()
         assert (made - on_base).norm() > 3e-2 * on_base.norm(), "the two weights do not differ enough to tell"
-        assert (w2[layer.key] - w1[layer.key] - second.lora.delta(layer.module)).norm() < 1e-5 * w1[layer.key].norm()
+        assert (w2[layer.key] - w1[layer.key] - second.lora.delta(layer.module)).norm() < 1e-5 * w1[
+            layer.key
+        ].norm()
         assert len(twice.patches[layer.key]) == 2
         assert second.report["layers"][layer.module]["residual"] < 1e-3
     assert fingerprint(model)["weights"] == before["weights"]
@@ -372,7 +378,8 @@ def test_weights_are_read_without_what_is_loaded_right_now(families):
         edited.unpatch_model(device_to=torch.device("cpu"))
 
 
-# ------------------------------------------------------------------------------------- the file in the stock loader
+# ------------------------------------------------------------------------------------- the file in the stock
+# loader
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -414,7 +421,9 @@ def test_same_erasure_gives_the_same_file(one, kind, tmp_path):
     family, model = one(kind)
     files = []
     for name in ("one", "two"):
-        files.append(erase(model, family.clip, [CAT], KEEP, seed=3).lora.save(tmp_path / f"{name}.safetensors"))
+        files.append(
+            erase(model, family.clip, [CAT], KEEP, seed=3).lora.save(tmp_path / f"{name}.safetensors")
+        )
     assert files[0].read_bytes() == files[1].read_bytes()
     info = ErasureLora.load(files[0]).info()
     assert info["trace.base"] == {"kind": kind, "hash": backbone_for(model).model_hash()}
@@ -453,7 +462,9 @@ def test_erasures_stack_with_their_own_strengths(one):
     both = patched_weights(apply(apply(model, loras[0], 0.5), loras[1], 1.5))
     for module in loras[0].modules:
         wanted = (
-            model.model.state_dict()[module + ".weight"] + 0.5 * loras[0].delta(module) + 1.5 * loras[1].delta(module)
+            model.model.state_dict()[module + ".weight"]
+            + 0.5 * loras[0].delta(module)
+            + 1.5 * loras[1].delta(module)
         )
         assert (both[module + ".weight"] - wanted).norm() < 1e-5 * wanted.norm()
 
@@ -484,7 +495,9 @@ def test_lora_for_another_width_is_refused(one, tiny):
         apply(tiny.tiny_sd(context_dim=64), lora)
 
 
-@pytest.mark.parametrize("base", ['"sd1"', "[1]", "5", "null", "{}", '{"kind": 5}', '{"kind": [1]}', "{broken"])
+@pytest.mark.parametrize(
+    "base", ['"sd1"', "[1]", "5", "null", "{}", '{"kind": 5}', '{"kind": [1]}', "{broken"]
+)
 def test_lora_whose_metadata_lies_is_refused_all_the_same(one, base):
     """Metadata is what somebody wrote; it may hold anything."""
     family, model = one("sd1")
@@ -509,7 +522,9 @@ def test_weight_that_is_not_finite_is_refused_by_name(families, kind, bad):
         erase(model, family.clip, [CAT], KEEP)
 
 
-@pytest.mark.parametrize(("model", "clip"), [("sd1", "flux"), ("flux", "sd1"), ("sdxl", "sd1"), ("sd1", "sdxl")])
+@pytest.mark.parametrize(
+    ("model", "clip"), [("sd1", "flux"), ("flux", "sd1"), ("sdxl", "sd1"), ("sd1", "sdxl")]
+)
 def test_clip_of_another_model_is_refused(one, families, model, clip):
     with pytest.raises(
         ConceptError, match="connect the CLIP that belongs to this model|connect the CLIP of the same model"
@@ -573,11 +588,14 @@ def test_unusual_text_is_erased_or_refused_never_worse(one, kind, text):
 
 def test_concept_of_several_chunks_is_refused(one):
     family, model = one("sd1")
-    with pytest.raises(ConceptError, match="tokens long and does not fit into one prompt of 24; shorten the concept"):
+    with pytest.raises(
+        ConceptError, match="tokens long and does not fit into one prompt of 24; shorten the concept"
+    ):
         erase(model, family.clip, [Concept("cat dog bird " * 10)], KEEP)
 
 
-# ------------------------------------------------------------------------------------- CLIP's and T5's own vocabularies
+# ------------------------------------------------------------------------------------- CLIP's and T5's own
+# vocabularies
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""Where ComfyUI's versions differ, both sides of each difference: what this engine has, and a stand-in for what it has not."""
+"""Where ComfyUI's versions differ, both sides of each difference: what this engine has, and a stand-in for
+what it has not.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,20 @@ from trace_core.text.concepts import TEMPLATES, Concept
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 SMALL = FinetuneConfig(
-    steps=3, batch=4, trajectories=2, keep_trajectories=1, refresh=2, sampling_steps=2, cfg=1.0, rank=2, lr=0.01,
-    width=32, height=32, window=(0.2, 1.0), eta=0.5,
-)  # fmt: skip
+    steps=3,
+    batch=4,
+    trajectories=2,
+    keep_trajectories=1,
+    refresh=2,
+    sampling_steps=2,
+    cfg=1.0,
+    rank=2,
+    lr=0.01,
+    width=32,
+    height=32,
+    window=(0.2, 1.0),
+    eta=0.5,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +50,21 @@ def needs(function, argument: str) -> None:
 
 
 def same(a: ErasureLora, b: ErasureLora) -> bool:
-    return a.modules.keys() == b.modules.keys() and all(torch.equal(x, y) for m in a.modules for x, y in zip(a.modules[m], b.modules[m]))
+    return a.modules.keys() == b.modules.keys() and all(
+        torch.equal(x, y) for m in a.modules for x, y in zip(a.modules[m], b.modules[m])
+    )
 
 
-# ------------------------------------------------------------------------------------------- small differences
+# ------------------------------------------------------------------------------------------- small
+# differences
 
 
 @pytest.mark.parametrize("new", [False, True])
 def test_flux_config(new):
     params = make_dataclass("FluxParams", ["depth", *(["txt_ids_dims"] if new else [])])
-    engine = SimpleNamespace(ldm=SimpleNamespace(flux=SimpleNamespace(model=SimpleNamespace(FluxParams=params))))
+    engine = SimpleNamespace(
+        ldm=SimpleNamespace(flux=SimpleNamespace(model=SimpleNamespace(FluxParams=params)))
+    )
     given = {"depth": 2}
     assert compat.flux_config(engine, given) == ({"depth": 2, "txt_ids_dims": []} if new else {"depth": 2})
     assert given == {"depth": 2}
@@ -55,12 +73,16 @@ def test_flux_config(new):
 def test_network_state():
     state = {"x_norm.scale": torch.ones(1)}
     assert compat.network_state(object(), state) is state
-    new = SimpleNamespace(process_unet_state_dict=lambda s: {k.replace("scale", "weight"): s.pop(k) for k in list(s)})
+    new = SimpleNamespace(
+        process_unet_state_dict=lambda s: {k.replace("scale", "weight"): s.pop(k) for k in list(s)}
+    )
     assert set(compat.network_state(new, state)) == {"x_norm.weight"} and set(state) == {"x_norm.scale"}
 
 
 def test_training_flag():
-    old, new = (SimpleNamespace(model_management=SimpleNamespace(**held)) for held in ({}, {"in_training": False}))
+    old, new = (
+        SimpleNamespace(model_management=SimpleNamespace(**held)) for held in ({}, {"in_training": False})
+    )
     with compat.training_flag(old), compat.training_flag(new):
         assert not vars(old.model_management) and new.model_management.in_training is True
         with compat.training_flag(new):
@@ -90,10 +112,13 @@ def test_clip_options(engine):
 def test_a_static_model_is_itself(families):
     model = families["sd1"].model()
     assert not compat.is_dynamic(model) and compat.static_patcher(model) is model
-    assert not compat.is_dynamic(SimpleNamespace()) and compat.is_dynamic(SimpleNamespace(is_dynamic=lambda: True))
+    assert not compat.is_dynamic(SimpleNamespace()) and compat.is_dynamic(
+        SimpleNamespace(is_dynamic=lambda: True)
+    )
 
 
-# ------------------------------------------------------------------------------------------- dynamic memory management
+# ------------------------------------------------------------------------------------------- dynamic memory
+# management
 
 
 @dataclass
@@ -107,7 +132,9 @@ class OnDisk:
 
 @pytest.fixture
 def on_disk(families, tmp_path):
-    """ComfyUI's own dynamic patcher hands CPU models to the usual one; this one only says that it is dynamic."""
+    """ComfyUI's own dynamic patcher hands CPU models to the usual one; this one only says that it is
+    dynamic.
+    """
     import comfy.model_patcher
 
     def load(disable_dynamic=False):
@@ -139,13 +166,22 @@ def test_a_finetune_trains_a_copy_and_leaves_the_mapped_model_alone(tiny, famili
     bytes_before, wanted = on_disk.file.read_bytes(), finetune(family.model(), family.clip, CAT, KEEP, SMALL)
     with torch.inference_mode(inference):
         result = finetune(model, family.clip, CAT, KEEP, SMALL)
-    assert on_disk.loads == [(True, False)]  # once, without dynamic memory, and with tensors that gradients can use
-    assert same(result.lora, wanted.lora) and result.lora.metadata["trace.base"] == wanted.lora.metadata["trace.base"]
-    assert {n: id(p) for n, p in model.model.named_parameters()} == before and on_disk.file.read_bytes() == bytes_before
+    # once, without dynamic memory, and with tensors that gradients can use
+    assert on_disk.loads == [(True, False)]
+    assert (
+        same(result.lora, wanted.lora)
+        and result.lora.metadata["trace.base"] == wanted.lora.metadata["trace.base"]
+    )
+    assert {
+        n: id(p) for n, p in model.model.named_parameters()
+    } == before and on_disk.file.read_bytes() == bytes_before
     assert all(p._model_dtype == p.dtype and not p.requires_grad for p in model.model.parameters())
     positive, negative = (tiny.random_conditioning(model, seed=s) for s in (1, 2))
     for start in (0.0, 0.2):
-        found, expected = (tiny.sample(apply(m, result.lora, 1.0, start, 1.0), positive, negative) for m in (model, family.model()))
+        found, expected = (
+            tiny.sample(apply(m, result.lora, 1.0, start, 1.0), positive, negative)
+            for m in (model, family.model())
+        )
         assert torch.equal(found, expected)
 
 
@@ -160,22 +196,34 @@ def test_patches_on_a_dynamic_model_are_trained_on(families, on_disk):
 def test_the_closed_form_reads_a_dynamic_model_without_loading_it(families, on_disk):
     family, static = families["sd1"], families["sd1"].model()
     found, wanted = (erase(m, family.clip, CAT, KEEP).lora for m in (on_disk.patcher, static))
-    assert same(found, wanted) and found.metadata["trace.base"] == wanted.metadata["trace.base"] and not on_disk.loads
+    assert (
+        same(found, wanted)
+        and found.metadata["trace.base"] == wanted.metadata["trace.base"]
+        and not on_disk.loads
+    )
 
 
 def test_a_dynamic_model_that_cannot_be_loaded_again_is_refused_before_any_work(families, on_disk):
     on_disk.patcher.cached_patcher_init = None
-    with pytest.raises(ModelError, match="its loader cannot load it again for training; use one of ComfyUI's own loaders"):
+    with pytest.raises(
+        ModelError, match="its loader cannot load it again for training; use one of ComfyUI's own loaders"
+    ):
         finetune(on_disk.patcher, families["sd1"].clip, CAT, KEEP, SMALL)
 
 
 def test_comfyuis_own_dynamic_class(families, on_disk, monkeypatch):
-    """Without a GPU nothing is cast, and its buffers for pinned memory are put aside; but the weights are read, and copied."""
+    """Without a GPU nothing is cast, and its buffers for pinned memory are put aside; but the weights are
+    read, and copied.
+    """
     import comfy.model_patcher
 
     buffers = comfy.model_patcher.comfy_aimdo.host_buffer
-    monkeypatch.setattr(buffers, "HostBuffer", lambda *_: SimpleNamespace(size=0, truncate=lambda *_, **__: None))
-    model = comfy.model_patcher.ModelPatcherDynamic(on_disk.patcher.model, torch.device("cuda", 0), torch.device("cpu"))
+    monkeypatch.setattr(
+        buffers, "HostBuffer", lambda *_: SimpleNamespace(size=0, truncate=lambda *_, **__: None)
+    )
+    model = comfy.model_patcher.ModelPatcherDynamic(
+        on_disk.patcher.model, torch.device("cuda", 0), torch.device("cpu")
+    )
     model.cached_patcher_init = on_disk.patcher.cached_patcher_init
     assert compat.is_dynamic(model)
     static = compat.static_patcher(model)
@@ -190,7 +238,8 @@ def test_comfyuis_own_dynamic_class(families, on_disk, monkeypatch):
     model.model.dynamic_patchers.clear()
 
 
-# ------------------------------------------------------------------------------------------- copies of demo models
+# ------------------------------------------------------------------------------------------- copies of demo
+# models
 
 
 @pytest.mark.parametrize("name", loader.MODELS)
@@ -201,7 +250,11 @@ def test_demo_models_say_how_to_load_them_again(engine, name):
         factory, arguments = patcher.cached_patcher_init
         for options in ({}, {"disable_dynamic": True}):
             again = factory(*arguments, **options)
-            assert type(again) is type(patcher) and again.model is not patcher.model and not compat.is_dynamic(again)
+            assert (
+                type(again) is type(patcher)
+                and again.model is not patcher.model
+                and not compat.is_dynamic(again)
+            )
             held, found = patcher.model.state_dict(), again.model.state_dict()
             assert held.keys() == found.keys() and all(torch.equal(v, found[k]) for k, v in held.items())
 
@@ -241,14 +294,32 @@ def test_comfyuis_own_training_takes_a_demo_model(engine, name):
     model, clip, _ = loader.load(name)
     rows, pooled = clip.encode_from_tokens(clip.tokenize("a cat"), return_pooled=True)
     given = {
-        "model": model, "latents": {"samples": torch.randn(1, 16, 8, 8)}, "positive": [[rows, {"pooled_output": pooled}]], "batch_size": 1,
-        "grad_accumulation_steps": 1, "steps": 1, "learning_rate": 1e-3, "rank": 2, "optimizer": "SGD", "loss_function": "MSE", "seed": 0,
-        "training_dtype": "fp32", "lora_dtype": "fp32", "quantized_backward": False, "algorithm": "LoRA", "gradient_checkpointing": True,
-        "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
-    }  # fmt: skip
+        "model": model,
+        "latents": {"samples": torch.randn(1, 16, 8, 8)},
+        "positive": [[rows, {"pooled_output": pooled}]],
+        "batch_size": 1,
+        "grad_accumulation_steps": 1,
+        "steps": 1,
+        "learning_rate": 1e-3,
+        "rank": 2,
+        "optimizer": "SGD",
+        "loss_function": "MSE",
+        "seed": 0,
+        "training_dtype": "fp32",
+        "lora_dtype": "fp32",
+        "quantized_backward": False,
+        "algorithm": "LoRA",
+        "gradient_checkpointing": True,
+        "checkpoint_depth": 1,
+        "offloading": False,
+        "existing_lora": "[None]",
+        "bucket_mode": False,
+        "bypass_mode": False,
+    }
     run = train.execute if hasattr(train, "execute") else train().train
     wanted = inspect.signature(run).parameters
-    given = {k: [v] if hasattr(train, "execute") else v for k, v in given.items() if k in wanted}  # before, no input was a list
+    # before, no input was a list
+    given = {k: [v] if hasattr(train, "execute") else v for k, v in given.items() if k in wanted}
     with torch.inference_mode():
         done = run(**given)
     parts = getattr(done, "args", done)

@@ -58,7 +58,9 @@ def test_a_picture_does_not_depend_on_its_batch(demo):
 
 def test_the_codec_is_near_lossless_on_what_it_was_made_for(demo):
     _, model, clip, vae = demo
-    pictures = vae.decode(sample(model, clip, ["a photo of a cat, fluent style"], [0], SamplerConfig.for_model(model)))
+    pictures = vae.decode(
+        sample(model, clip, ["a photo of a cat, fluent style"], [0], SamplerConfig.for_model(model))
+    )
     assert pictures.shape == (1, 64, 64, 3) and 0 <= pictures.min() and pictures.max() <= 1
     again = vae.decode(vae.encode(pictures))
     assert (again - pictures).square().mean() < 0.01
@@ -78,18 +80,28 @@ def test_another_name_is_refused(engine):
 
 
 def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
-    """No oftener than the base model draws it by chance with no negative prompt, give or take one picture of 32 (demo-flux: 1, base 0),
-    where an overshoot draws it in a third of demo-sd's; and an overshoot is told of."""
+    """No oftener than the base model draws it by chance with no negative prompt, give or take one picture of
+    32 (demo-flux: 1, base 0), where an overshoot draws it in a third of demo-sd's; and an overshoot is told
+    of.
+    """
     _, model, clip, vae = demo
     concept = [Concept("dog")]
     keep, index = domain.keep_list(concept), list(domain.domain().objects).index("dog")
 
     def dogs(model, negative):
-        latents = sample(model, clip, ["a photo"] * 32, list(range(32)), SamplerConfig.for_model(model, cfg=7.0, negative=negative))
+        latents = sample(
+            model,
+            clip,
+            ["a photo"] * 32,
+            list(range(32)),
+            SamplerConfig.for_model(model, cfg=7.0, negative=negative),
+        )
         return int((domain.domain().judge(vae.decode(latents), "object").argmax(1) == index).sum())
 
     result = erase(model, clip, concept, keep, ClosedFormConfig(contexts=domain.CONTEXTS))
-    assert result.report["substitutes"]["dog"] in keep and not any("negative prompt" in w for w in result.report["warnings"])
+    assert result.report["substitutes"]["dog"] in keep and not any(
+        "negative prompt" in w for w in result.report["warnings"]
+    )
     assert dogs(apply(model, result.lora), "dog") <= dogs(model, "") + 1
     past = erase(model, clip, concept, keep, ClosedFormConfig(contexts=domain.CONTEXTS, eta=0.5))
     assert past.report["substitutes"] == {} and any("may be drawn" in w for w in past.report["warnings"])

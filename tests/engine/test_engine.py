@@ -82,7 +82,8 @@ def test_checkpoint_loads_whole(tiny):
 
 @pytest.mark.full_engine
 @pytest.mark.parametrize(
-    ("clip", "rows", "pooled"), [("tiny_clip_sd1", (1, 77, 32), (1, 32)), ("tiny_clip_flux", (1, 256, 32), (1, 24))]
+    ("clip", "rows", "pooled"),
+    [("tiny_clip_sd1", (1, 77, 32), (1, 32)), ("tiny_clip_flux", (1, 256, 32), (1, 24))],
 )
 def test_tiny_clip_encodes(tiny, clip, rows, pooled):
     encoder = getattr(tiny, clip)()

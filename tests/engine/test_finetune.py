@@ -1,4 +1,6 @@
-"""The finetune on ComfyUI's model objects: what it leaves alone, where it stops, what it repeats and hands back."""
+"""The finetune on ComfyUI's model objects: what it leaves alone, where it stops, what it repeats and hands
+back.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,20 @@ KINDS = ("sd1", "sdxl", "flux")
 CAT = [Concept("cat", "dog")]
 KEEP = ["bird"]
 SMALL = FinetuneConfig(
-    steps=4, batch=4, trajectories=2, keep_trajectories=1, refresh=2, sampling_steps=2, cfg=1.0, rank=2, lr=0.01,
-    width=32, height=32, window=(0.2, 1.0), eta=0.5,
-)  # fmt: skip
+    steps=4,
+    batch=4,
+    trajectories=2,
+    keep_trajectories=1,
+    refresh=2,
+    sampling_steps=2,
+    cfg=1.0,
+    rank=2,
+    lr=0.01,
+    width=32,
+    height=32,
+    window=(0.2, 1.0),
+    eta=0.5,
+)
 LEVEL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])
 TINY = {"sd1": LEVEL, "sdxl": LEVEL, "flux": dict(depth=1, depth_single=1)}
 
@@ -104,17 +117,26 @@ class Ending:
         self.kind = KINDS[trial // len(ENDINGS) % len(KINDS)]
         self.inference, self.start = self.draw.random() < 0.5, self.draw.random() < 0.3
         self.config = replace(
-            SMALL, steps=2, refresh=1, trajectories=1, scope=self.draw.choice(("text", "attention", "linear")),
-            checkpointing=self.draw.random() < 0.5, objective=self.draw.choice(("trace", "ant", "esd")),
-        )  # fmt: skip
+            SMALL,
+            steps=2,
+            refresh=1,
+            trajectories=1,
+            scope=self.draw.choice(("text", "attention", "linear")),
+            checkpointing=self.draw.random() < 0.5,
+            objective=self.draw.choice(("trace", "ant", "esd")),
+        )
         self.error = {"success": None, "keyboard": KeyboardInterrupt}.get(self.name, Stop)
 
     def listener(self) -> Listener:
         return Listener(self.draw.randrange(11) if self.name in ("cancel", "keyboard") else None, self.error)
 
     def hook(self, network):
-        """Fails inside the network, in the random call of a random layer; or where the gradient comes back to it."""
-        layer = self.draw.choice([m for m in network.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))])
+        """Fails inside the network, in the random call of a random layer; or where the gradient comes back
+        to it.
+        """
+        layer = self.draw.choice(
+            [m for m in network.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
+        )
         left = self.draw.randrange(1, 11)
 
         def fail(module, given, out):
@@ -135,7 +157,9 @@ class Ending:
 
 @pytest.mark.parametrize("trial", range(50))
 def test_model_is_as_it_was_however_the_run_ends(tiny, families, trial):
-    """Bit for bit, object for object, flag for flag; half of the runs are in inference mode, as in ComfyUI's nodes."""
+    """Bit for bit, object for object, flag for flag; half of the runs are in inference mode, as in
+    ComfyUI's nodes.
+    """
     ending = Ending(trial)
     family = families[ending.kind]
     with torch.inference_mode(ending.inference):
@@ -226,7 +250,8 @@ class Step:
 
         def measure(pairs, numbers):
             total, errors = plain(trainer, pairs, numbers)
-            found = torch.autograd.grad(total, parameters, allow_unused=True)  # a map knows nothing of its layer's values
+            # a map knows nothing of its layer's values
+            found = torch.autograd.grad(total, parameters, allow_unused=True)
             found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
             return total.item(), errors, torch.cat([g.flatten() for g in found])
 
@@ -246,28 +271,39 @@ class Step:
         """The error by the paper's formula in float64."""
         if term.attention:
             return Step.independent_attention(trainer, points, numbers)
-        out = trainer.backbone.predict(points.x.float(), points.sigma, trainer.prompts.batch(numbers)).double()
+        out = trainer.backbone.predict(
+            points.x.float(), points.sigma, trainer.prompts.batch(numbers)
+        ).double()
         p = {k: v.double() for k, v in points.predictions.items()}
         if trainer.objective.name == "trce":
             amplified = lambda name: 16 * p[name] - 15 * p["uncond"]  # noqa: E731
             distance = lambda to: (out - to).square().flatten(1).mean(1)  # noqa: E731
             if term.role == "keep":
                 return distance(p["start uncond"]).mean().item()
-            return (distance(amplified("neutral")) - distance(amplified("concept")) + trce.MARGIN).clamp_min(0).mean().item()
+            return (
+                (distance(amplified("neutral")) - distance(amplified("concept")) + trce.MARGIN)
+                .clamp_min(0)
+                .mean()
+                .item()
+            )
         eta, origin = trainer.config.eta, "neutral" if trainer.objective.name == "trace" else "uncond"
         target = (1 + eta) * p[origin] - eta * p["concept"] if term.name == "erase" else p[term.needs[0]]
         return squared_error(out, target, points.sigma.double()).mean().item()
 
     @staticmethod
     def independent_attention(trainer, points, numbers) -> float:
-        """MACE, eq. 3, with whole maps: the concept's words, the first end and all pads, where the region is."""
+        """MACE, eq. 3, with whole maps: the concept's words, the first end and all pads, where the region
+        is.
+        """
         maps, total = [], 0.0
         with trainer.backbone.attention_maps(maps):
             trainer.backbone.predict(points.x.float(), points.sigma, trainer.prompts.batch(numbers))
         columns = trainer.prompts.columns(numbers, True)
         assert columns.any(1).all() and not columns.all(1).any()
         for q, k in maps:
-            probabilities = (q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)[..., : columns.shape[1]]
+            probabilities = (q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)[
+                ..., : columns.shape[1]
+            ]
             edge = round((probabilities.shape[2]) ** 0.5)
             step = points.x.shape[-1] // edge
             rows = points.predictions["region"][:, 0, ::step, ::step].reshape(len(points), -1) > 0.5
@@ -275,8 +311,13 @@ class Step:
         return total.item() / len(points)
 
 
-WEIGHTS = {"trace": ("erase", "keep", "uncond", "early"), "ant": ("erase", "early", "uncond late", "uncond early"),
-           "esd": ("erase",), "mace": ("attention",), "trce": ("steer", "steer uncond", "preserve")}  # fmt: skip
+WEIGHTS = {
+    "trace": ("erase", "keep", "uncond", "early"),
+    "ant": ("erase", "early", "uncond late", "uncond early"),
+    "esd": ("erase",),
+    "mace": ("attention",),
+    "trce": ("steer", "steer uncond", "preserve"),
+}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -315,11 +356,15 @@ def test_points_of_a_term_are_where_and_whose_it_says(families, objective):
 
 @pytest.mark.parametrize("strength", [0.25, 0.5])
 def test_a_graded_concept_is_steered_a_part_of_the_way(families, strength):
-    """Before the first step the network is at p0(c), so the error is the strength squared times that of the whole way."""
+    """Before the first step the network is at p0(c), so the error is the strength squared times that of
+    the whole way.
+    """
     first = {}
     for s in (1.0, strength):
         model = families["sd1"].model(**TINY["sd1"])
-        result = finetune(model, families["sd1"].clip, [Concept("cat", "dog", strength=s)], KEEP, replace(SMALL, steps=1))
+        result = finetune(
+            model, families["sd1"].clip, [Concept("cat", "dog", strength=s)], KEEP, replace(SMALL, steps=1)
+        )
         first[s] = result.report["losses"][0]["erase"]
     assert first[strength] == pytest.approx(strength**2 * first[1.0], rel=0.02)
 
@@ -333,12 +378,22 @@ def test_a_combination_is_trained_where_both_are_asked_for_and_kept_apart(famili
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
         patch.setattr(Trainer, "fill_bank", look)
-        finetune(families["sd1"].model(**TINY["sd1"]), families["sd1"].clip, parse_concepts("cat + red background"), ["dog"], SMALL)
+        finetune(
+            families["sd1"].model(**TINY["sd1"]),
+            families["sd1"].clip,
+            parse_concepts("cat + red background"),
+            ["dog"],
+            SMALL,
+        )
     trainer = seen["trainer"]
     erased = [trainer.prompts.texts[n] for n, _ in trainer.erase_pairs]
     neutral = [trainer.prompts.texts[n] for _, n in trainer.erase_pairs]
     kept = [trainer.prompts.texts[n] for n, _ in trainer.keep_pairs]
-    assert erased and all("cat" in t and "red" in t for t in erased) and not any("cat" in t and "red" in t for t in neutral + kept)
+    assert (
+        erased
+        and all("cat" in t and "red" in t for t in erased)
+        and not any("cat" in t and "red" in t for t in neutral + kept)
+    )
     assert any("cat" in t for t in kept) and any("red background" in t for t in kept)
 
 
@@ -350,7 +405,9 @@ def test_terms_of_weight_zero_are_left_out(families):
 
 
 def test_without_a_part_before_the_window_nothing_is_early(families):
-    step = Step(families["sd1"], families["sd1"].model(**TINY["sd1"]), replace(SMALL, window=(0.0, 1.0)), None)
+    step = Step(
+        families["sd1"], families["sd1"].model(**TINY["sd1"]), replace(SMALL, window=(0.0, 1.0)), None
+    )
     assert [t.name for t in step.terms] == ["erase", "keep", "uncond"]
 
 
@@ -391,7 +448,11 @@ def test_keep_points_are_sampled_once_and_erase_points_at_every_refresh(families
     assert [row["step"] for row in result.report["losses"]] == [0, 1, 2, 3, 4]
     last = heard.heard[-1]
     assert last.losses == {k: v for k, v in result.report["losses"][-1].items() if k != "step"}
-    assert last.steps_per_second > 0 and last.eta_seconds == 0 and last.bank_bytes == result.report["bank_bytes"] > 0
+    assert (
+        last.steps_per_second > 0
+        and last.eta_seconds == 0
+        and last.bank_bytes == result.report["bank_bytes"] > 0
+    )
 
 
 def test_every_evaluation_is_counted(families, monkeypatch):
@@ -412,7 +473,12 @@ def test_every_evaluation_is_counted(families, monkeypatch):
 def test_previews_show_the_student_on_the_same_prompts(families):
     shown = []
     config = replace(SMALL, preview_every=2, lr=0.1)
-    run(families["sd1"], families["sd1"].model(**TINY["sd1"]), config, preview=lambda *given: shown.append(given))
+    run(
+        families["sd1"],
+        families["sd1"].model(**TINY["sd1"]),
+        config,
+        preview=lambda *given: shown.append(given),
+    )
     assert [step for step, *_ in shown] == [0, 2, 4]
     assert {tuple(prompts) for *_, prompts in shown} == {("a cat", "a bird")}
     assert all(latents.shape == (2, 4, 4, 4) for _, latents, _ in shown)
@@ -424,7 +490,13 @@ def test_first_preview_is_of_the_base_model(families):
     family, shown = families["sd1"], []
     model = family.model(**TINY["sd1"])
     for start in (None, closed_form(family, model)):
-        run(family, model, replace(SMALL, preview_every=4), start=start, preview=lambda *given: shown.append(given))
+        run(
+            family,
+            model,
+            replace(SMALL, preview_every=4),
+            start=start,
+            preview=lambda *given: shown.append(given),
+        )
     (_, base, _), (_, plain, _), (_, again, _), (_, joined, _) = shown
     assert torch.equal(base, again)
     assert not torch.equal(plain, joined)
@@ -468,8 +540,12 @@ def test_half_precision_models_are_trained(tiny, families, kind, dtype):
     before = tiny.Snapshot(model)
     backbone_for(model).load()
     result = run(family, model)
-    assert all(before.facts[k] == v for k, v in tiny.Snapshot(model).facts.items() if k.startswith("value of"))
-    assert all(torch.isfinite(result.lora.delta(m)).all() and result.lora.delta(m).any() for m in result.lora.modules)
+    assert all(
+        before.facts[k] == v for k, v in tiny.Snapshot(model).facts.items() if k.startswith("value of")
+    )
+    assert all(
+        torch.isfinite(result.lora.delta(m)).all() and result.lora.delta(m).any() for m in result.lora.modules
+    )
 
 
 # ------------------------------------------------------------------------------------- resume
@@ -478,7 +554,9 @@ def test_half_precision_models_are_trained(tiny, families, kind, dtype):
 def stopped(family, model, config, stop, path, **options) -> None:
     """A run that is cancelled, with its state in a file."""
     with pytest.raises(Stop):
-        run(family, model, config, report=Listener(stop), checkpoint=lambda state: state.save(path), **options)
+        run(
+            family, model, config, report=Listener(stop), checkpoint=lambda state: state.save(path), **options
+        )
 
 
 @pytest.mark.parametrize("trial", range(6))
@@ -488,16 +566,23 @@ def test_resumed_run_is_the_run_that_did_not_stop(families, tmp_path, trial):
     model = family.model(**TINY[family.kind])
     start = closed_form(family, model) if trial % 2 else None
     window = "auto" if trial > 3 else (0.2, 1.0)
-    config = replace(SMALL, steps=6, scope="attention", window=window, objective="ant" if trial == 2 else "trace")
+    config = replace(
+        SMALL, steps=6, scope="attention", window=window, objective="ant" if trial == 2 else "trace"
+    )
     heard = Listener()
     whole = run(family, model, config, start=start, report=heard)
     refreshed = [i for i, p in enumerate(heard.heard) if p.step == 2]
-    stopped(family, model, config, draw.randrange(refreshed[2], len(heard.heard)), tmp_path / "state", start=start)
+    stopped(
+        family, model, config, draw.randrange(refreshed[2], len(heard.heard)), tmp_path / "state", start=start
+    )
     state = TrainingState.load(tmp_path / "state")
     assert state.step in (2, 4)
     resumed = run(family, model, config, start=start, resume=state)
     assert same_factors(resumed.lora, whole.lora)
-    assert resumed.report["losses"] == whole.report["losses"] and resumed.report["window"] == whole.report["window"]
+    assert (
+        resumed.report["losses"] == whole.report["losses"]
+        and resumed.report["window"] == whole.report["window"]
+    )
 
 
 def test_a_run_stopped_before_its_first_step_can_be_resumed(families, tmp_path):
@@ -546,11 +631,14 @@ def test_state_of_another_model_or_concept_is_refused(families):
     state = one_state(family, model)
     with pytest.raises(LoraError, match="cannot resume: base was"):
         run(family, family.model(seed=1, **TINY["flux"]), resume=state)
-    with pytest.raises(LoraError, match="cannot resume: the training state was made for 'cat', this run erases 'ship'"):
+    with pytest.raises(
+        LoraError, match="cannot resume: the training state was made for 'cat', this run erases 'ship'"
+    ):
         finetune(model, family.clip, [Concept("ship")], KEEP, SMALL, resume=state)
 
 
-# ------------------------------------------------------------------------------------- the loss leaves the numbers
+# ------------------------------------------------------------------------------------- the loss leaves the
+# numbers
 
 
 def nan_after(monkeypatch, steps: int, where: str = "train"):
@@ -560,7 +648,11 @@ def nan_after(monkeypatch, steps: int, where: str = "train"):
     def predict(self, x, *rest):
         seen["train"] += torch.is_grad_enabled()
         out = plain(self, x, *rest)
-        return out * float("nan") if seen["train"] > steps and (where == "all" or torch.is_grad_enabled()) else out
+        return (
+            out * float("nan")
+            if seen["train"] > steps and (where == "all" or torch.is_grad_enabled())
+            else out
+        )
 
     monkeypatch.setattr(Backbone, "predict", predict)
 
@@ -681,7 +773,9 @@ def test_file_says_how_it_was_made(families):
 def test_training_teaches(families):
     """The concept's prediction moves towards its anchor's, the one that is kept stays where it was."""
     family, model = families["flux"], families["flux"].model(**TINY["flux"])
-    config = replace(SMALL, steps=40, batch=16, trajectories=4, refresh=40, eta=0.0, window=(0.0, 1.0), scope="linear")
+    config = replace(
+        SMALL, steps=40, batch=16, trajectories=4, refresh=40, eta=0.0, window=(0.0, 1.0), scope="linear"
+    )
     losses = run(family, model, config).report["losses"]
     early, late = (sum(row["erase"] for row in part) for part in (losses[:5], losses[-5:]))
     assert late < 0.5 * early
@@ -753,7 +847,18 @@ def short(monkeypatch):
 @pytest.mark.parametrize("method", ["trace", "ant", "esd"])
 def test_command_writes_a_file_that_info_shows(engine, short, method, tmp_path, capsys):
     out, state = tmp_path / "cat.safetensors", tmp_path / "state"
-    options = ["--method", method, "--steps", "2", "--window", "0.3", "--weight", "erase=2", "--resume", str(state)]
+    options = [
+        "--method",
+        method,
+        "--steps",
+        "2",
+        "--window",
+        "0.3",
+        "--weight",
+        "erase=2",
+        "--resume",
+        str(state),
+    ]
     report = tmp_path / "r.json"
     assert main([*short, *options, "--rank", "3", "--out", str(out), "--json", str(report)]) == 0
     assert "wrote " in capsys.readouterr().out and not state.exists(), "a state is gone when the run is done"
@@ -792,7 +897,10 @@ WRONG = {
     "index": (["--window", "43"], "the window is 43.0 to 1.0"),
     "not a number": (["--window", "nan"], "the window is nan to 1.0"),
     "weight": (["--weight", "keep"], "--weight 'keep' is not TERM=NUMBER, such as keep=2"),
-    "weight of nothing": (["--weight", "nothing=1"], "objective trace has no term 'nothing'; it has erase, keep"),
+    "weight of nothing": (
+        ["--weight", "nothing=1"],
+        "objective trace has no term 'nothing'; it has erase, keep",
+    ),
     "negative weight": (["--weight", "keep=-1"], "the weight of 'keep' is -1.0"),
     "steps": (["--steps", "0"], "steps is 0; it must lie between 1 and"),
     "lr": (["--lr", "7"], "lr is 7.0"),
@@ -804,7 +912,9 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_bad_options_are_named_before_the_model_loads(short, name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trace_core.cli.commands.open_model", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "trace_core.cli.commands.open_model", lambda name: pytest.fail("the model was loaded")
+    )
     bad, lora = tmp_path / "bad.state", tmp_path / "lora.safetensors"
     bad.write_bytes(b"\0" * 50)
     ErasureLora({"diffusion_model.a": (torch.ones(2, 1), torch.ones(1, 3))}).save(lora)

@@ -37,12 +37,17 @@ def erased(family, model, concept: str) -> ErasureLora:
 
 
 def trained(family, model, concept: str, scope: str = "text", rank: int = 2) -> ErasureLora:
-    """An adapter as a finetune makes it: every layer of a scope, and a response at the start token as well."""
+    """An adapter as a finetune makes it: every layer of a scope, and a response at the start token as
+    well.
+    """
     backbone, draw = backbone_for(model), torch.Generator().manual_seed(len(concept) + ord(concept[0]))
     factors = {}
     for name in backbone.lora_targets(scope):
         out, into = backbone.network.get_submodule(name).weight.shape
-        factors[f"diffusion_model.{name}"] = (0.1 * torch.randn(out, rank, generator=draw), 0.1 * torch.randn(rank, into, generator=draw))
+        factors[f"diffusion_model.{name}"] = (
+            0.1 * torch.randn(out, rank, generator=draw),
+            0.1 * torch.randn(rank, into, generator=draw),
+        )
     lora = ErasureLora.from_factors(factors)
     base = {"kind": backbone.kind, "hash": backbone.model_hash()}
     lora.metadata |= {"trace.concepts": json.dumps([[concept, "", 1.0]]), "trace.base": json.dumps(base)}
@@ -50,7 +55,9 @@ def trained(family, model, concept: str, scope: str = "text", rank: int = 2) -> 
 
 
 def response(family, model, lora: ErasureLora, concept: str) -> torch.Tensor:
-    """What an erasure adds to the layers that read tokens, on three prompts of a concept, start token left out."""
+    """What an erasure adds to the layers that read tokens, on three prompts of a concept, start token left
+    out.
+    """
     encoder, backbone = TextEncoder(family.clip), backbone_for(model)
     rows = [encoder.encode(t.format(concept), concept) for t in FEW["object"]]
     rows = torch.cat([r.embeddings[1 if not encoder.bidirectional else 0 :] for r in rows])
@@ -83,13 +90,19 @@ def test_every_erasure_is_met_on_its_own_prompts(families, kind):
     assert ("pooled" in result.report["streams"]) == (kind != "sd1")
     beside = {k: v for k, v in result.report["layers"].items() if v["how"] == "side by side"}
     assert set(beside) == ({"double_blocks.N.txt_attn.qkv"} if kind == "flux" else set())
-    assert bool(beside) == any("cannot be fused" in w and "txt_attn.qkv" in w for w in result.report["warnings"])
-    assert not torch.equal(family.sample(gating.apply(model, result.lora), "a cat"), family.sample(model, "a cat"))
+    assert bool(beside) == any(
+        "cannot be fused" in w and "txt_attn.qkv" in w for w in result.report["warnings"]
+    )
+    assert not torch.equal(
+        family.sample(gating.apply(model, result.lora), "a cat"), family.sample(model, "a cat")
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_concept_more_leaves_the_others_as_they_were(families, kind):
-    """The hundred-and-first: the fused file enters as one; and taken out again, the old responses are back."""
+    """The hundred-and-first: the fused file enters as one; and taken out again, the old responses are
+    back.
+    """
     family, model = families[kind], families[kind].model()
     first = fuse(model, family.clip, [trained(family, model, c) for c in ("cat", "truck")], KEEP, CONFIG).lora
     new = trained(family, model, "pizza")
@@ -104,7 +117,9 @@ def test_a_concept_more_leaves_the_others_as_they_were(families, kind):
     wanted = response(family, model, new, "pizza")
     assert off(response(family, model, both.lora, "pizza"), wanted) < 0.45
     assert set(back.modules) == set(first.modules)
-    assert {m: d.shape for m, (_, d) in back.modules.items()} == {m: d.shape for m, (_, d) in first.modules.items()}
+    assert {m: d.shape for m, (_, d) in back.modules.items()} == {
+        m: d.shape for m, (_, d) in first.modules.items()
+    }
 
 
 def test_one_alone_without_a_keep_set_is_itself(families):
@@ -136,7 +151,11 @@ def test_strengths_are_set_and_remembered(families):
     back = half.graded({"cat": 1.0})
     assert all(torch.equal(x, y) for m in whole.modules for x, y in zip(whole.modules[m], back.modules[m]))
     again = fuse(model, family.clip, [half, trained(family, model, "pizza")], KEEP, CONFIG).lora
-    assert [(p.targets, p.strength) for p in again.parts()] == [(["cat"], 0.5), (["truck"], 1.0), (["pizza"], 1.0)]
+    assert [(p.targets, p.strength) for p in again.parts()] == [
+        (["cat"], 0.5),
+        (["truck"], 1.0),
+        (["pizza"], 1.0),
+    ]
     with pytest.raises(LoraError, match="'elk' is not erased"):
         fuse(model, family.clip, loras, KEEP, CONFIG, {"elk": 0.5})
 
@@ -147,7 +166,9 @@ def test_the_plain_sum(families, kind):
     loras = [trained(family, model, c) for c in ("cat", "truck")]
     result = fuse(model, family.clip, loras, KEEP, FusionConfig(mode="sum"))
     joined = ErasureLora.join(*loras)
-    assert all(torch.equal(x, y) for m in joined.modules for x, y in zip(joined.modules[m], result.lora.modules[m]))
+    assert all(
+        torch.equal(x, y) for m in joined.modules for x, y in zip(joined.modules[m], result.lora.modules[m])
+    )
     for figures in result.report["streams"].values():
         assert figures["fused"] == figures["sum"]
 
@@ -175,6 +196,7 @@ def test_progress_can_cancel(families):
         pass
 
     for phase in phases:
+
         def stop(name, done, total, phase=phase):
             if name == phase:
                 raise Stop
@@ -202,7 +224,9 @@ def test_what_cannot_be_fused(families):
 
 def test_the_same_concept_twice_is_told(families):
     family, model = families["sd1"], families["sd1"].model()
-    result = fuse(model, family.clip, [trained(family, model, "cat"), erased(family, model, "Cat")], KEEP, CONFIG)
+    result = fuse(
+        model, family.clip, [trained(family, model, "cat"), erased(family, model, "Cat")], KEEP, CONFIG
+    )
     assert any("is erased by LoRA 1 and by LoRA 2" in w for w in result.report["warnings"])
 
 
@@ -213,23 +237,62 @@ def test_the_same_concept_twice_is_told(families):
 def files(engine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     for concept in ("cat", "truck"):
-        assert main(["erase", "--model", "demo-sd", "--erase", concept, "--keep", "house", "--out", str(folder / f"{concept}.safetensors")]) == 0
+        assert (
+            main(
+                [
+                    "erase",
+                    "--model",
+                    "demo-sd",
+                    "--erase",
+                    concept,
+                    "--keep",
+                    "house",
+                    "--out",
+                    str(folder / f"{concept}.safetensors"),
+                ]
+            )
+            == 0
+        )
     return folder
 
 
 def test_command(files, tmp_path, capsys):
     both, report = tmp_path / "both.safetensors", tmp_path / "report.json"
     given = [str(files / f"{c}.safetensors") for c in ("cat", "truck")]
-    assert main(["fuse", *given, "--model", "demo-sd", "--keep", "house", "--strength", "cat=0.5", "--out", str(both), "--json", str(report)]) == 0
+    assert (
+        main(
+            [
+                "fuse",
+                *given,
+                "--model",
+                "demo-sd",
+                "--keep",
+                "house",
+                "--strength",
+                "cat=0.5",
+                "--out",
+                str(both),
+                "--json",
+                str(report),
+            ]
+        )
+        == 0
+    )
     assert "fused 2 files: 2 concepts in 2 parts" in capsys.readouterr().out
     written = json.loads(report.read_text())
-    assert written["streams"]["context"]["fused"]["keep_change"] < written["streams"]["context"]["sum"]["keep_change"]
+    assert (
+        written["streams"]["context"]["fused"]["keep_change"]
+        < written["streams"]["context"]["sum"]["keep_change"]
+    )
     assert [p.strength for p in ErasureLora.load(both).parts()] == [0.5, 1.0]
     one = tmp_path / "one.safetensors"
-    assert main(["fuse", str(both), "--without", "truck", "--strength", "cat=1", "--out", str(one)]) == 0  # no model is needed
+    # no model is needed
+    assert main(["fuse", str(both), "--without", "truck", "--strength", "cat=1", "--out", str(one)]) == 0
     assert [p.targets for p in ErasureLora.load(one).parts()] == [["cat"]]
     naive = tmp_path / "naive.safetensors"
-    assert main(["fuse", *given, "--model", "demo-sd", "--keep", "house", "--naive", "--out", str(naive)]) == 0
+    assert (
+        main(["fuse", *given, "--model", "demo-sd", "--keep", "house", "--naive", "--out", str(naive)]) == 0
+    )
     joined = ErasureLora.join(*map(ErasureLora.load, given))
     assert ErasureLora.load(naive).fingerprint == joined.fingerprint
 
@@ -237,8 +300,14 @@ def test_command(files, tmp_path, capsys):
 BAD = {
     "no model": ([], "--model is missing"),
     "strength": (["--strength", "cat"], "--strength, line 1: 'cat' is not CONCEPT = NUMBER"),
-    "unknown strength": (["--strength", "elk=1"], "'elk' is not erased by this file; it erases 'cat', 'truck'"),
-    "unknown without": (["--without", "elk"], "--without 'elk': the files do not erase it; they erase cat, truck"),
+    "unknown strength": (
+        ["--strength", "elk=1"],
+        "'elk' is not erased by this file; it erases 'cat', 'truck'",
+    ),
+    "unknown without": (
+        ["--without", "elk"],
+        "--without 'elk': the files do not erase it; they erase cat, truck",
+    ),
     "nothing left": (["--without", "cat", "--without", "truck"], "there is nothing to write"),
     "integration": (["--integration", "-1"], "integration is -1"),
     "rank": (["--max-rank", "0"], "max_rank is 0"),
@@ -282,33 +351,53 @@ def test_node(families, pack, host, kind, tmp_path):
     third.save(tmp_path / "pizza.safetensors")
     node = pack.NODE_CLASS_MAPPINGS["TRACE_FuseErasureLoras"]
     with torch.inference_mode():
-        answer = node().fuse(model, family.clip, "house\nsea", "fuse", lora_1=wire.LoraState(first), lora_4=wire.LoraState(second),
-                             files="pizza.safetensors\n# none.safetensors\n", strengths="cat = 0.5")  # fmt: skip
+        answer = node().fuse(
+            model,
+            family.clip,
+            "house\nsea",
+            "fuse",
+            lora_1=wire.LoraState(first),
+            lora_4=wire.LoraState(second),
+            files="pizza.safetensors\n# none.safetensors\n",
+            strengths="cat = 0.5",
+        )
     edited, lora, report = answer["result"]
     assert answer["ui"]["trace_report"] == [report]
     assert report.startswith("# Fused: cat, truck, pizza")
-    assert "plain sum" in report and "| lora_4 | truck |" in report and "| pizza.safetensors | pizza |" in report
+    assert (
+        "plain sum" in report and "| lora_4 | truck |" in report and "| pizza.safetensors | pizza |" in report
+    )
     assert ("Warning" in report) == (kind == "flux")
     back = wire.erasure_of(lora)
-    assert [(p.targets, p.strength) for p in back.parts()] == [(["cat"], 0.5), (["truck"], 1.0), (["pizza"], 1.0)]
+    assert [(p.targets, p.strength) for p in back.parts()] == [
+        (["cat"], 0.5),
+        (["truck"], 1.0),
+        (["pizza"], 1.0),
+    ]
     assert not torch.equal(family.sample(edited, "a cat"), family.sample(model, "a cat"))
 
 
 def test_node_on_bad_input(families, pack, host, tmp_path):
     family, model = families["sd1"], families["sd1"].model()
-    wire, errors = (importlib.import_module(f"{pack.__name__}.{m}") for m in ("nodes.wire", "trace_core.errors"))
+    wire, errors = (
+        importlib.import_module(f"{pack.__name__}.{m}") for m in ("nodes.wire", "trace_core.errors")
+    )
     node = pack.NODE_CLASS_MAPPINGS["TRACE_FuseErasureLoras"]
     good = wire.LoraState(trained(family, model, "cat"))
     stock = dict(good)  # from the stock Train LoRA node: no metadata
     for given, message in (
-        ({}, "nothing to fuse: connect"), ({"lora_1": good, "lora_2": stock}, "lora_2 does not say what it erases"),
+        ({}, "nothing to fuse: connect"),
+        ({"lora_1": good, "lora_2": stock}, "lora_2 does not say what it erases"),
         ({"lora_1": good, "lora_3": {}}, "lora_3: the LORA_MODEL that is connected is empty"),
-        ({"lora_1": good, "strengths": "elk = 1"}, "'elk' is not erased"), ({"lora_1": good, "strengths": "cat"}, "strengths, line 1"),
+        ({"lora_1": good, "strengths": "elk = 1"}, "'elk' is not erased"),
+        ({"lora_1": good, "strengths": "cat"}, "strengths, line 1"),
         ({"lora_1": good, "files": "gone.safetensors"}, "gone.safetensors"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(errors.TraceError, match=message):
             node().fuse(model, family.clip, "house", "fuse", **given)
-    edited = importlib.import_module(f"{pack.__name__}.trace_core.lora.gating").apply(model, wire.erasure_of(good))
+    edited = importlib.import_module(f"{pack.__name__}.trace_core.lora.gating").apply(
+        model, wire.erasure_of(good)
+    )
     with pytest.raises(errors.LoraError, match="loader's"):
         node().fuse(edited, family.clip, "house", "fuse", lora_1=good)
     assert "gone.safetensors" in node.VALIDATE_INPUTS("gone.safetensors")

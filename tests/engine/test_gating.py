@@ -1,4 +1,6 @@
-"""An erasure in a window of the schedule: steps outside are the base model's to the bit, and nothing stays behind."""
+"""An erasure in a window of the schedule: steps outside are the base model's to the bit, and nothing stays
+behind.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_sde")
 STEPS = 6
 NEARLY_ALL = {"start": 0.0, "end": 0.999999}  #: holds every sigma that is sampled, in the gated way
 SD_CONVOLUTIONS = ("diffusion_model.input_blocks.1.1.proj_in", "diffusion_model.input_blocks.1.0.in_layers.2")
-FLUX_DEEP = ("diffusion_model.double_blocks.0.txt_attn.qkv", "diffusion_model.double_blocks.1.img_mod.lin",
-             "diffusion_model.single_blocks.0.linear1")  # fmt: skip
+FLUX_DEEP = (
+    "diffusion_model.double_blocks.0.txt_attn.qkv",
+    "diffusion_model.double_blocks.1.img_mod.lin",
+    "diffusion_model.single_blocks.0.linear1",
+)
 
 
 @pytest.fixture(scope="module")
 def models(families):
-    """``models(kind)``: one model that every test reads and none may change, with nobody's patches on the network."""
+    """``models(kind)``: one model that every test reads and none may change, with nobody's patches on the
+    network.
+    """
     import comfy.model_management
 
     held = {}
@@ -43,16 +50,23 @@ def some_lora(model, seed: int = 0, rank: int = 3, extra: tuple[str, ...] = (), 
     draw = torch.Generator().manual_seed(seed)
     backbone = backbone_for(model)
     factors = {}
-    for module in [layer.module for layer in backbone.context_layers() + backbone.pooled_layers()] + list(extra):
+    for module in [layer.module for layer in backbone.context_layers() + backbone.pooled_layers()] + list(
+        extra
+    ):
         weight = model.model.get_submodule(module).weight
         up = torch.randn(weight.shape[0], rank, generator=draw)
-        factors[module] = up, 0.3 * torch.randn(rank, weight[0].numel(), generator=draw) / weight[0].numel() ** 0.5
+        factors[module] = (
+            up,
+            0.3 * torch.randn(rank, weight[0].numel(), generator=draw) / weight[0].numel() ** 0.5,
+        )
     lora = ErasureLora.from_factors(factors)
     lora.metadata.update(metadata)
     return lora
 
 
-def run(tiny, model, sampler: str = "euler", sigmas: torch.Tensor | None = None, seed: int = 0) -> list[tuple]:
+def run(
+    tiny, model, sampler: str = "euler", sigmas: torch.Tensor | None = None, seed: int = 0
+) -> list[tuple]:
     """Sample by ComfyUI; ``[(x, denoised)]`` of every step as its callback sees them, and the result."""
     import comfy.sample
 
@@ -61,9 +75,20 @@ def run(tiny, model, sampler: str = "euler", sigmas: torch.Tensor | None = None,
     noise = comfy.sample.prepare_noise(latent, seed)
     steps = []
     done = comfy.sample.sample(
-        model, noise, STEPS, 4.0, sampler, "simple", positive, negative, latent, disable_pbar=True, seed=seed,
-        sigmas=sigmas, callback=lambda i, denoised, x, n: steps.append((x.clone(), denoised.clone())),
-    )  # fmt: skip
+        model,
+        noise,
+        STEPS,
+        4.0,
+        sampler,
+        "simple",
+        positive,
+        negative,
+        latent,
+        disable_pbar=True,
+        seed=seed,
+        sigmas=sigmas,
+        callback=lambda i, denoised, x, n: steps.append((x.clone(), denoised.clone())),
+    )
     assert done.isfinite().all()
     return [*steps, (done, done)]
 
@@ -95,7 +120,9 @@ def state_of(model) -> dict:
     tables = [n for n in vars(torch.nn.Module()) if n.startswith("_") and "hooks" in n]
     return {
         "modules": [(name, id(m)) for name, m in network.named_modules()],
-        "hooks": [[(t, list(getattr(m, t).items())) for t in tables if getattr(m, t)] for m in network.modules()],
+        "hooks": [
+            [(t, list(getattr(m, t).items())) for t in tables if getattr(m, t)] for m in network.modules()
+        ],
         "attributes": [sorted(vars(m)) for m in network.modules()],
         "forwards": ["forward" in vars(m) for m in network.modules()],
         "weights": {k: v.sum(dtype=torch.float64).item() for k, v in network.state_dict().items()},
@@ -123,7 +150,9 @@ def test_steps_before_the_window_are_the_base_models(tiny, models, kind, sampler
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_window_holds_both_its_ends_and_nothing_beyond(tiny, models, kind):
-    """As ComfyUI's own timestep ranges: a condition counts unless sigma is above its start or below its end."""
+    """As ComfyUI's own timestep ranges: a condition counts unless sigma is above its start or below its
+    end.
+    """
     model = models(kind)
     gated = apply(model, some_lora(model), 1.0, 0.4, 0.7)
     top, bottom = (model.get_model_object("model_sampling").percent_to_sigma(p) for p in (0.4, 0.7))
@@ -180,7 +209,9 @@ def test_the_schedule_is_the_one_that_is_sampled_with(tiny, models):
     schedule = copy.deepcopy(model.get_model_object("model_sampling"))
     schedule.set_sigmas(2 * schedule.sigmas)
     shifted.add_object_patch("model_sampling", schedule)
-    sigma = (schedule.percent_to_sigma(0.5) + model.get_model_object("model_sampling").percent_to_sigma(0.5)) / 2
+    sigma = (
+        schedule.percent_to_sigma(0.5) + model.get_model_object("model_sampling").percent_to_sigma(0.5)
+    ) / 2
     sigmas = torch.tensor([sigma, 0.0])
     base = model.clone()
     base.add_object_patch("model_sampling", schedule)
@@ -277,7 +308,8 @@ def test_a_wrapper_before_ours_is_copied_moved_and_asked_as_comfyui_would(models
     assert before.heard == []
 
 
-# ------------------------------------------------------------------------------------------- nothing stays behind
+# ------------------------------------------------------------------------------------------- nothing stays
+# behind
 
 
 class Broken(Exception):
@@ -343,15 +375,20 @@ def test_clones_share_the_network_and_the_factors(tiny, models):
     assert erasures_on(clone) == erasures_on(gated)
 
 
-# ------------------------------------------------------------------------------------------- tensors of all sorts
+# ------------------------------------------------------------------------------------------- tensors of all
+# sorts
 
 
 def call(model, x, sigma, rows) -> torch.Tensor:
-    """The model's prediction by way of its wrapper, as ComfyUI's sampler asks for it; ``sigma`` ``[batch]``."""
+    """The model's prediction by way of its wrapper, as ComfyUI's sampler asks for it; ``sigma``
+    ``[batch]``.
+    """
     conditions = {"c_crossattn": rows, "transformer_options": {}}
     args = {"input": x, "timestep": sigma, "c": conditions, "cond_or_uncond": [0]}
     wrapper = model.model_options.get("model_function_wrapper")
-    return wrapper(model.model.apply_model, args) if wrapper else model.model.apply_model(x, sigma, **conditions)
+    return (
+        wrapper(model.model.apply_model, args) if wrapper else model.model.apply_model(x, sigma, **conditions)
+    )
 
 
 def batch(model, n: int, seed: int = 3):
@@ -362,7 +399,10 @@ def batch(model, n: int, seed: int = 3):
 
 def test_a_batch_at_different_sigmas_is_edited_row_by_row(models):
     model = models("sd1")
-    gated, patched = apply(model, some_lora(model), 1.0, 0.5, 1.0), apply(model, some_lora(model), 1.0, **NEARLY_ALL)
+    gated, patched = (
+        apply(model, some_lora(model), 1.0, 0.5, 1.0),
+        apply(model, some_lora(model), 1.0, **NEARLY_ALL),
+    )
     x, rows = batch(model, 4)
     border = model.get_model_object("model_sampling").percent_to_sigma(0.5)
     sigma = torch.tensor([3.0, 0.5, 1.01, 1.0]) * border
@@ -395,7 +435,9 @@ def test_half_precision(models, families):
     patched.unpatch_model(device_to=torch.device("cpu"))
     assert distance(wanted, base) > 0.05
     assert distance(gated, wanted) <= max(1.5 * distance(with_patches, wanted), 0.01)
-    factors = next(iter(apply(half, lora, 1.0, **NEARLY_ALL).model_options["model_function_wrapper"].paths.values()))
+    factors = next(
+        iter(apply(half, lora, 1.0, **NEARLY_ALL).model_options["model_function_wrapper"].paths.values())
+    )
     assert factors._factors(torch.zeros(1, dtype=torch.float16))[0].dtype == torch.float16
 
 
@@ -467,7 +509,13 @@ def test_what_is_on_a_model_is_recorded(models):
     lora = some_lora(model, **{"modelspec.title": "Erased: cat"})
     once = apply(model, lora, 0.5)
     twice = apply(once, some_lora(model, 1), 1.0, 0.2, 0.8)
-    first = {"fingerprint": lora.fingerprint, "title": "Erased: cat", "strength": 0.5, "start": 0.0, "end": 1.0}
+    first = {
+        "fingerprint": lora.fingerprint,
+        "title": "Erased: cat",
+        "strength": 0.5,
+        "start": 0.0,
+        "end": 1.0,
+    }
     assert erasures_on(model) == () and erasures_on(once) == (first,)
     assert erasures_on(twice)[0] == first and erasures_on(twice)[1]["start"] == 0.2
     assert "trace_erasures" not in model.model_options
@@ -507,11 +555,16 @@ def test_a_base_that_says_nothing_usable_is_no_mismatch(models, said):
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        ((float("nan"), 1.0), "start is nan"), ((0.0, float("nan")), "end is nan"), ((-0.1, 1.0), "start is -0.1"),
-        ((0.0, 1.5), "end is 1.5"), ((0.5, 0.5), "an empty window"), ((0.8, 0.2), "start must be below end"),
-        (("0", 1.0), "start is 0"), ((0.0, float("inf")), "end is inf"),
+        ((float("nan"), 1.0), "start is nan"),
+        ((0.0, float("nan")), "end is nan"),
+        ((-0.1, 1.0), "start is -0.1"),
+        ((0.0, 1.5), "end is 1.5"),
+        ((0.5, 0.5), "an empty window"),
+        ((0.8, 0.2), "start must be below end"),
+        (("0", 1.0), "start is 0"),
+        ((0.0, float("inf")), "end is inf"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_a_window_that_is_none_is_refused(models, window, message, strength):
     with pytest.raises(LoraError, match=message):
@@ -541,7 +594,9 @@ def test_the_files_own_window(tiny, models):
 def test_layers_that_cannot_be_gated_are_refused_by_name(models):
     model = models("sd1")
     norm = "diffusion_model.out.0"
-    lora = ErasureLora({norm: (torch.zeros(model.model.get_submodule(norm).weight.shape[0], 1), torch.zeros(1, 1))})
+    lora = ErasureLora(
+        {norm: (torch.zeros(model.model.get_submodule(norm).weight.shape[0], 1), torch.zeros(1, 1))}
+    )
     with pytest.raises(LoraError, match=r"diffusion_model\.out\.0 is a GroupNorm.*use start 0 and end 1"):
         apply(model, lora, 1.0, 0.5, 1.0)
 

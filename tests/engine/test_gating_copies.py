@@ -1,4 +1,6 @@
-"""A window acts on the model that is called: deep clones, copies for devices, delegates for hooks, behind wrappers; or it is an error."""
+"""A window acts on the model that is called: deep clones, copies for devices, delegates for hooks, behind
+wrappers; or it is an error.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LATE = {"start": 0.2, "end": 1.0}
 
 @pytest.fixture(scope="module")
 def made(families):
-    """``made(kind)``: always the same model, that ComfyUI can load again: its weights follow from the seed."""
+    """``made(kind)``: always the same model, that ComfyUI can load again: its weights follow from the
+    seed.
+    """
     import comfy.model_management
 
     held = {}
@@ -44,7 +48,10 @@ def some_lora(model, seed: int = 0) -> ErasureLora:
     factors = {}
     for layer in backbone_for(model).context_layers():
         weight = model.model.get_submodule(layer.module).weight
-        factors[layer.module] = torch.randn(weight.shape[0], 2, generator=draw), 0.1 * torch.randn(2, weight.shape[1], generator=draw)
+        factors[layer.module] = (
+            torch.randn(weight.shape[0], 2, generator=draw),
+            0.1 * torch.randn(2, weight.shape[1], generator=draw),
+        )
     return ErasureLora.from_factors(factors)
 
 
@@ -52,13 +59,26 @@ def sampled(tiny, model, positive=None, steps: int = 4) -> list[torch.Tensor]:
     """What ComfyUI's callback sees of every step, and the result."""
     import comfy.sample
 
-    positive, negative = positive or tiny.random_conditioning(model, seed=1), tiny.random_conditioning(model, seed=2)
+    positive, negative = (
+        positive or tiny.random_conditioning(model, seed=1),
+        tiny.random_conditioning(model, seed=2),
+    )
     latent = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
     seen = []
     done = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latent, 0), steps, 4.0, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=0,
+        model,
+        comfy.sample.prepare_noise(latent, 0),
+        steps,
+        4.0,
+        "euler",
+        "simple",
+        positive,
+        negative,
+        latent,
+        disable_pbar=True,
+        seed=0,
         callback=lambda i, denoised, x, n: seen.append(denoised.clone()),
-    )  # fmt: skip
+    )
     return [*seen, done]
 
 
@@ -124,7 +144,9 @@ def test_a_clone_without_dynamic_memory_is_erased(tiny, made, families):
     gated = apply(model, some_lora(model), 1.0, **LATE)
     static = gated.clone(disable_dynamic=True)
     assert not compat.is_dynamic(static) and static.model is not model.model
-    assert equal(sampled(tiny, static), sampled(tiny, apply(made("sd1"), some_lora(made("sd1")), 1.0, **LATE)))
+    assert equal(
+        sampled(tiny, static), sampled(tiny, apply(made("sd1"), some_lora(made("sd1")), 1.0, **LATE))
+    )
 
 
 def hooked_conditioning(tiny, model, lora: ErasureLora) -> list:
@@ -169,14 +191,20 @@ def test_several_devices_at_once(tiny, made, kind):
         own, other = part.model, part.get_additional_models_with_key("multigpu")[0].model
         assert own is not other
         networks = own.diffusion_model, other.diffusion_model
-        handles = [n.register_forward_hook(lambda module, *_: called.add((threading.get_ident(), id(module)))) for n in networks]
+        handles = [
+            n.register_forward_hook(lambda module, *_: called.add((threading.get_ident(), id(module))))
+            for n in networks
+        ]
         found = sampled(tiny, part)
         for handle in handles:
             handle.remove()
         assert {network for _, network in called} >= {id(n) for n in networks}
         for mine, one in zip(found, wanted):  # one pass of two rows is rounded otherwise than two passes
             assert (mine - one).abs().max() <= 1e-4 * one.abs().max()
-        assert torch.equal(found[0], base[0]) and (found[-1] - base[-1]).abs().max() > 0.01 * base[-1].abs().max()
+        assert (
+            torch.equal(found[0], base[0])
+            and (found[-1] - base[-1]).abs().max() > 0.01 * base[-1].abs().max()
+        )
     assert len({thread for thread, _ in called}) > 1
 
 
@@ -204,8 +232,12 @@ WAYS = {
     "partial": lambda f: functools.partial(f),
     "decorated": decorated,
     "closure": lambda f: lambda *args, **kwargs: f(*args, **kwargs),
-    "model in a closure": lambda f: (lambda model: lambda *args, **kwargs: model.apply_model(*args, **kwargs))(f.__self__),
-    "partial with the model": lambda f: functools.partial(lambda model, *args, **kwargs: model.apply_model(*args, **kwargs), f.__self__),
+    "model in a closure": lambda f: (
+        lambda model: lambda *args, **kwargs: model.apply_model(*args, **kwargs)
+    )(f.__self__),
+    "partial with the model": lambda f: functools.partial(
+        lambda model, *args, **kwargs: model.apply_model(*args, **kwargs), f.__self__
+    ),
     "partial of a closure": lambda f: functools.partial(lambda *args, **kwargs: f(*args, **kwargs)),
 }
 
@@ -223,7 +255,11 @@ def test_the_model_behind_a_wrapper_is_found(tiny, made, families, way):
 
 def test_what_says_no_model_or_two_is_no_answer(made, families):
     one, two = made("sd1").model, families["sd1"].model().model
-    assert called_model(None) is None and called_model(print) is None and called_model(Callable_(one.apply_model)) is None
+    assert (
+        called_model(None) is None
+        and called_model(print) is None
+        and called_model(Callable_(one.apply_model)) is None
+    )
     assert called_model(lambda x: one.apply_model(x) + two.apply_model(x)) is None
 
     def empty():
@@ -272,14 +308,18 @@ def test_easycache_within_the_window_is_an_error_and_not_a_silent_step(tiny, mad
     assert sampled(tiny, whole, steps=8)[-1].isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------- threads and casts
+# ------------------------------------------------------------------------------------------- threads and
+# casts
 
 
 def test_another_threads_call_of_the_same_network_is_not_edited(made):
     """While one call is inside its window, another thread runs the bare model on the same modules."""
     model, found = made("sd1"), {}
     draw = torch.Generator().manual_seed(0)
-    x, rows = torch.randn(1, 4, 8, 8, generator=draw), torch.randn(1, 5, backbone_for(model).width("context"), generator=draw)
+    x, rows = (
+        torch.randn(1, 4, 8, 8, generator=draw),
+        torch.randn(1, 5, backbone_for(model).width("context"), generator=draw),
+    )
     sigma = torch.ones(1)
     call = functools.partial(model.model.apply_model, x, sigma, c_crossattn=rows, transformer_options={})
     base = call()
@@ -294,7 +334,9 @@ def test_another_threads_call_of_the_same_network_is_not_edited(made):
     under.set_model_unet_function_wrapper(before)
     gate = apply(under, some_lora(model), 1.0, **LATE).model_options["model_function_wrapper"]
     conditions = {"c_crossattn": rows, "transformer_options": {}}
-    edited = gate(model.model.apply_model, {"input": x, "timestep": sigma, "c": conditions, "cond_or_uncond": [0]})
+    edited = gate(
+        model.model.apply_model, {"input": x, "timestep": sigma, "c": conditions, "cond_or_uncond": [0]}
+    )
     assert torch.equal(found["other"], base) and not torch.equal(edited, base)
 
 

@@ -1,4 +1,6 @@
-"""What training rests on: the network's own prediction, gradients that are slopes, a model that is itself again."""
+"""What training rests on: the network's own prediction, gradients that are slopes, a model that is itself
+again.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def inputs(family, backbone):
     generator = torch.Generator().manual_seed(5)
     sigma = torch.tensor(NOISE[family.kind])
     x = torch.randn(2, *SHAPE[family.kind], generator=generator) * (1 + sigma).view(-1, 1, 1, 1)
-    conditions = [backbone.condition(family.clip, prompt, SHAPE[family.kind], 3.0) for prompt in ("a cat", "")]
+    conditions = [
+        backbone.condition(family.clip, prompt, SHAPE[family.kind], 3.0) for prompt in ("a cat", "")
+    ]
     return x, sigma, {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
 
 
@@ -158,7 +162,8 @@ def test_training_mode_holds_inside_inference_mode_only():
         assert not torch.is_grad_enabled()
 
 
-# ------------------------------------------------------------------------------------- the states of the adapters
+# ------------------------------------------------------------------------------------- the states of the
+# adapters
 
 
 @torch.no_grad()
@@ -212,7 +217,10 @@ def test_network_is_itself_again(tiny, families, kind, inference):
             list(network.parameters())[3].requires_grad_(False)
         before = tiny.Snapshot(model)
         for error in (None, ZeroDivisionError, KeyboardInterrupt):
-            with pytest.raises(error) if error else nullcontext(), training(families[kind], model, "linear") as parts:
+            with (
+                pytest.raises(error) if error else nullcontext(),
+                training(families[kind], model, "linear") as parts,
+            ):
                 error_of(parts[0], parts[2]).backward()
                 assert before.differences(tiny.Snapshot(model))
                 if error:
@@ -242,7 +250,11 @@ def test_erasure_of_another_model_is_refused_as_a_start(tiny, families, module):
     assert before.differences(tiny.Snapshot(model)) == []
 
 
-READS_TEXT = {"sd1": "attn2.to_[kv]$", "sdxl": "attn2.to_[kv]$|^label_emb", "flux": "txt_attn|^txt_in|^vector_in"}
+READS_TEXT = {
+    "sd1": "attn2.to_[kv]$",
+    "sdxl": "attn2.to_[kv]$|^label_emb",
+    "flux": "txt_attn|^txt_in|^vector_in",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,7 +264,9 @@ def test_scopes_name_linear_layers_of_the_network(families, kind):
     assert linear == {n for n, m in backbone.network.named_modules() if isinstance(m, torch.nn.Linear)}
     assert text and text < linear and attention < linear
     assert all(re.search(READS_TEXT[kind], name) for name in text)
-    assert len(attention) > sum("attn" in name for name in text) and all("mlp" not in name for name in attention)
+    assert len(attention) > sum("attn" in name for name in text) and all(
+        "mlp" not in name for name in attention
+    )
     with pytest.raises(TraceError, match="scope 'all' is unknown; use one of text, attention, linear"):
         backbone.lora_targets("all")
 

@@ -22,14 +22,31 @@ from trace_core.lora import ErasureLora
 
 pytestmark = pytest.mark.processes
 
-NAMES = ("cat", "dog", "car", "tree", "house", "rocket", "apple", "pizza", "guitar", "umbrella", "book", "flower")
+NAMES = (
+    "cat",
+    "dog",
+    "car",
+    "tree",
+    "house",
+    "rocket",
+    "apple",
+    "pizza",
+    "guitar",
+    "umbrella",
+    "book",
+    "flower",
+)
 #: as little work as a finetune can be, most of it in its own paths
-TINY = dict(steps=2, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32)
+TINY = dict(
+    steps=2, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_work(engine):
-    """The command line has no options to make a finetune this small; its processes are told by the first one."""
+    """The command line has no options to make a finetune this small; its processes are told by the first
+    one.
+    """
     before = training.options
     training.options = lambda args, method: before(args, method) | TINY
     yield
@@ -41,7 +58,19 @@ def command(out: Path, names=NAMES, *more: str, keep=("sun",)) -> list[str]:
     listed.parent.mkdir(parents=True, exist_ok=True)
     listed.write_text("\n".join(names))
     kept = [word for k in keep for word in ("--keep", k)]
-    return ["erase", "--model", "demo-sd", "--erase-file", str(listed), *kept, "--method", "esd", "--out", str(out), *more]
+    return [
+        "erase",
+        "--model",
+        "demo-sd",
+        "--erase-file",
+        str(listed),
+        *kept,
+        "--method",
+        "esd",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +117,9 @@ def test_two_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
 
 @pytest.fixture
 def ctrl_c():
-    """Ctrl-C as at a terminal: a shell makes what it starts with ``&`` ignore it, and Python leaves that so."""
+    """Ctrl-C as at a terminal: a shell makes what it starts with ``&`` ignore it, and Python leaves that
+    so.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -132,11 +163,16 @@ def test_ray_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
     pytest.importorskip("ray", reason="Ray is not installed (pip install ray)")
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets have no room for a long path
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default, 15: beside anything else the test would wait for ever
+    # by default, 15: beside anything else the test would wait for ever
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     out = tmp_path / "all.safetensors"
 
     def actors() -> list[int]:
-        return [p.pid for p in psutil.Process().children(recursive=True) if "ray::RayEraser" in " ".join(p.cmdline())]
+        return [
+            p.pid
+            for p in psutil.Process().children(recursive=True)
+            if "ray::RayEraser" in " ".join(p.cmdline())
+        ]
 
     killer = Killer(out, random.randrange(1, 8), actors)
     assert main(command(out, NAMES, "--jobs", "2", "--ray", "local")) == 0

@@ -1,4 +1,6 @@
-"""Nodes on models that are no demo models: families' own sizes, sampler settings and previews, on either engine."""
+"""Nodes on models that are no demo models: families' own sizes, sampler settings and previews, on either
+engine.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,34 @@ class Pixels:
         return latents[:, :3].sigmoid().movedim(1, -1).repeat_interleave(8, 1).repeat_interleave(8, 2)
 
 
-@pytest.mark.parametrize(("kind", "size", "cfg"), [("sd1", 512, 7.0), ("sdxl", 1024, 7.0), ("flux", 1024, 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "size", "cfg"), [("sd1", 512, 7.0), ("sdxl", 1024, 7.0), ("flux", 1024, 1.0)]
+)
 def test_settings_of_a_family(families, part, kind, size, cfg):
     family, model = part("nodes.family"), families[kind].model()
-    config = family.sampler_config(model, family.picture_size(model, 0, 0), steps=0, cfg=-1.0, guidance=-1.0, sampler="auto", scheduler="auto")
+    config = family.sampler_config(
+        model,
+        family.picture_size(model, 0, 0),
+        steps=0,
+        cfg=-1.0,
+        guidance=-1.0,
+        sampler="auto",
+        scheduler="auto",
+    )
     assert (config.width, config.height, config.cfg, config.steps, config.batch) == (size, size, cfg, 20, 1)
     assert config.sampler == ("euler" if kind == "flux" else "dpmpp_2m")
     assert family.finetune_options(model, 0, 0, 0.0) == {"width": 512, "height": 512}
     assert family.finetune_options(model, 64, 128, 0.1) == {"width": 64, "height": 128, "lr": 0.1}
-    chosen = family.sampler_config(model, {"width": 64, "height": 64}, steps=3, cfg=2.0, guidance=0.0, sampler="heun", scheduler="normal")
-    assert (chosen.steps, chosen.cfg, chosen.guidance, chosen.sampler, chosen.scheduler) == (3, 2.0, 0.0, "heun", "normal")
+    chosen = family.sampler_config(
+        model, {"width": 64, "height": 64}, steps=3, cfg=2.0, guidance=0.0, sampler="heun", scheduler="normal"
+    )
+    assert (chosen.steps, chosen.cfg, chosen.guidance, chosen.sampler, chosen.scheduler) == (
+        3,
+        2.0,
+        0.0,
+        "heun",
+        "normal",
+    )
 
 
 @pytest.mark.parametrize("kind", ["sd1", "flux"])
@@ -44,14 +64,36 @@ def test_the_whole_way(families, pack, part, kind, monkeypatch):
     model = family.model()
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     with torch.inference_mode():
-        first = nodes["TRACE_ClosedFormProjection"]().erase(model, family.clip, "cat", "dog\nhouse", "trace", 1.0, eta=0.0)
+        first = nodes["TRACE_ClosedFormProjection"]().erase(
+            model, family.clip, "cat", "dog\nhouse", "trace", 1.0, eta=0.0
+        )
         _, lora, report = first["result"]
         trained = nodes["TRACE_LateStageFinetune"]().train(
-            model, family.clip, "cat", "dog\nhouse", "trace", "fast", "auto", "custom", 0.3, 1.0, 2, 2, 0.001, -1.0, 0, 64, 64, False, 1, lora
+            model,
+            family.clip,
+            "cat",
+            "dog\nhouse",
+            "trace",
+            "fast",
+            "auto",
+            "custom",
+            0.3,
+            1.0,
+            2,
+            2,
+            0.001,
+            -1.0,
+            0,
+            64,
+            64,
+            False,
+            1,
+            lora,
         )
         edited, joined, losses, tuned = trained["result"]
-        compared = nodes["TRACE_CompareErasure"]().compare(model, edited, family.clip, Pixels(), "a cat\na house", 0, 1, 2, -1.0, "cat",
-                                                           width=64, height=64)  # fmt: skip
+        compared = nodes["TRACE_CompareErasure"]().compare(
+            model, edited, family.clip, Pixels(), "a cat\na house", 0, 1, 2, -1.0, "cat", width=64, height=64
+        )
     assert report.startswith("# Erased in closed form: cat")
     assert tuned.startswith("# Finetuned: cat")
     assert trained["ui"]["trace_window"] == [0.3, 1.0]

@@ -32,14 +32,24 @@ def bench(engine, monkeypatch):
 @pytest.mark.full_engine
 @pytest.mark.usefixtures("nothing_stays_loaded")
 def test_small_case_runs_through_all_phases(bench, tmp_path):
-    """A scaled float8 file: loaded whole, erased, saved, loaded by the stock loader, sampled, trained; its bytes are as they were."""
+    """A scaled float8 file: loaded whole, erased, saved, loaded by the stock loader, sampled, trained; its
+    bytes are as they were.
+    """
     real_shapes, _ = bench
     why = real_shapes.missing("FLUX scaled fp8", True)
     if why:
         pytest.skip(why)
     found = real_shapes.run_case("FLUX scaled fp8", tmp_path, True)
-    assert list(found["seconds"]) == ["write", "load", "closed form", "save", "stock loader", "two steps", "two steps, erased",
-                                      "finetune step"]  # fmt: skip
+    assert list(found["seconds"]) == [
+        "write",
+        "load",
+        "closed form",
+        "save",
+        "stock loader",
+        "two steps",
+        "two steps, erased",
+        "finetune step",
+    ]
     assert found["keys_left"] == [] and found["storage"] == "scaled float8_e4m3fn"
     assert found["stock_keys"] == [2, 2] and found["edit"][1] > 0.01 * found["edit"][0]
     assert found["base_identical"] and found["reloaded"] and found["peak"] >= found["after_load"] > 0
@@ -49,8 +59,15 @@ def test_small_case_runs_through_all_phases(bench, tmp_path):
 def test_cases_are_run_once_and_kept_one_by_one(bench, tmp_path, monkeypatch):
     real_shapes, tables = bench
     done, file = [], tmp_path / "real_shapes.json"
-    good = {"seconds": {"closed form": 2.4, "finetune step": 9.6}, "stock_keys": [2, 2], "base_identical": True, "storage": "bfloat16",
-            "after_load": 2**30, "peak": 2**31, "keys_left": []}  # fmt: skip
+    good = {
+        "seconds": {"closed form": 2.4, "finetune step": 9.6},
+        "stock_keys": [2, 2],
+        "base_identical": True,
+        "storage": "bfloat16",
+        "after_load": 2**30,
+        "peak": 2**31,
+        "keys_left": [],
+    }
 
     def apart(name, small, timeout):
         done.append(name)
@@ -68,4 +85,7 @@ def test_cases_are_run_once_and_kept_one_by_one(bench, tmp_path, monkeypatch):
     rows = tables.real_shapes().splitlines()
     assert rows[2] == "| SD1.5 fp16 | failed | failed | failed | failed |"
     assert rows[3] == "| FLUX bf16 | 2 s | 10 s | all keys | bit for bit |"
-    assert "| FLUX bf16 |" in tables.real_shapes_phases() and "| 2 | 10 | 1.0 | 2.0 | 0 |" in tables.real_shapes_phases()
+    assert (
+        "| FLUX bf16 |" in tables.real_shapes_phases()
+        and "| 2 | 10 | 1.0 | 2.0 | 0 |" in tables.real_shapes_phases()
+    )

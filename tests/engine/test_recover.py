@@ -20,7 +20,13 @@ def demo(request, engine):
 @pytest.fixture(scope="module")
 def lora(demo):
     _, model, clip, _ = demo
-    return erase(model, clip, [Concept("cat")], domain.keep_list([Concept("cat")]), ClosedFormConfig(contexts=domain.CONTEXTS)).lora
+    return erase(
+        model,
+        clip,
+        [Concept("cat")],
+        domain.keep_list([Concept("cat")]),
+        ClosedFormConfig(contexts=domain.CONTEXTS),
+    ).lora
 
 
 def test_both_attacks_report(demo, lora):
@@ -40,7 +46,16 @@ def test_rows_that_are_trained_come_closer(demo, lora):
     made = []
     for _ in range(2):
         latents = []
-        inversion(model, lora, clip, "a photo of a cat", lambda x, latents=latents: latents.append(x) or 0.0, samples=1, steps=2, every=2)
+        inversion(
+            model,
+            lora,
+            clip,
+            "a photo of a cat",
+            lambda x, latents=latents: latents.append(x) or 0.0,
+            samples=1,
+            steps=2,
+            every=2,
+        )
         made.append(latents)
     assert not torch.equal(made[0][0], made[0][1])
     assert all(torch.equal(a, b) for a, b in zip(*made))

@@ -1,4 +1,6 @@
-"""What the report says of words that share tokens with a name, of long prompts and of weighted ones, on the trained demo models."""
+"""What the report says of words that share tokens with a name, of long prompts and of weighted ones, on
+the trained demo models.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def demo(engine):
 def reports(demo):
     """Of the name erased with and without its words kept."""
     keep, options = domain.keep_list([NAME]), {"kind": "style", "contexts": domain.CONTEXTS}
-    return {c: erase(*demo, [NAME], keep, ClosedFormConfig(contrast=c, **options)).report for c in (True, False)}
+    return {
+        c: erase(*demo, [NAME], keep, ClosedFormConfig(contrast=c, **options)).report for c in (True, False)
+    }
 
 
 def test_word_inside_a_name_stays_and_the_name_goes(reports):
@@ -38,18 +42,31 @@ def test_word_inside_a_name_stays_and_the_name_goes(reports):
 def test_a_word_that_loses_is_told_with_its_cure(reports):
     report = reports[False]
     assert report["contrast"] == {} and reports[True]["contrast"] == {"Van Gogh": ["van"]}
-    told = {"Van Gogh": {**report["side_effects"]["Van Gogh"], "words": {"van": -0.3, "gogh": -0.7, "boat": 0.1, "tree": 0.4}}}
+    told = {
+        "Van Gogh": {
+            **report["side_effects"]["Van Gogh"],
+            "words": {"van": -0.3, "gogh": -0.7, "boat": 0.1, "tree": 0.4},
+        }
+    }
     found = effect_warnings(told, ["boat"], {"Van Gogh": ["van"]})
-    assert [w.split(",")[0] for w in found] == ["of 'van'", "of 'boat'"], "gogh is the name's own, tree is well"
+    assert [w.split(",")[0] for w in found] == ["of 'van'", "of 'boat'"], (
+        "gogh is the name's own, tree is well"
+    )
     assert all("lower the energy" in w for w in found), "both are kept already"
-    assert "write horse in the keep list" in effect_warnings({"x": {**told["Van Gogh"], "words": {"horse": 0.0}}}, [], {})[0]
+    assert (
+        "write horse in the keep list"
+        in effect_warnings({"x": {**told["Van Gogh"], "words": {"horse": 0.0}}}, [], {})[0]
+    )
 
 
 def test_long_and_weighted_prompts_are_told_where_they_hold_more():
     figures = {"short": 0.1, "long": 0.2, "weighted": 0.3, "words": {}}
     assert effect_warnings({"cat": figures}, [], {}) == []
     assert "20 words still holds 45 %" in effect_warnings({"cat": {**figures, "long": 0.45}}, [], {})[0]
-    assert f"(cat:{WEIGHT:g}) still holds 60 %" in effect_warnings({"cat": {**figures, "weighted": 0.6}}, [], {})[0]
+    assert (
+        f"(cat:{WEIGHT:g}) still holds 60 %"
+        in effect_warnings({"cat": {**figures, "weighted": 0.6}}, [], {})[0]
+    )
     assert effect_warnings({"cat": {**figures, "long": None}}, [], {}) == []
 
 

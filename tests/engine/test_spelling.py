@@ -33,11 +33,19 @@ def test_unknown_id_is_the_tokenizers(flux, families):
     for kind in ("sd1", "flux"):
         assert unknown_ids(TextEncoder(families[kind].clip)) == (), "these spell by bytes"
     names = ["猫", "γάτα", "🐈", "猫 犬", "кошка", "café", "Van Gogh", ""]
-    assert unspelled(TextEncoder(flux.clip), names) == {"猫": True, "γάτα": True, "🐈": True, "猫 犬": True, "кошка": False}
+    assert unspelled(TextEncoder(flux.clip), names) == {
+        "猫": True,
+        "γάτα": True,
+        "🐈": True,
+        "猫 犬": True,
+        "кошка": False,
+    }
 
 
 @full_engine
-@pytest.mark.parametrize("concept", [Concept("猫"), Concept("🐈"), Concept("cat", "猫"), Concept("γάτα")], ids=str)
+@pytest.mark.parametrize(
+    "concept", [Concept("猫"), Concept("🐈"), Concept("cat", "猫"), Concept("γάτα")], ids=str
+)
 def test_name_that_cannot_be_spelled_is_refused(flux, concept):
     name = next(n for n in (concept.target, concept.anchor) if not n.isascii())
     with pytest.raises(ConceptError, match=f"knows no character of '{name}'.*Latin letters.*--stream pooled"):
@@ -50,13 +58,17 @@ def test_name_that_cannot_be_spelled_is_refused(flux, concept):
 def test_name_that_can_be_spelled_in_part_is_warned_of(flux):
     result = erase(flux.model, flux.clip, [Concept("кошка")], KEEP)
     assert any("does not know every character of 'кошка'" in w for w in result.report["warnings"])
-    assert not any("character" in w for w in erase(flux.model, flux.clip, [Concept("cat")], KEEP).report["warnings"])
+    assert not any(
+        "character" in w for w in erase(flux.model, flux.clip, [Concept("cat")], KEEP).report["warnings"]
+    )
 
 
 @full_engine
 def test_clips_side_alone_can_be_erased(flux):
     """T5 has one id for both animals; CLIP, whose pooled vector is edited here, tells them apart."""
-    result = erase(flux.model, flux.clip, [Concept("猫")], [*KEEP, "犬"], ClosedFormConfig(stream="pooled", eta=0.0))
+    result = erase(
+        flux.model, flux.clip, [Concept("猫")], [*KEEP, "犬"], ClosedFormConfig(stream="pooled", eta=0.0)
+    )
     assert set(result.edits) == {"pooled"} and result.lora.modules
     assert all("vector_in" in module for module in result.lora.modules)
     both = erase(flux.model, flux.clip, [Concept("cat")], KEEP)

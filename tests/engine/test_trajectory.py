@@ -1,4 +1,6 @@
-"""The points that a finetune learns from: on the sampler's own path, with the predictions that belong to them."""
+"""The points that a finetune learns from: on the sampler's own path, with the predictions that belong to
+them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Listener:
 
 def steps_of(bank, texts=("a cat", "a dog"), seed=0):
     numbers = [bank.prompts.index(t) for t in texts]
-    return list(trajectories(bank.backbone, bank.prompts, numbers, bank.uncond, bank.sampling, seed, lambda: None))
+    return list(
+        trajectories(bank.backbone, bank.prompts, numbers, bank.uncond, bank.sampling, seed, lambda: None)
+    )
 
 
 def same(a, b) -> bool:
@@ -108,7 +112,9 @@ def test_path_is_the_one_of_comfyuis_euler(loaded, kind):
     generator = torch.Generator().manual_seed(7)
     torch.rand(1, generator=generator)
     noise = torch.randn(1, *bank.prompts._shape, generator=generator)
-    positive, negative = ([[r, {**e, "guidance": 3.0}] for r, e in family.conditioning(t)] for t in ("a cat", ""))
+    positive, negative = (
+        [[r, {**e, "guidance": 3.0}] for r, e in family.conditioning(t)] for t in ("a cat", "")
+    )
     sigmas = torch.tensor([s[1] for s in ours])
     sampler = comfy.samplers.sampler_object("euler")
     latents = comfy.sample.sample_custom(
@@ -146,7 +152,9 @@ def test_base_predictions_are_by_products_of_sampling(loaded, kind, cfg):
     family, backbone = loaded(kind)
     bank, heard = bank_of(family, backbone, cfg=cfg), Listener()
     backbone.evaluations = 0
-    bank.sample("keep", pairs(bank, "a cat", "a dog", "a car"), ["concept", "uncond"], 0, heard.use, "base", heard)
+    bank.sample(
+        "keep", pairs(bank, "a cat", "a dog", "a car"), ["concept", "uncond"], 0, heard.use, "base", heard
+    )
     points = 3 * (STEPS + 1)
     assert backbone.evaluations == 2 * points
     teacher = [t for t in heard.ticks if t[0] == "teacher on keep"]
@@ -175,7 +183,9 @@ def test_stored_predictions_are_those_of_their_points(loaded, kind, student):
     """Every one, evaluated again alone."""
     family, backbone = loaded(kind)
     bank, heard = bank_of(family, backbone), Listener()
-    bank.sample("erase", pairs(bank, "a cat", "a dog"), ["concept", "neutral", "uncond"], 0, heard.use, student, heard)
+    bank.sample(
+        "erase", pairs(bank, "a cat", "a dog"), ["concept", "neutral", "uncond"], 0, heard.use, student, heard
+    )
     points = bank.points["erase"]
     assert points.prompt.tolist() == [bank.prompts.index(t) for t in ("a cat", "a dog")] * (STEPS + 1)
     for name, prompt in (
@@ -252,7 +262,9 @@ def test_batches_do_not_change_what_is_asked(loaded, kind):
     five = pairs(bank, "a cat", "a dog", "a car", "a bird", "a ship")
     bank.sample("erase", five, ["concept"], 0, heard.use, "base", heard)
     points = bank.points["erase"]
-    per_step = [points.prompt[points.percent == p].tolist().count(five[4][0]) for p in points.percent.unique()]
+    per_step = [
+        points.prompt[points.percent == p].tolist().count(five[4][0]) for p in points.percent.unique()
+    ]
     assert sum(per_step) == STEPS + 1
     assert sorted(points.prompt.tolist()) == sorted([p for p, _ in five] * (STEPS + 1))
 

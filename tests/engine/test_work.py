@@ -23,7 +23,9 @@ from trace_core.lora.gating import apply
 from trace_core.text.concepts import Concept
 
 #: as little work as a finetune can be
-TINY = dict(steps=3, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32)
+TINY = dict(
+    steps=3, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +46,20 @@ def limit():
 
 
 def command(out: Path, *more: str, erase: str = "cat") -> list[str]:
-    return ["erase", "--model", "demo-sd", "--erase", erase, "--keep", "dog", "--method", "esd", "--out", str(out), *more]
+    return [
+        "erase",
+        "--model",
+        "demo-sd",
+        "--erase",
+        erase,
+        "--keep",
+        "dog",
+        "--method",
+        "esd",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +78,14 @@ def test_training_goes_on_where_no_state_can_be_written(expected, limit, tmp_pat
     assert main(command(out, "--resume", str(state))) == 2
     limit()
     said = capsys.readouterr().err
-    assert said.count(f"warning: cannot write '{state}'") == 1 and "Training goes on, without a state on the disk" in said
-    assert f"error: cannot write '{out}': " in said and "The erasure is lost: make room, and run the same command again" in said
+    assert (
+        said.count(f"warning: cannot write '{state}'") == 1
+        and "Training goes on, without a state on the disk" in said
+    )
+    assert (
+        f"error: cannot write '{out}': " in said
+        and "The erasure is lost: make room, and run the same command again" in said
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -81,7 +102,10 @@ def test_the_last_good_state_stays_and_is_told(expected, limit, tmp_path, capsys
     limit()
     said = capsys.readouterr().err
     assert f"Training goes on, the state of step 1 stays in '{state}'" in said
-    assert f"The training state of step 1 is in '{state}': make room, and the same command goes on from there" in said
+    assert (
+        f"The training state of step 1 is in '{state}': make room, and the same command goes on from there"
+        in said
+    )
     assert TrainingState.load(state).step == 1 and [f.name for f in tmp_path.iterdir()] == ["run.safetensors"]
     monkeypatch.undo()
     training.options = lambda args, method, options=training.options: options(args, method)
@@ -100,13 +124,19 @@ def test_a_result_without_a_state_is_whole(expected, tmp_path, capsys, monkeypat
         self.file = tmp_path / "run.safetensors"
 
     monkeypatch.setattr(training.Training, "_keep", keep)
-    assert main(command(out, "--resume", str(tmp_path / "run.safetensors"), "--json", str(tmp_path / "r.json"))) == 0
+    assert (
+        main(command(out, "--resume", str(tmp_path / "run.safetensors"), "--json", str(tmp_path / "r.json")))
+        == 0
+    )
     report = json.loads((tmp_path / "r.json").read_text())
-    assert out.read_bytes() == expected and "the training state could not be written" in report["warnings"][-1]
+    assert (
+        out.read_bytes() == expected and "the training state could not be written" in report["warnings"][-1]
+    )
     assert {"load", "train", "save", "all"} <= set(report["phases"])
 
 
-# ------------------------------------------------------------------------------------------- Ctrl-C, other runs
+# ------------------------------------------------------------------------------------------- Ctrl-C, other
+# runs
 
 
 def interrupted(monkeypatch, at: int) -> None:
@@ -125,16 +155,27 @@ def test_ctrl_c_says_where_the_state_is(expected, tmp_path, capsys, monkeypatch)
     out, state = tmp_path / "cat.safetensors", tmp_path / "run.safetensors"
     interrupted(monkeypatch, 2)
     assert main(command(out, "--resume", str(state))) == 130
-    assert f"stopped; the training state of step 2 is in '{state}': the same command goes on from there" in capsys.readouterr().err
+    assert (
+        f"stopped; the training state of step 2 is in '{state}': the same command goes on from there"
+        in capsys.readouterr().err
+    )
     assert main(command(tmp_path / "other.safetensors")) == 130
-    assert "stopped; nothing was written. With --resume FILE a training keeps its state there" in capsys.readouterr().err
+    assert (
+        "stopped; nothing was written. With --resume FILE a training keeps its state there"
+        in capsys.readouterr().err
+    )
     monkeypatch.undo()
     training.options = lambda args, method, options=training.options: options(args, method)
-    monkeypatch.setattr("trace_core.cli.commands.open_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "trace_core.cli.commands.open_model", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     assert main(command(out, "--resume", str(state), erase="ship")) == 2
     said = capsys.readouterr().err
-    assert said == ("error: cannot resume: the training state was made for 'cat', this run erases 'ship'; give the same concepts, or another "
-                    "--resume file\n")  # fmt: skip
+    assert said == (
+        "error: cannot resume: the training state was made for 'cat', this run erases 'ship'; give the same "
+        "concepts, or another "
+        "--resume file\n"
+    )
     monkeypatch.undo()
     assert main(command(out, "--resume", str(state))) == 0
     assert out.read_bytes() == expected and not state.exists()
@@ -148,21 +189,33 @@ def test_a_clip_that_does_not_belong_is_refused_everywhere(families, entry):
     model, concepts = families["sd1"].model(), [Concept("cat")]
     other = families["flux"].clip
     lora = erase(model, families["sd1"].clip, concepts, ["dog"], ClosedFormConfig()).lora
-    run = {"closed form": lambda clip: erase(model, clip, concepts, ["dog"]),
-           "finetune": lambda clip: finetune(model, clip, concepts, ["dog"], FinetuneConfig(**TINY)),
-           "fusion": lambda clip: fuse(model, clip, [lora, lora])}[entry]  # fmt: skip
-    with pytest.raises(ConceptError, match="no CLIP is connected, or its loader found none in the file; connect the CLIP"):
+    run = {
+        "closed form": lambda clip: erase(model, clip, concepts, ["dog"]),
+        "finetune": lambda clip: finetune(model, clip, concepts, ["dog"], FinetuneConfig(**TINY)),
+        "fusion": lambda clip: fuse(model, clip, [lora, lora]),
+    }[entry]
+    with pytest.raises(
+        ConceptError, match="no CLIP is connected, or its loader found none in the file; connect the CLIP"
+    ):
         run(None)
-    with pytest.raises(ConceptError, match=r"the text encoder gives rows of \d+ numbers, the model reads \d+; connect the CLIP that belongs"):
+    with pytest.raises(
+        ConceptError,
+        match=r"the text encoder gives rows of \d+ numbers, the model reads \d+; connect the CLIP that "
+        r"belongs",
+    ):
         run(other)
 
 
 def test_patches_on_fp8_weights_are_sampled_outside_inference_mode(families, tiny):
-    """As on the command line: ComfyUI's server samples in inference mode, where its rounding has no gradient to think of."""
+    """As on the command line: ComfyUI's server samples in inference mode, where its rounding has no
+    gradient to think of.
+    """
     import comfy.supported_models
 
     def model(dtype):
-        config = comfy.supported_models.SD15(tiny.unet_config(context_dim=families["sd1"].options.get("context_dim", 256)))
+        config = comfy.supported_models.SD15(
+            tiny.unet_config(context_dim=families["sd1"].options.get("context_dim", 256))
+        )
         config.unet_config["num_heads"] = 2
         config.set_inference_dtype(dtype, torch.float32)
         made = config.get_model({}, device=torch.device("cpu"))
@@ -175,7 +228,9 @@ def test_patches_on_fp8_weights_are_sampled_outside_inference_mode(families, tin
     lora = ErasureLora.from_factors({module: (torch.randn(rows, 2), torch.randn(2, columns))})
     assert not torch.is_inference_mode_enabled()
     options = SamplerConfig.for_model(kept, steps=2, width=64, height=64)
-    erased, base = (sample(m, families["sd1"].clip, ["a cat"], [0], options) for m in (apply(kept, lora), kept))
+    erased, base = (
+        sample(m, families["sd1"].clip, ["a cat"], [0], options) for m in (apply(kept, lora), kept)
+    )
     assert torch.isfinite(erased).all() and not torch.equal(erased, base)
 
 
@@ -193,13 +248,18 @@ def files(tiny, engine, tmp_path_factory) -> Path:
     save_file(part("model.diffusion_model."), folder / "unet.safetensors")
     save_file(part("cond_stage_model.transformer."), folder / "clip_l.safetensors")
     save_file(part("first_stage_model."), folder / "vae.safetensors")
-    save_file({k: v for k, v in state.items() if not k.startswith("cond_stage_model.")}, folder / "noclip.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if not k.startswith("cond_stage_model.")},
+        folder / "noclip.safetensors",
+    )
     return folder
 
 
 def test_a_model_in_three_files_is_the_checkpoint(files):
     whole = models.open_model(str(files / "full.safetensors"), vae=True)
-    source = models.Source(str(files / "unet.safetensors"), (str(files / "clip_l.safetensors"),), str(files / "vae.safetensors"))
+    source = models.Source(
+        str(files / "unet.safetensors"), (str(files / "clip_l.safetensors"),), str(files / "vae.safetensors")
+    )
     parts = models.open_model(source, vae=True)
     same = lambda a, b: all(torch.equal(v, b[k]) for k, v in a.items()) and a.keys() == b.keys()  # noqa: E731
     assert same(whole[0].model.diffusion_model.state_dict(), parts[0].model.diffusion_model.state_dict())
@@ -215,20 +275,30 @@ def test_the_dtype_is_that_of_the_weights(files, dtype, monkeypatch):
     source = models.Source(str(files / "unet.safetensors"), ("clip_l.safetensors",), dtype=dtype)
     monkeypatch.chdir(files)
     model = models.open_model(source)[0]
-    assert model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn2.to_k.weight.dtype == getattr(torch, models.DTYPES[dtype])
+    assert model.model.diffusion_model.middle_block[1].transformer_blocks[
+        0
+    ].attn2.to_k.weight.dtype == getattr(torch, models.DTYPES[dtype])
 
 
 MISSING = {
-    "no text encoder": (["unet.safetensors"], "'unet.safetensors' has no text encoder; give the files of it with --clip"),
-    "none in the checkpoint": (["noclip.safetensors"], "'noclip.safetensors' has no text encoder; give the files of it with --clip"),
-    "no VAE": (["unet.safetensors", "--clip", "clip_l.safetensors"], "'unet.safetensors' has no VAE, which pictures need; give its file with --vae"),
+    "no text encoder": (["unet.safetensors"],
+    "'unet.safetensors' has no text encoder; give the files of it with --clip"),
+    "none in the checkpoint": (["noclip.safetensors"],
+    "'noclip.safetensors' has no text encoder; give the files of it with --clip"),
+    "no VAE": (["unet.safetensors", "--clip", "clip_l.safetensors"],
+    "'unet.safetensors' has no VAE, which pictures need; give its file with --vae"),
     "no such file": (["unet.safetensors", "--clip", "t5.safetensors"], "--clip 't5.safetensors' is no file"),
-    "no safetensors": (["unet.safetensors", "--clip", "clip.pt"], "--clip 'clip.pt' must be a .safetensors or .gguf file; others can run code"),
-    "a demo model": (["demo-sd", "--clip", "clip_l.safetensors"], "--clip goes with a model file; demo-sd has all that it needs"),
+    "no safetensors": (["unet.safetensors", "--clip", "clip.pt"],
+    "--clip 'clip.pt' must be a .safetensors or .gguf file; others can run code"),
+    "a demo model": (["demo-sd", "--clip", "clip_l.safetensors"],
+    "--clip goes with a model file; demo-sd has all that it needs"),
     "a demo model's type": (["demo-sd", "--dtype", "fp16"], "--dtype goes with a model file"),
-    "a VAE as text encoder": (["unet.safetensors", "--clip", "vae.safetensors", "--vae", "vae.safetensors"], "--clip 'vae.safetensors' is no text encoder: it has none"),
-    "a text encoder as VAE": (["unet.safetensors", "--clip", "clip_l.safetensors", "--vae", "clip_l.safetensors"], "cannot load 'clip_l.safetensors' as a VAE"),
-    "no GGUF loader": (["flux.gguf", "--clip", "clip_l.safetensors", "--vae", "vae.safetensors"], "needs the custom nodes ComfyUI-GGUF"),
+    "a VAE as text encoder": (["unet.safetensors", "--clip", "vae.safetensors", "--vae", "vae.safetensors"],
+    "--clip 'vae.safetensors' is no text encoder: it has none"),
+    "a text encoder as VAE": (["unet.safetensors", "--clip", "clip_l.safetensors", "--vae",
+    "clip_l.safetensors"], "cannot load 'clip_l.safetensors' as a VAE"),
+    "no GGUF loader": (["flux.gguf", "--clip", "clip_l.safetensors", "--vae", "vae.safetensors"],
+    "needs the custom nodes ComfyUI-GGUF"),
 }  # fmt: skip
 
 
@@ -238,7 +308,8 @@ def test_what_is_missing_is_named(files, name, monkeypatch, tmp_path, capsys):
     (files / "flux.gguf").write_bytes(b"GGUF")
     (files / "clip.pt").write_bytes(b"")
     monkeypatch.setattr(models, "GGUF_NODES", "nothing.py")
-    monkeypatch.delitem(sys.modules, f"{models.GGUF_PACK}.nodes", raising=False)  # another test may have loaded it
+    # another test may have loaded it
+    monkeypatch.delitem(sys.modules, f"{models.GGUF_PACK}.nodes", raising=False)
     line, message = MISSING[name]
     assert main(["generate", "--model", *line, "--prompt", "a cat", "--out", str(tmp_path / "x.png")]) == 2
     assert message in capsys.readouterr().err

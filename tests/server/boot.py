@@ -1,4 +1,6 @@
-"""Run ComfyUI's main.py (working directory: its folder) with stand-ins for packages that do not load beside this torch."""
+"""Run ComfyUI's main.py (working directory: its folder) with stand-ins for packages that do not load
+beside this torch.
+"""
 
 import os
 import runpy

@@ -1,4 +1,6 @@
-"""A real ComfyUI server with the pack as the registry would install it, and workflows turned into what it queues."""
+"""A real ComfyUI server with the pack as the registry would install it, and workflows turned into what it
+queues.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,20 @@ import requests
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-FRONTENDS = ROOT / ".cache" / "frontends"  #: ComfyUI's page, a folder a version; `make frontends` installs what tests/frontends lists
+#: ComfyUI's page, a folder a version; `make frontends` installs what tests/frontends lists
+FRONTENDS = ROOT / ".cache" / "frontends"
 PACK = "trace-erasure-0.1.pack"  #: a folder name that no Python module could have
-PUBLISHED = "trace-concept-erasure"  #: the folder that the registry's tool makes; the page finds help below names without a dot only
+#: the folder that the registry's tool makes; the page finds help below names without a dot only
+PUBLISHED = "trace-concept-erasure"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
 CONTROL = {"fixed", "increment", "decrement", "randomize"}
 
 
 def frontend_of(engine: Path) -> str:
     """The version of the page that a ComfyUI asks for in its requirements."""
-    pinned = re.search(r"^comfyui-frontend-package==(\S+)", (engine / "requirements.txt").read_text(), re.MULTILINE)
+    pinned = re.search(
+        r"^comfyui-frontend-package==(\S+)", (engine / "requirements.txt").read_text(), re.MULTILINE
+    )
     if pinned is None:
         raise ValueError(f"{engine / 'requirements.txt'} names no version of comfyui-frontend-package")
     return pinned[1]
@@ -42,7 +48,9 @@ def frontend_root(version: str) -> Path | None:
 
 def published_files() -> list[str]:
     """What the registry's archive holds: tracked files, less what .comfyignore names."""
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     ignored = pathspec.GitIgnoreSpec.from_lines((ROOT / ".comfyignore").read_text().splitlines())
     return [n for n in listing.split("\0") if n and (ROOT / n).is_file() and not ignored.match_file(n)]
 
@@ -62,7 +70,8 @@ class Server:
     """ComfyUI's main.py on a free port; use as a context manager."""
 
     def __init__(self, engine: Path, base: Path, frontend: str = "", pack: str = PACK):
-        """``frontend``: version of the page; empty: the one that the engine asks for. ``pack``: its folder below custom_nodes.
+        """``frontend``: version of the page; empty: the one that the engine asks for. ``pack``: its folder
+        below custom_nodes.
 
         Raises:
             FrontendMissing: naming the version.
@@ -71,20 +80,40 @@ class Server:
         self.frontend = frontend or frontend_of(engine)
         root = frontend_root(self.frontend)
         if root is None:
-            raise FrontendMissing(f"the page {self.frontend} is not in {FRONTENDS}; `make frontends` installs those of tests/frontends")
+            raise FrontendMissing(
+                f"the page {self.frontend} is not in {FRONTENDS}; `make frontends` installs those of "
+                "tests/frontends"
+            )
         install(base, pack)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, str(Path(__file__).with_name("boot.py")), "--cpu", "--listen", "127.0.0.1", "--port", str(port),
-                   "--disable-auto-launch", "--base-directory", str(base), "--disable-api-nodes", "--front-end-root", str(root),
-                   "--use-pytorch-cross-attention",  # as the command line has it, so that both can be compared
-                   "--database-url", "sqlite:///:memory:"]  # fmt: skip
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("boot.py")),
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--disable-auto-launch",
+            "--base-directory",
+            str(base),
+            "--disable-api-nodes",
+            "--front-end-root",
+            str(root),
+            # as the command line has it, so that both can be compared
+            "--use-pytorch-cross-attention",
+            "--database-url",
+            "sqlite:///:memory:",
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONPATH", None)
         self._file = self.log.open("w")
-        self.process = subprocess.Popen(command, cwd=engine, stdout=self._file, stderr=subprocess.STDOUT, env=environment)
+        self.process = subprocess.Popen(
+            command, cwd=engine, stdout=self._file, stderr=subprocess.STDOUT, env=environment
+        )
 
     def __enter__(self) -> Server:
         try:
@@ -160,7 +189,9 @@ class Server:
         entry = self.wait(self.queue(prompt), seconds)
         if entry["status"]["status_str"] != "success":
             told = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
-            raise Failed("\n".join(f"{m['node_type']}: {m['exception_type']}: {m['exception_message']}" for m in told))
+            raise Failed(
+                "\n".join(f"{m['node_type']}: {m['exception_type']}: {m['exception_message']}" for m in told)
+            )
         return entry["outputs"]
 
 

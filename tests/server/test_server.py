@@ -1,4 +1,6 @@
-"""The node contract in a running ComfyUI: what is served, how the stock nodes take our outputs, cancel, errors."""
+"""The node contract in a running ComfyUI: what is served, how the stock nodes take our outputs, cancel,
+errors.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +22,52 @@ from trace_core.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASES = [
-    ("quickstart", "encode keep set"), ("quickstart", "sample before"), ("quickstart", "sample after"),
-    ("trace-full", "sample keep"), ("trace-full", "sample erase"), ("trace-full", "train"), ("trace-full", "preview"),
-]  # fmt: skip
+    ("quickstart", "encode keep set"),
+    ("quickstart", "sample before"),
+    ("quickstart", "sample after"),
+    ("trace-full", "sample keep"),
+    ("trace-full", "sample erase"),
+    ("trace-full", "train"),
+    ("trace-full", "preview"),
+]
 
 
 def node(kind: str, /, **inputs) -> dict:
-    return {"class_type": kind, "inputs": {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()}}
+    return {
+        "class_type": kind,
+        "inputs": {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()},
+    }
 
 
 def base(name: str = "demo-sd") -> dict:
     return {"demo": node("TRACE_LoadDemoModel", name=name)}
 
 
-def picture(model: tuple, seed: int = 3, tag: str = "", prompt: str = "a photo of a cat, google style") -> dict:
+def picture(
+    model: tuple, seed: int = 3, tag: str = "", prompt: str = "a photo of a cat, google style"
+) -> dict:
     """Nodes that draw with the stock sampler and save as a PNG."""
     return {
         f"empty{tag}": node("EmptyImage", width=64, height=64, batch_size=1, color=0),
         f"latent{tag}": node("VAEEncode", pixels=(f"empty{tag}", 0), vae=("demo", 2)),
         f"yes{tag}": node("CLIPTextEncode", clip=("demo", 1), text=prompt),
         f"no{tag}": node("CLIPTextEncode", clip=("demo", 1), text=""),
-        f"sampler{tag}": node("KSampler", model=model, seed=seed, steps=8, cfg=3.0, sampler_name="dpmpp_2m", scheduler="karras",
-                              positive=(f"yes{tag}", 0), negative=(f"no{tag}", 0), latent_image=(f"latent{tag}", 0), denoise=1.0),
+        f"sampler{tag}": node(
+            "KSampler",
+            model=model,
+            seed=seed,
+            steps=8,
+            cfg=3.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            positive=(f"yes{tag}", 0),
+            negative=(f"no{tag}", 0),
+            latent_image=(f"latent{tag}", 0),
+            denoise=1.0,
+        ),
         f"decode{tag}": node("VAEDecode", samples=(f"sampler{tag}", 0), vae=("demo", 2)),
         f"image{tag}": node("PreviewImage", images=(f"decode{tag}", 0)),
-    }  # fmt: skip
+    }
 
 
 def erased(**changes) -> dict:
@@ -54,10 +77,26 @@ def erased(**changes) -> dict:
 
 def tuned(**changes) -> dict:
     given = dict(
-        model=("demo", 0), clip=("demo", 1), erase="cat", keep="", objective="trace", preset="fast", kind="auto", window="auto",
-        window_start=0.2, window_end=1.0, steps=3, rank=4, lr=0.0, eta=-1.0, seed=1, width=0, height=0, checkpointing=False,
+        model=("demo", 0),
+        clip=("demo", 1),
+        erase="cat",
+        keep="",
+        objective="trace",
+        preset="fast",
+        kind="auto",
+        window="auto",
+        window_start=0.2,
+        window_end=1.0,
+        steps=3,
+        rank=4,
+        lr=0.0,
+        eta=-1.0,
+        seed=1,
+        width=0,
+        height=0,
+        checkpointing=False,
         preview_every=0,
-    )  # fmt: skip
+    )
     return node("TRACE_LateStageFinetune", **{**given, **changes})
 
 
@@ -68,10 +107,14 @@ def applied(model: tuple, **changes) -> dict:
 
 @pytest.fixture(scope="module")
 def stock(info, harness):
-    """``stock(kind, **inputs)``: a node of ComfyUI itself; inputs that this version added have their defaults."""
+    """``stock(kind, **inputs)``: a node of ComfyUI itself; inputs that this version added have their
+    defaults.
+    """
 
     def made(kind: str, **inputs) -> dict:
-        required = {name: spec for name, spec in info[kind]["input"]["required"].items() if name not in inputs}
+        required = {
+            name: spec for name, spec in info[kind]["input"]["required"].items() if name not in inputs
+        }
         widgets = {n: s for n, s in required.items() if harness.is_widget(s[0], s[1] if len(s) > 1 else {})}
         return node(kind, **{name: spec[1]["default"] for name, spec in widgets.items()}, **inputs)
 
@@ -92,12 +135,17 @@ def draw(server):
 @pytest.fixture(scope="module")
 def saved(server) -> str:
     """An erasure in a file, by its name in the loaders' list."""
-    prompt = base() | {"erase": erased(), "save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="t/%concepts%", license="CC0-1.0")}
+    prompt = base() | {
+        "erase": erased(),
+        "save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="t/%concepts%", license="CC0-1.0"),
+    }
     return server.run(prompt)["save"]["text"][0]
 
 
 def test_node_contract_is_unchanged(info, maker):
-    """Ids, inputs, their order and defaults stand in people's workflows: change the snapshot only by adding to it."""
+    """Ids, inputs, their order and defaults stand in people's workflows: change the snapshot only by
+    adding to it.
+    """
     assert maker.contract(info) == json.loads((ROOT / "tests" / "server" / "object_info.json").read_text())
 
 
@@ -112,7 +160,12 @@ SEARCHED = {
     "TRACE_ErasurePresets": {"artists", "unlearn"},
     "TRACE_LoadDemoModel": {"example model"},
 }
-REPORTING = {"TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_FuseErasureLoras", "TRACE_ApplyErasureLora"}
+REPORTING = {
+    "TRACE_ClosedFormProjection",
+    "TRACE_LateStageFinetune",
+    "TRACE_FuseErasureLoras",
+    "TRACE_ApplyErasureLora",
+}
 
 
 def ours(info: dict) -> dict:
@@ -136,9 +189,15 @@ def test_nodes_with_a_panel_say_so_to_the_cache(info):
 def test_rarely_used_widgets_are_folded_away(info, harness):
     """And those that everybody needs are not."""
     for name, spec in ours(info).items():
-        shown = [n for n, form, options in harness.inputs_of(spec) if harness.is_widget(form, options) and not options.get("advanced")]
+        shown = [
+            n
+            for n, form, options in harness.inputs_of(spec)
+            if harness.is_widget(form, options) and not options.get("advanced")
+        ]
         assert len(shown) <= 7, name
-        assert {"erase", "keep", "prompts", "strength", "objective", "preset", "kind", "seed"} & {n for n, *_ in harness.inputs_of(spec)} <= set(shown)
+        assert {"erase", "keep", "prompts", "strength", "objective", "preset", "kind", "seed"} & {
+            n for n, *_ in harness.inputs_of(spec)
+        } <= set(shown)
 
 
 def test_pack_is_served(server, harness):
@@ -167,7 +226,8 @@ def test_published_pack_loads_without_errors(server, harness):
     assert not any(harness.PACK in line for line in failed)
 
 
-# ------------------------------------------------------------------------------------------- files and the stock nodes
+# ------------------------------------------------------------------------------------------- files and the
+# stock nodes
 
 
 def test_saved_file_draws_the_same_in_the_stock_loader(draw, saved):
@@ -209,7 +269,10 @@ def test_strength_zero_is_the_base(draw, saved):
 
 
 def test_window_changes_the_picture(draw, saved):
-    prompt = base() | {"late": applied(("demo", 0), lora_file=saved, start_percent=0.6), "whole": applied(("demo", 0), lora_file=saved)}
+    prompt = base() | {
+        "late": applied(("demo", 0), lora_file=saved, start_percent=0.6),
+        "whole": applied(("demo", 0), lora_file=saved),
+    }
     prompt |= picture(("late", 0), tag="1") | picture(("demo", 0), tag="2") | picture(("whole", 0), tag="3")
     late, without, whole = draw(prompt, "image1", "image2", "image3")
     assert 0 < np.abs(late - without).mean() < np.abs(whole - without).mean()
@@ -248,16 +311,42 @@ def test_stock_training_works_in_apply(server, draw, harness, info, stock):
         "empty": node("EmptyImage", width=64, height=64, batch_size=1, color=255),
         "latent": node("VAEEncode", pixels=("empty", 0), vae=("demo", 2)),
         "yes": node("CLIPTextEncode", clip=("demo", 1), text="a photo of a cat"),
-        "train": stock("TrainLoraNode", model=("demo", 0), latents=("latent", 0), positive=("yes", 0), batch_size=1,
-                       grad_accumulation_steps=1, steps=2, learning_rate=0.01, rank=4, optimizer="AdamW", loss_function="MSE", seed=0,
-                       training_dtype="fp32", lora_dtype="fp32", algorithm="LoRA", gradient_checkpointing=False,
-                       existing_lora="[None]"),
-    }  # fmt: skip
-    whole = train | {"apply": applied(("demo", 0), lora=("train", made))} | picture(("apply", 0), tag="1") | picture(("demo", 0), tag="2")
+        "train": stock(
+            "TrainLoraNode",
+            model=("demo", 0),
+            latents=("latent", 0),
+            positive=("yes", 0),
+            batch_size=1,
+            grad_accumulation_steps=1,
+            steps=2,
+            learning_rate=0.01,
+            rank=4,
+            optimizer="AdamW",
+            loss_function="MSE",
+            seed=0,
+            training_dtype="fp32",
+            lora_dtype="fp32",
+            algorithm="LoRA",
+            gradient_checkpointing=False,
+            existing_lora="[None]",
+        ),
+    }
+    whole = (
+        train
+        | {"apply": applied(("demo", 0), lora=("train", made))}
+        | picture(("apply", 0), tag="1")
+        | picture(("demo", 0), tag="2")
+    )
     trained, without = draw(whole, "image1", "image2")
     assert np.abs(trained - without).max() > 0
     with pytest.raises(harness.Failed, match="start_percent 0 and end_percent 1"):
-        server.run(train | {"apply": applied(("demo", 0), lora=("train", made), start_percent=0.5), **picture(("apply", 0))})
+        server.run(
+            train
+            | {
+                "apply": applied(("demo", 0), lora=("train", made), start_percent=0.5),
+                **picture(("apply", 0)),
+            }
+        )
 
 
 def test_same_seed_same_tensors_as_the_command_line(server, tmp_path):
@@ -276,14 +365,29 @@ def test_same_seed_same_tensors_as_the_command_line(server, tmp_path):
     }
     for which, more in options.items():
         out = tmp_path / f"{which}.safetensors"
-        command = [sys.executable, "-m", "trace_core", "erase", "--model", "demo-sd", "--erase", "cat", "--threads", "1", "--out", str(out), *more]
+        command = [
+            sys.executable,
+            "-m",
+            "trace_core",
+            "erase",
+            "--model",
+            "demo-sd",
+            "--erase",
+            "cat",
+            "--threads",
+            "1",
+            "--out",
+            str(out),
+            *more,
+        ]
         subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
         ours, theirs = load_file(server.base / "output" / "loras" / outputs[which]["text"][0]), load_file(out)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-# ------------------------------------------------------------------------------------------- cancel and errors
+# ------------------------------------------------------------------------------------------- cancel and
+# errors
 
 
 def small(prompt: dict) -> dict:
@@ -298,7 +402,11 @@ def small(prompt: dict) -> dict:
 
 
 def live_phases(server, prompt_id: str) -> set[str]:
-    return {e["phase"] for e in server.get("/trace/live") if e["prompt_id"] == prompt_id and e["state"] == "running"}
+    return {
+        e["phase"]
+        for e in server.get("/trace/live")
+        if e["prompt_id"] == prompt_id and e["state"] == "running"
+    }
 
 
 @pytest.mark.parametrize(("name", "phase"), PHASES)
@@ -339,17 +447,30 @@ def test_after_cancel_the_same_workflow_succeeds(server, workflow):
 
 
 def test_events_over_the_socket(server):
-    """What a panel hears while it trains: phases, every point once, the window, previews; the stock bar's events beside them."""
+    """What a panel hears while it trains: phases, every point once, the window, previews; the stock bar's
+    events beside them.
+    """
     client = uuid.uuid4().hex
-    prompt = base() | {"tune": tuned(steps=3, seed=uuid.uuid4().int % 2**31, preview_every=1), **picture(("tune", 0))}
+    prompt = base() | {
+        "tune": tuned(steps=3, seed=uuid.uuid4().int % 2**31, preview_every=1),
+        **picture(("tune", 0)),
+    }
 
     async def listen() -> list:
         heard = []
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{server.url}/ws?clientId={client}") as socket,
+        ):
             await asyncio.to_thread(server.queue, prompt, client)
             async for message in socket:
-                heard.append(json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else message.data)
-                if isinstance(heard[-1], dict) and heard[-1]["type"] in ("execution_success", "execution_error"):
+                heard.append(
+                    json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else message.data
+                )
+                if isinstance(heard[-1], dict) and heard[-1]["type"] in (
+                    "execution_success",
+                    "execution_error",
+                ):
                     return heard
         return heard
 
@@ -364,11 +485,15 @@ def test_events_over_the_socket(server):
     assert events[-1]["state"] == "done"
     assert 0 <= events[-1]["window"][0] < events[-1]["window"][1] <= 1
     assert any(isinstance(m, bytes) for m in heard), "a preview picture"
-    assert any(m["type"] == "progress" and m["data"]["node"] == "tune" and m["data"]["max"] == 3 for m in texts)
+    assert any(
+        m["type"] == "progress" and m["data"]["node"] == "tune" and m["data"]["max"] == 3 for m in texts
+    )
     live = server.get("/trace/live", node="tune")
     assert [p["step"] for p in live["points"]] == [0, 1, 2]
     assert len(live["previews"]) == 4
-    assert server.picture({k: live["previews"][-1][k] for k in ("filename", "subfolder", "type")}).height > 100
+    assert (
+        server.picture({k: live["previews"][-1][k] for k in ("filename", "subfolder", "type")}).height > 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -379,14 +504,26 @@ def test_events_over_the_socket(server):
         ({"erase": erased(keep="a -> b")}, "a keep list has no arrows"),
         ({"erase": erased(keep="cat")}, "stands in the erase list and in the keep list"),
         ({"apply": applied(("demo", 0))}, "no LoRA: choose a file"),
-        ({"apply": applied(("demo", 0), lora=("erase", 1), start_percent=0.7, end_percent=0.3)}, "start must be below end"),
+        (
+            {"apply": applied(("demo", 0), lora=("erase", 1), start_percent=0.7, end_percent=0.3)},
+            "start must be below end",
+        ),
         ({"apply": tuned(model=("erase", 0), lora=("erase", 1))}, "on this model already"),
         ({"apply": tuned(width=13)}, "width is 13"),
         ({"apply": tuned(window="custom", window_start=0.9, window_end=0.1)}, "0.9"),
-        ({"flux": node("TRACE_LoadDemoModel", name="demo-flux"), "apply": applied(("flux", 0), lora=("erase", 1))}, "does not fit this flux model"),
-        ({"save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="../../x")}, "leads out of output/loras"),
+        (
+            {
+                "flux": node("TRACE_LoadDemoModel", name="demo-flux"),
+                "apply": applied(("flux", 0), lora=("erase", 1)),
+            },
+            "does not fit this flux model",
+        ),
+        (
+            {"save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="../../x")},
+            "leads out of output/loras",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_value_and_the_remedy(server, harness, change, message):
     prompt = base() | {"erase": erased()} | change
     last = "apply" if "apply" in prompt else "erase"
@@ -398,6 +535,10 @@ def test_errors_name_the_value_and_the_remedy(server, harness, change, message):
 
 def test_a_missing_file_is_refused_before_anything_runs(server, harness):
     with pytest.raises(harness.Rejected, match="gone.safetensors"):
-        server.queue(base() | {"apply": applied(("demo", 0), lora_file="gone.safetensors")} | picture(("apply", 0)))
+        server.queue(
+            base() | {"apply": applied(("demo", 0), lora_file="gone.safetensors")} | picture(("apply", 0))
+        )
     with pytest.raises(harness.Rejected, match="none of the LoRA folders"):
-        server.queue(base() | {"apply": applied(("demo", 0), lora_file="../../../server.log")} | picture(("apply", 0)))
+        server.queue(
+            base() | {"apply": applied(("demo", 0), lora_file="../../../server.log")} | picture(("apply", 0))
+        )

@@ -110,7 +110,9 @@ def test_trace_full_shows_its_training(runs):
 
 def test_reports_are_readable(runs):
     report = compared(runs("quickstart"))["trace_report"][0]
-    assert report.startswith("# Before and after\n\n**Erased.** 'cat' is recognised in 3 of 3 pictures before, 0 after")
+    assert report.startswith(
+        "# Before and after\n\n**Erased.** 'cat' is recognised in 3 of 3 pictures before, 0 after"
+    )
 
 
 def test_a_combination_is_judged_by_both_parts(runs):
@@ -126,14 +128,20 @@ def test_merged_checkpoint_holds_the_edit(runs, server):
     runs("merge-into-checkpoint")
     file = sorted((server.base / "output" / "checkpoints").glob("without-cat_*.safetensors"))[-1]
     merged, base = load_file(file), load_file(ROOT / "trace_core" / "demo" / "assets" / "demo-sd.safetensors")
-    moved = {k for k in base if k.startswith("net.")
-             and not torch.equal(merged["model.diffusion_model." + k[4:]].float(), base[k].float())}  # fmt: skip
+    moved = {
+        k
+        for k in base
+        if k.startswith("net.")
+        and not torch.equal(merged["model.diffusion_model." + k[4:]].float(), base[k].float())
+    }
     assert moved
     assert all("attn2.to_k" in k or "attn2.to_v" in k for k in moved)
 
 
 def test_queued_again_it_comes_from_the_cache(server, workflow, info):
-    """All of it, and what its panels show is in the outputs again where ComfyUI sends what comes from the cache."""
+    """All of it, and what its panels show is in the outputs again where ComfyUI sends what comes from the
+    cache.
+    """
     first = workflow("quickstart")
     before = server.run(first)
     entry = server.wait(server.queue(first))

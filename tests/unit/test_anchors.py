@@ -27,16 +27,40 @@ ROUND = "the arrows lead round in a circle"
     ("lines", "then", "says"),
     [
         ("cat -> dog; dog -> cat", "cat; dog", ROUND),
-        ("cat -> dog; dog -> truck", "cat -> truck; dog -> truck", "'cat -> dog': 'dog' is erased as well, so 'cat' is steered to 'truck'"),
+        (
+            "cat -> dog; dog -> truck",
+            "cat -> truck; dog -> truck",
+            "'cat -> dog': 'dog' is erased as well, so 'cat' is steered to 'truck'",
+        ),
         ("dog -> truck; cat -> dog", "dog -> truck; cat -> truck", "so 'cat' is steered to 'truck'"),
-        ("cat -> dog; dog", "cat; dog", "'dog' is erased as well, so 'cat' is erased as a line without an arrow is"),
-        ("a -> b; b -> c; c -> d", "a -> d; b -> d; c -> d", "'b', 'c' are erased as well, so 'a' is steered to 'd'"),
+        (
+            "cat -> dog; dog",
+            "cat; dog",
+            "'dog' is erased as well, so 'cat' is erased as a line without an arrow is",
+        ),
+        (
+            "a -> b; b -> c; c -> d",
+            "a -> d; b -> d; c -> d",
+            "'b', 'c' are erased as well, so 'a' is steered to 'd'",
+        ),
         ("a1 -> b1; b1 -> c1; c1 -> a1", "a1; b1; c1", ROUND),
         ("x1 -> a1; a1 -> b1; b1 -> a1", "x1; a1; b1", ROUND),
         ("cat -> a Dog; dog -> the truck", "cat -> the truck; dog -> the truck", "'a Dog' is erased as well"),
-        ("cat -> dog @ 0.5; dog -> truck @ 0.25", "cat -> truck @ 0.5; dog -> truck @ 0.25", "steered to 'truck'"),
-        ("cat + red background -> dog; dog -> bird", "cat + red background -> bird; dog -> bird", "steered to 'bird'"),
-        ("cat -> big dog; dog -> truck", "cat -> big dog; dog -> truck", "'big dog', the anchor of 'cat', holds 'dog', which is erased as well"),
+        (
+            "cat -> dog @ 0.5; dog -> truck @ 0.25",
+            "cat -> truck @ 0.5; dog -> truck @ 0.25",
+            "steered to 'truck'",
+        ),
+        (
+            "cat + red background -> dog; dog -> bird",
+            "cat + red background -> bird; dog -> bird",
+            "steered to 'bird'",
+        ),
+        (
+            "cat -> big dog; dog -> truck",
+            "cat -> big dog; dog -> truck",
+            "'big dog', the anchor of 'cat', holds 'dog', which is erased as well",
+        ),
     ],
 )
 def test_arrows_are_followed(lines, then, says):
@@ -47,7 +71,17 @@ def test_arrows_are_followed(lines, then, says):
     assert again == concepts, "what comes out is not followed any further"
 
 
-@pytest.mark.parametrize("lines", ["cat -> dog", "cat -> dog; bird -> dog", "cat -> grumpy cat", "cat; dog", "cat -> doggy; dog", "cat + dog; bird"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "cat -> dog",
+        "cat -> dog; bird -> dog",
+        "cat -> grumpy cat",
+        "cat; dog",
+        "cat -> doggy; dog",
+        "cat + dog; bird",
+    ],
+)
 def test_other_anchors_stay(lines):
     concepts = parse_concepts(lines)
     assert followed(concepts) == (concepts, [])
@@ -55,7 +89,13 @@ def test_other_anchors_stay(lines):
 
 def test_a_part_that_is_erased_altogether_is_said():
     concepts = parse_concepts("cat + hat; cat")
-    assert followed(concepts) == (concepts, ["'cat with hat': 'cat' is erased altogether, so the two together need no line of their own; remove it"])
+    assert followed(concepts) == (
+        concepts,
+        [
+            "'cat with hat': 'cat' is erased altogether, so the two together need no line of their own; "
+            "remove it"
+        ],
+    )
 
 
 def test_what_stands_in_the_place_of_a_part_is_not_erased_itself():
@@ -67,7 +107,9 @@ def test_what_stands_in_the_place_of_a_part_is_not_erased_itself():
 
 
 def test_many_concepts_with_anchors_take_no_time():
-    concepts = parse_concepts("\n".join(f"painter number {i} -> a person of number {i + 1}" for i in range(3000)))
+    concepts = parse_concepts(
+        "\n".join(f"painter number {i} -> a person of number {i + 1}" for i in range(3000))
+    )
     assert followed(concepts) == (concepts, [])
 
 
@@ -77,16 +119,35 @@ def test_many_concepts_with_anchors_take_no_time():
 @pytest.mark.parametrize(
     ("name", "kind", "why"),
     [
-        ("Van Gogh", "style", "list of artists"), ("vincent van gogh", "style", "list of artists"), ("Claude Monet", "style", "list of artists"),
-        ("Salvador Dali", "style", "list of artists"), ("SALVADOR DALÍ", "style", "list of artists"), ("Georgia O'Keeffe", "style", "list of artists"),
-        ("Georgia O’Keeffe", "style", "list of artists"), ("jean-michel basquiat", "style", "list of artists"), ("a Monet painting", "object", "on no list of names"),
-        ("Monet painting", "style", "list of artists"), ("H.R. Giger", "style", "list of artists"), ("Stanislaw Wyspianski", "style", "list of artists"),
-        ("Taylor Swift", "person", "list of people"), ("Beyonce", "person", "list of people"), ("Martin Luther King, Jr.", "person", "list of people"),
-        ("nudity", "explicit", "list of explicit words"), ("Naked", "explicit", "list of explicit words"), ("a naked woman", "explicit", "list of explicit words"),
-        ("explicit sexual content", "explicit", "list of explicit words"), ("naked mole rat", "object", "on no list of names"),
-        ("Turner Prize", "object", "on no list of names"), ("van", "object", "on no list of names"), ("cat", "object", "on no list of names"),
-        ("people", "object", "on no list of names"), ("Van Gogh style", "style", "words"), ("red background", "style", "words"),
-        ("art by Nobody Known", "style", "words"), ("梵高", "object", "on no list of names"), ("🐱", "object", "on no list of names"),
+        ("Van Gogh", "style", "list of artists"),
+        ("vincent van gogh", "style", "list of artists"),
+        ("Claude Monet", "style", "list of artists"),
+        ("Salvador Dali", "style", "list of artists"),
+        ("SALVADOR DALÍ", "style", "list of artists"),
+        ("Georgia O'Keeffe", "style", "list of artists"),
+        ("Georgia O’Keeffe", "style", "list of artists"),
+        ("jean-michel basquiat", "style", "list of artists"),
+        ("a Monet painting", "object", "on no list of names"),
+        ("Monet painting", "style", "list of artists"),
+        ("H.R. Giger", "style", "list of artists"),
+        ("Stanislaw Wyspianski", "style", "list of artists"),
+        ("Taylor Swift", "person", "list of people"),
+        ("Beyonce", "person", "list of people"),
+        ("Martin Luther King, Jr.", "person", "list of people"),
+        ("nudity", "explicit", "list of explicit words"),
+        ("Naked", "explicit", "list of explicit words"),
+        ("a naked woman", "explicit", "list of explicit words"),
+        ("explicit sexual content", "explicit", "list of explicit words"),
+        ("naked mole rat", "object", "on no list of names"),
+        ("Turner Prize", "object", "on no list of names"),
+        ("van", "object", "on no list of names"),
+        ("cat", "object", "on no list of names"),
+        ("people", "object", "on no list of names"),
+        ("Van Gogh style", "style", "words"),
+        ("red background", "style", "words"),
+        ("art by Nobody Known", "style", "words"),
+        ("梵高", "object", "on no list of names"),
+        ("🐱", "object", "on no list of names"),
     ],
 )
 def test_kinds_by_lists(name, kind, why):
@@ -104,17 +165,34 @@ def test_a_kind_that_is_given_goes_before_the_chosen_one_and_that_before_the_lis
 
 def test_a_given_kind_is_in_the_metadata():
     """Beside what stood there before, in the same places."""
-    concepts = [Concept("Foo", "art", kind_given="style"), combined("cat", "hat", kind_given="person"), Concept("cat", "dog", strength=0.5), Concept("cat")]
+    concepts = [
+        Concept("Foo", "art", kind_given="style"),
+        combined("cat", "hat", kind_given="person"),
+        Concept("cat", "dog", strength=0.5),
+        Concept("cat"),
+    ]
     entries = [entry_of(c) for c in concepts]
-    assert entries == [["Foo", "art", 1.0, 1.0, [], "style"], ["cat with hat", "", 1.0, 1.0, ["cat", "hat"], "person"], ["cat", "dog", 1.0, 0.5], ["cat", "", 1.0]]
+    assert entries == [
+        ["Foo", "art", 1.0, 1.0, [], "style"],
+        ["cat with hat", "", 1.0, 1.0, ["cat", "hat"], "person"],
+        ["cat", "dog", 1.0, 0.5],
+        ["cat", "", 1.0],
+    ]
     assert [c.kind_given for c in read_concepts(entries)] == ["style", "person", "", ""]
-    assert read_concepts([["Foo", "", 1, 1, [], "nonsense"], ["Foo", "", 1, 1, [], ["style"]]]) == [Concept("Foo", weight=1)] * 2
+    assert (
+        read_concepts([["Foo", "", 1, 1, [], "nonsense"], ["Foo", "", 1, 1, [], ["style"]]])
+        == [Concept("Foo", weight=1)] * 2
+    )
 
 
 def test_the_lists_are_clean_and_disjoint():
     found = {}
     for kind, (file, _) in LISTS.items():
-        names = [line for line in (DATA / file).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        names = [
+            line
+            for line in (DATA / file).read_text(encoding="utf-8").splitlines()
+            if not line.startswith("#")
+        ]
         assert kind in KINDS and len(names) > 100 and names == sorted(names, key=bare)
         assert all(parse_concepts(f'"{name}"')[0].target == name for name in names if '"' not in name)
         for name in names:

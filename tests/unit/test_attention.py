@@ -35,7 +35,9 @@ COLUMNS = torch.tensor([[False] * 3 + [True] * 2 + [False] * 6, [False] + [True]
 
 @pytest.mark.parametrize("chunk", [1, 500, 64 << 20])
 def test_suppression_is_maces_sum_of_squares(monkeypatch, chunk):
-    """MACE, eq. 3: squares of what heads and the region's pixels give the concept's columns, over all layers."""
+    """MACE, eq. 3: squares of what heads and the region's pixels give the concept's columns, over all
+    layers.
+    """
     monkeypatch.setattr(attention, "CHUNK", chunk)
     layers = [layer(16, 0), layer(4, 1)]
     region = torch.zeros(B, 1, 4, 4, dtype=torch.float64)

@@ -27,8 +27,11 @@ from trace_core.text.concepts import (
 def test_grammar():
     text = "cat -> dog\n\n# a comment\n  Van   Gogh\t# steer to neutral\r\ngrumpy cat->  calm cat \nstop ->\n"
     assert parse_concepts(text) == [
-        Concept("cat", "dog"), Concept("Van Gogh", ""), Concept("grumpy cat", "calm cat"), Concept("stop", ""),
-    ]  # fmt: skip
+        Concept("cat", "dog"),
+        Concept("Van Gogh", ""),
+        Concept("grumpy cat", "calm cat"),
+        Concept("stop", ""),
+    ]
 
 
 def test_one_line_without_line_end():
@@ -130,7 +133,19 @@ def test_longest_allowed_line():
 
 @pytest.mark.parametrize(
     "text",
-    ["🐈", "🫨", "👩‍🚀", "🏳️‍🌈 flag", "قطة", "חתול", "‏قطة‏", "梵高", "Ðiện thoại", "naïve art", "a (b) [c] {d}"],
+    [
+        "🐈",
+        "🫨",
+        "👩‍🚀",
+        "🏳️‍🌈 flag",
+        "قطة",
+        "חתול",
+        "‏قطة‏",
+        "梵高",
+        "Ðiện thoại",
+        "naïve art",
+        "a (b) [c] {d}",
+    ],
 )
 def test_every_script_is_accepted(text):
     """Also characters that are newer than Python's Unicode tables (the second emoji)."""
@@ -184,7 +199,8 @@ def test_same_looks_through_case_space_and_unicode_form():
     assert not same("cat", "cats") and not same("cafe", "café")
 
 
-# --------------------------------------------------------------------------------------------- combined concepts
+# --------------------------------------------------------------------------------------------- combined
+# concepts
 
 RED = combined("cat", "red background")
 
@@ -231,13 +247,18 @@ def test_what_a_combination_is_called_and_steered_to(concept, target, kind, anch
 
 
 def test_what_takes_its_place_is_of_the_keep_list():
-    assert settled(RED, ["dog", "red background", "blue background", "white background"]).anchor == "blue background"
+    assert (
+        settled(RED, ["dog", "red background", "blue background", "white background"]).anchor
+        == "blue background"
+    )
     assert settled(Concept("cat"), ["blue background"]) == Concept("cat")
 
 
 def test_another_background_stands_where_the_erased_one_stood():
     """Word for word: so every row has its partner in the same place."""
-    for prompt, subject, other, instead in prompt_pairs(settled(RED, []), [*TEMPLATES["object"], "a {}, google style"]):
+    for prompt, subject, other, instead in prompt_pairs(
+        settled(RED, []), [*TEMPLATES["object"], "a {}, google style"]
+    ):
         assert prompt.replace("red background", "white background") == other
         assert (subject, instead) == ("red background", "white background")
         assert asks_for(prompt, RED) and not asks_for(other, RED)
@@ -251,17 +272,24 @@ def test_prompts_of_a_combination_have_both_orders_and_no_second_background():
 
 
 def test_a_thing_is_left_out():
-    found = prompt_pairs(settled(combined("scientist", "glasses"), []), ["a photo of a {}", "a {} in the garden"])
+    found = prompt_pairs(
+        settled(combined("scientist", "glasses"), []), ["a photo of a {}", "a {} in the garden"]
+    )
     assert ("a photo of a scientist with glasses", "with glasses", "a photo of a scientist", "") in found
     assert {other for _, _, other, _ in found} == {"a photo of a scientist", "a scientist in the garden"}
 
 
 def test_pairs_of_a_plain_concept_are_its_templates():
-    assert prompt_pairs(Concept("cat", "dog"), ["{}", "a {}"]) == [("cat", "cat", "dog", "dog"), ("a cat", "cat", "a dog", "dog")]
+    assert prompt_pairs(Concept("cat", "dog"), ["{}", "a {}"]) == [
+        ("cat", "cat", "dog", "dog"),
+        ("a cat", "cat", "a dog", "dog"),
+    ]
 
 
 @pytest.mark.parametrize("concept", [RED, combined("cat", "comic style"), combined("scientist", "glasses")])
-@pytest.mark.parametrize("keep", [[], ["dog", "house", "blue background", "red background", "comic style", "ink style"]])
+@pytest.mark.parametrize(
+    "keep", [[], ["dog", "house", "blue background", "red background", "comic style", "ink style"]]
+)
 def test_each_part_is_kept_without_the_other(concept, keep):
     prompts = apart(concept, keep, {"object": ("a {}, red background, comic style with glasses",)})
     texts = [prompt for prompt, _ in prompts]
@@ -324,10 +352,16 @@ def test_templates_hold_one_place_each_and_are_distinct(kind):
 @pytest.mark.parametrize(
     ("target", "kind"),
     [
-        ("cat", "object"), ("Van Gogh style", "style"), ("red background", "style"), ("art by Kelly McKernan", "style"),
-        ("painting by Monet", "style"), ("stylish shoes", "object"), ("by", "object"), ("stand by me", "object"),
+        ("cat", "object"),
+        ("Van Gogh style", "style"),
+        ("red background", "style"),
+        ("art by Kelly McKernan", "style"),
+        ("painting by Monet", "style"),
+        ("stylish shoes", "object"),
+        ("by", "object"),
+        ("stand by me", "object"),
     ],
-)  # fmt: skip
+)
 def test_guess_kind(target, kind):
     assert guess_kind(target) == kind
 

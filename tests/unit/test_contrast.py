@@ -36,7 +36,10 @@ def test_words_inside_a_name(name, words):
 
 def test_a_word_that_is_erased_itself_is_not_kept():
     assert contrast_words([Concept("Van Gogh"), Concept("van")]) == {}
-    assert contrast_words([Concept("Van Gogh"), Concept("Tiger Woods"), Concept("Tiger")]) == {"Van Gogh": ["van"], "Tiger Woods": ["woods"]}
+    assert contrast_words([Concept("Van Gogh"), Concept("Tiger Woods"), Concept("Tiger")]) == {
+        "Van Gogh": ["van"],
+        "Tiger Woods": ["woods"],
+    }
     assert contrast_words([combined("cat", "red background")]) == {}
 
 
@@ -52,7 +55,9 @@ def test_words_inside_names_get_prompts_and_weight():
     factor = POLICIES[policy].keep
     assert own == pytest.approx(2 * factor), "every entry of the list counts once"
     assert word == pytest.approx(2 * factor)
-    assert keep_shares(POLICIES[policy], without, keep[:2], {}) == pytest.approx([2 * factor / len(without)] * len(without))
+    assert keep_shares(POLICIES[policy], without, keep[:2], {}) == pytest.approx(
+        [2 * factor / len(without)] * len(without)
+    )
 
 
 @pytest.mark.parametrize("policy", ["uce", "mace", "trce"])
@@ -73,11 +78,17 @@ def test_a_long_keep_list_has_fewer_prompts_an_entry(entries, each):
     prompts = keep_prompts(POLICIES["trace"], keep, ["object"] * entries, {})
     assert len(prompts) == len(set(prompts)) == entries * each <= max(KEEP_PROMPTS, 2 * entries)
     assert {entry for _, entry in prompts} == set(keep) and each <= KEEP_TEMPLATES
-    assert len({prompt.replace(entry, "{}") for prompt, entry in prompts}) >= min(18, entries), "all templates come"
+    assert len({prompt.replace(entry, "{}") for prompt, entry in prompts}) >= min(18, entries), (
+        "all templates come"
+    )
 
 
 def test_everyday_things_fit_one_bound():
-    assert len(keep_prompts(POLICIES["trace"], EVERYDAY, ["object"] * len(EVERYDAY), {})) == 2 * len(EVERYDAY) <= KEEP_PROMPTS
+    assert (
+        len(keep_prompts(POLICIES["trace"], EVERYDAY, ["object"] * len(EVERYDAY), {}))
+        == 2 * len(EVERYDAY)
+        <= KEEP_PROMPTS
+    )
 
 
 @pytest.mark.parametrize("towers", [("l",), ("t5xxl",)])

@@ -20,7 +20,13 @@ def places(tmp_path, monkeypatch) -> list[Path]:
     monkeypatch.setattr(engine, "PACK_ROOT", pack)
     monkeypatch.setattr(engine, "PACKAGED_ENGINE", pack / ".engine")
     home = tmp_path / "home"
-    return [tmp_path / "named", tmp_path / "around", home / "ComfyUI", home / "comfy" / "ComfyUI", pack / ".engine"]
+    return [
+        tmp_path / "named",
+        tmp_path / "around",
+        home / "ComfyUI",
+        home / "comfy" / "ComfyUI",
+        pack / ".engine",
+    ]
 
 
 def install(path: Path, version: str | None = None, full: bool = True) -> Path:

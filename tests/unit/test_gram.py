@@ -1,4 +1,6 @@
-"""Streaming sums: what is added for a prompt again, folding in blocks and the order of rows change nothing but rounding."""
+"""Streaming sums: what is added for a prompt again, folding in blocks and the order of rows change nothing
+but rounding.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def test_gram_is_the_naive_sum(monkeypatch, block, dtype):
 @pytest.mark.parametrize("held", [1, 9, 40, 4096])
 @pytest.mark.parametrize("block", [1, 7, 16, 1024])
 def test_cross_is_the_naive_sum(monkeypatch, block, held):
-    """The same few counterparts for many prompts, then other ones; rows in sequence, repeated and out of order."""
+    """The same few counterparts for many prompts, then other ones; rows in sequence, repeated and out of
+    order.
+    """
     for kind in (Gram, Cross):
         monkeypatch.setattr(kind, "BLOCK", block)
         monkeypatch.setattr(kind, "HELD", held)
@@ -147,7 +151,9 @@ def test_prompts_that_return_are_multiplied_once(monkeypatch):
     """Repeated prompts cost one product, however many there are, and what is held has a bound."""
     multiplied = []
     original = Gram._add
-    monkeypatch.setattr(Gram, "_add", lambda self, rows, *a: (multiplied.append(len(rows)), original(self, rows, *a)))
+    monkeypatch.setattr(
+        Gram, "_add", lambda self, rows, *a: (multiplied.append(len(rows)), original(self, rows, *a))
+    )
     gram, rows, ones = Gram(D), prompts(2), torch.ones(9, dtype=torch.float64)
     for _ in range(50):
         for r in rows:

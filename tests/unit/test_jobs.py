@@ -1,4 +1,6 @@
-"""Many concepts in several processes: who gets what when workers are lost, and whose folder it is. No process is started."""
+"""Many concepts in several processes: who gets what when workers are lost, and whose folder it is. No
+process is started.
+"""
 
 import json
 import sys
@@ -27,7 +29,9 @@ class Worker:
 
 
 class Pool:
-    """Workers that answer at once: ``fate(number, how often it was asked)`` is the event, by default ``done``."""
+    """Workers that answer at once: ``fate(number, how often it was asked)`` is the event, by default
+    ``done``.
+    """
 
     def __init__(self, fate=lambda number, time: None, ready=("ready",)):
         self.fate, self.ready, self.workers, self.asked = fate, ready, [], []
@@ -113,8 +117,16 @@ def test_what_nothing_can_come_of_ends_it_at_once(case):
     pool, error, message = {
         "no model": (Pool(ready=("refused", "no such file")), TraceError, "no such file"),
         "no memory": (Pool(ready=("lost", "out of memory")), TraceError, "Use fewer --jobs"),
-        "bad concept": (Pool(lambda n, t: ("refused", "'q' does not fit") if n == START else None), TraceError, "'q' does not fit"),
-        "bug": (Pool(lambda n, t: ("failed", "KeyError: 'x'") if n == 2 else None), RuntimeError, "at 'van Gogh':\nKeyError"),
+        "bad concept": (
+            Pool(lambda n, t: ("refused", "'q' does not fit") if n == START else None),
+            TraceError,
+            "'q' does not fit",
+        ),
+        "bug": (
+            Pool(lambda n, t: ("failed", "KeyError: 'x'") if n == 2 else None),
+            RuntimeError,
+            "at 'van Gogh':\nKeyError",
+        ),
     }[case]
     with pytest.raises(error, match=message):
         work(pool)
@@ -141,7 +153,10 @@ OTHERS = {
     "steps": (replace(SETUP, finetune={"steps": 4, "window": (0.2, 1.0)}), "finetune, steps was 3 and is 4"),
     "default": (replace(SETUP, closed_form={}), "closed form, eta was 0.0 and is the default"),
     "method": (replace(SETUP, method="esd"), 'method was "trace" and is "esd"'),
-    "anchor": (replace(SETUP, concepts=(Concept("cat", "dog"), *CONCEPTS[1:])), 'concepts, number 1, anchor was "" and is "dog"'),
+    "anchor": (
+        replace(SETUP, concepts=(Concept("cat", "dog"), *CONCEPTS[1:])),
+        'concepts, number 1, anchor was "" and is "dog"',
+    ),
     "fewer": (replace(SETUP, concepts=CONCEPTS[:3]), "concepts had 4 entries and has 3"),
     "model": (replace(SETUP, model="/there/a.safetensors", size=9), 'model was "demo-sd"'),
     "seed": (replace(SETUP, seed=8), "seed was 7 and is 8"),
@@ -156,7 +171,9 @@ def test_another_job_is_refused_by_name(name, tmp_path):
     Folder(tmp_path / "x.safetensors", other).open()  # nothing is lost yet
     mine.open()
     part(mine.files[1])
-    with pytest.raises(TraceError, match="another job is in .*choose another --out, or remove the folder") as caught:
+    with pytest.raises(
+        TraceError, match="another job is in .*choose another --out, or remove the folder"
+    ) as caught:
         Folder(tmp_path / "x.safetensors", other).open()
     assert message in str(caught.value)
 
@@ -191,7 +208,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_options_that_do_not_go_together(name):
     options, message = BAD[name]
-    args = SimpleNamespace(**{"jobs": None, "ray": None, "apart": False, "together": False, "resume": None, **options})
+    args = SimpleNamespace(
+        **{"jobs": None, "ray": None, "apart": False, "together": False, "resume": None, **options}
+    )
     with pytest.raises(TraceError, match=message):
         jobs.check(args, METHODS["trace"], CONCEPTS)
 

@@ -1,4 +1,6 @@
-"""Lists as people have them: layout, commas, syntax of prompts, tables, JSON, YAML, and where each error says it is."""
+"""Lists as people have them: layout, commas, syntax of prompts, tables, JSON, YAML, and where each error
+says it is.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,33 @@ def names(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        "\ufeffcat\r\ndog\r\n", "cat\rdog", "- cat\n- dog", "* cat\n* dog", "• cat\n•dog", "– cat\n— dog", "-cat\n-dog", "1. cat\n2) dog",
-        "  10. cat\n  11. dog", "- [ ] cat\n- [x] dog", "cat; dog", "cat;dog;", "cat；dog", "cat,\ndog,", '"cat",\n"dog",', "'cat',\n'dog'",
-        "['cat', 'dog']", '["cat", "dog"]', '[\n  "cat",\n  "dog"\n]', "[\n'cat',  # the first\n'dog',\n]", "animals = [\n    'cat',\n    'dog',\n]",
-        "animals = ['cat', 'dog']", "('cat', 'dog')", '- "cat"\n- "dog"', "\u200bcat\ndog\ufeff", "“cat”\n„dog“", "cat # one\n# two\n\ndog",
+        "\ufeffcat\r\ndog\r\n",
+        "cat\rdog",
+        "- cat\n- dog",
+        "* cat\n* dog",
+        "• cat\n•dog",
+        "– cat\n— dog",
+        "-cat\n-dog",
+        "1. cat\n2) dog",
+        "  10. cat\n  11. dog",
+        "- [ ] cat\n- [x] dog",
+        "cat; dog",
+        "cat;dog;",
+        "cat；dog",
+        "cat,\ndog,",
+        '"cat",\n"dog",',
+        "'cat',\n'dog'",
+        "['cat', 'dog']",
+        '["cat", "dog"]',
+        '[\n  "cat",\n  "dog"\n]',
+        "[\n'cat',  # the first\n'dog',\n]",
+        "animals = [\n    'cat',\n    'dog',\n]",
+        "animals = ['cat', 'dog']",
+        "('cat', 'dog')",
+        '- "cat"\n- "dog"',
+        "\u200bcat\ndog\ufeff",
+        "“cat”\n„dog“",
+        "cat # one\n# two\n\ndog",
     ],
 )
 def test_layout_is_no_part_of_a_name(text):
@@ -57,29 +82,58 @@ def test_layout_is_no_part_of_a_name(text):
     assert parse_keep(text) == ["cat", "dog"]
 
 
-@pytest.mark.parametrize("arrow", ["->", "=>", "-->", "==>", "--->", "→", "⇒", "⟶", "➔", "➡️", "–>", "—>", "−>", "➜", "⟹"])
+@pytest.mark.parametrize(
+    "arrow", ["->", "=>", "-->", "==>", "--->", "→", "⇒", "⟶", "➔", "➡️", "–>", "—>", "−>", "➜", "⟹"]
+)
 @pytest.mark.parametrize("line", ["cat {} dog", "cat{}dog", "- cat {} dog", '"cat" {} dog', "cat {} dog,"])
 def test_every_form_of_an_arrow(arrow, line):
     assert parse_concepts(line.format(arrow)) == [Concept("cat", "dog")]
 
 
-@pytest.mark.parametrize("line", ["cat <- dog", "cat ← dog", "cat <-> dog", "cat ⇐ dog", "cat <= dog", "cat ⇔ dog"])
+@pytest.mark.parametrize(
+    "line", ["cat <- dog", "cat ← dog", "cat <-> dog", "cat ⇐ dog", "cat <= dog", "cat ⇔ dog"]
+)
 def test_an_arrow_backwards_is_refused(line):
-    with pytest.raises(ConceptError, match=r"line 1: the arrow in .* points backwards; write `concept -> anchor`"):
+    with pytest.raises(
+        ConceptError, match=r"line 1: the arrow in .* points backwards; write `concept -> anchor`"
+    ):
         parse_concepts(line)
 
 
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        ('"Washington, D.C."', "Washington, D.C."), ("“Washington, D.C.”", "Washington, D.C."), ("'Washington, D.C.',", "Washington, D.C."),
-        ('"Steins;Gate"', "Steins;Gate"), ('"1. FC Köln"', "1. FC Köln"), ("10,000 Maniacs", "10,000 Maniacs"), ("saber_(fate)", "saber_(fate)"),
-        (r"saber_\(fate\)", "saber_(fate)"), ("Zelda (character)", "Zelda (character)"), ("(cat)", "(cat)"), ("a (b) [c] {d}", "a (b) [c] {d}"),
-        ("ROCK AND ROLL", "ROCK AND ROLL"), ("Dolce and Gabbana", "Dolce and Gabbana"), ("3:10 to Yuma", "3:10 to Yuma"), ("16:9", "16:9"),
-        ("Blade Runner: 2049", "Blade Runner: 2049"), ('"(cat:1.3)"', "(cat:1.3)"), ('"BREAK"', "BREAK"), ("McDonald's", "McDonald's"),
-        ("rock 'n' roll", "rock 'n' roll"), ("'Tis the season", "'Tis the season"), ("*NSYNC", "*NSYNC"), ("1 - 2", "1 - 2"), ("x-ray", "x-ray"),
-        ("(500) Days of Summer", "(500) Days of Summer"), ("breakdance", "breakdance"), ("Ladder 49", "Ladder 49"), ("'C#',", "C#"),
-        ('"cat <- dog"', "cat <- dog"), ("I <3 NY", "I <3 NY"), ("snake_case__name", "snake_case__name"),
+        ('"Washington, D.C."', "Washington, D.C."),
+        ("“Washington, D.C.”", "Washington, D.C."),
+        ("'Washington, D.C.',", "Washington, D.C."),
+        ('"Steins;Gate"', "Steins;Gate"),
+        ('"1. FC Köln"', "1. FC Köln"),
+        ("10,000 Maniacs", "10,000 Maniacs"),
+        ("saber_(fate)", "saber_(fate)"),
+        (r"saber_\(fate\)", "saber_(fate)"),
+        ("Zelda (character)", "Zelda (character)"),
+        ("(cat)", "(cat)"),
+        ("a (b) [c] {d}", "a (b) [c] {d}"),
+        ("ROCK AND ROLL", "ROCK AND ROLL"),
+        ("Dolce and Gabbana", "Dolce and Gabbana"),
+        ("3:10 to Yuma", "3:10 to Yuma"),
+        ("16:9", "16:9"),
+        ("Blade Runner: 2049", "Blade Runner: 2049"),
+        ('"(cat:1.3)"', "(cat:1.3)"),
+        ('"BREAK"', "BREAK"),
+        ("McDonald's", "McDonald's"),
+        ("rock 'n' roll", "rock 'n' roll"),
+        ("'Tis the season", "'Tis the season"),
+        ("*NSYNC", "*NSYNC"),
+        ("1 - 2", "1 - 2"),
+        ("x-ray", "x-ray"),
+        ("(500) Days of Summer", "(500) Days of Summer"),
+        ("breakdance", "breakdance"),
+        ("Ladder 49", "Ladder 49"),
+        ("'C#',", "C#"),
+        ('"cat <- dog"', "cat <- dog"),
+        ("I <3 NY", "I <3 NY"),
+        ("snake_case__name", "snake_case__name"),
     ],
 )
 def test_a_name_stays_a_name(line, name):
@@ -89,15 +143,31 @@ def test_a_name_stays_a_name(line, name):
 def test_pasted_strings_are_lines_but_for_words_that_may_be_of_a_name():
     """An arrow is one in a list of a program as well; 'from' is not."""
     assert parse_concepts('"cat -> dog",\n"still from a film",\n"cat + red background",') == [
-        Concept("cat", "dog"), Concept("still from a film"), combined("cat", "red background"),
+        Concept("cat", "dog"),
+        Concept("still from a film"),
+        combined("cat", "red background"),
     ]
     assert parse_concepts('"cat -> dog"') == [Concept("cat -> dog")], "alone, the quotes are ours"
 
 
-@pytest.mark.parametrize("line", ["cat, dog", "Washington, D.C.", "cat,dog", "猫、犬", "cat، dog", "cat -> a dog, sitting", "Name,tag,tag"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cat, dog",
+        "Washington, D.C.",
+        "cat,dog",
+        "猫、犬",
+        "cat، dog",
+        "cat -> a dog, sitting",
+        "Name,tag,tag",
+    ],
+)
 def test_a_comma_is_refused_with_the_remedy(line):
     for parse in (parse_concepts, parse_keep):
-        with pytest.raises(ConceptError, match=r'x, line 2: .* holds a comma; .*semicolon.*double quotes.*"Washington, D\.C\."'):
+        with pytest.raises(
+            ConceptError,
+            match=r'x, line 2: .* holds a comma; .*semicolon.*double quotes.*"Washington, D\.C\."',
+        ):
             parse(f"bird\n{line}", "x")
 
 
@@ -107,12 +177,29 @@ def test_of_many_commas_the_first_is_named_and_the_others_are_counted():
 
 
 SYNTAX = {
-    "(cat:1.3)": "is a weight", "a (cat:1.3) b": "is a weight", "( cat : .5 )": "is a weight", "cat:1.3": "is a weight", "cat::2": "is a weight",
-    "((cat))": "is an emphasis", "[cat]": "is an emphasis", "[cat:dog:0.5]": "is an emphasis or a switch", "a [cat|dog] b": "is an emphasis or a switch",
-    "BREAK": "is a keyword", "cat BREAK dog": "is a keyword", "cat AND dog": "is a keyword", "<lora:x:1>": "loads a file",
-    "cat <lora:x:0.8>": "loads a file", "<lyco:x>": "loads a file", "embedding:x": "is a trained embedding", "(embedding:bad:1.2)": "embedding",
-    "{a|b}": "is a choice", "a {b|c} d": "is a choice", "__animal__": "is a wildcard", "a __color/dark__ cat": "is a wildcard",
-    "cat -> (dog:1.2)": "is a weight", "cat + (red background:1.2)": "is a weight",
+    "(cat:1.3)": "is a weight",
+    "a (cat:1.3) b": "is a weight",
+    "( cat : .5 )": "is a weight",
+    "cat:1.3": "is a weight",
+    "cat::2": "is a weight",
+    "((cat))": "is an emphasis",
+    "[cat]": "is an emphasis",
+    "[cat:dog:0.5]": "is an emphasis or a switch",
+    "a [cat|dog] b": "is an emphasis or a switch",
+    "BREAK": "is a keyword",
+    "cat BREAK dog": "is a keyword",
+    "cat AND dog": "is a keyword",
+    "<lora:x:1>": "loads a file",
+    "cat <lora:x:0.8>": "loads a file",
+    "<lyco:x>": "loads a file",
+    "embedding:x": "is a trained embedding",
+    "(embedding:bad:1.2)": "embedding",
+    "{a|b}": "is a choice",
+    "a {b|c} d": "is a choice",
+    "__animal__": "is a wildcard",
+    "a __color/dark__ cat": "is a wildcard",
+    "cat -> (dog:1.2)": "is a weight",
+    "cat + (red background:1.2)": "is a weight",
 }
 
 
@@ -130,7 +217,9 @@ def test_all_duplicates_are_told_at_once():
     with pytest.raises(ConceptError) as caught:
         parse_concepts("cat\nCat -> dog\nbird\nBIRD\n" + "\n".join(["fish"] * 12), "x")
     message = str(caught.value)
-    assert message.startswith("x, line 2: 'Cat' already stands on line 1; x, line 4: 'BIRD' already stands on line 3; ")
+    assert message.startswith(
+        "x, line 2: 'Cat' already stands on line 1; x, line 4: 'BIRD' already stands on line 3; "
+    )
     assert message.endswith("and 5 more; remove one of each")
 
 
@@ -144,7 +233,10 @@ def test_json_in_a_text_box():
 
 
 def test_a_text_file_says_file_and_line(read):
-    assert read("a.txt", b"\xef\xbb\xbfcat\r\n\r\ndog -> truck\r\n") == ([Concept("cat"), Concept("dog", "truck")], [])
+    assert read("a.txt", b"\xef\xbb\xbfcat\r\n\r\ndog -> truck\r\n") == (
+        [Concept("cat"), Concept("dog", "truck")],
+        [],
+    )
     assert read("a.txt", "cat\nÄpfel".encode("utf-16"))[0] == [Concept("cat"), Concept("Äpfel")]
     with pytest.raises(ConceptError, match=r"^a\.txt, line 3: 'Cat' already stands on line 1"):
         read("a.txt", "cat\n\nCat")
@@ -154,9 +246,16 @@ def test_a_text_file_says_file_and_line(read):
 
 def test_a_table_in_a_text_file_is_refused_with_the_option_and_read_with_it(read):
     table = "A. J. Casson \nAaron Douglas,actor \nAbbott Fuller Graves,realism,painter \n"
-    with pytest.raises(ConceptError, match=r"^a\.txt, line 2: 'Aaron Douglas,actor' holds a comma \(and 1 more of the list\).*--column 1$"):
+    with pytest.raises(
+        ConceptError,
+        match=r"^a\.txt, line 2: 'Aaron Douglas,actor' holds a comma \(and 1 more of the list\).*--column 1$",
+    ):
         read("a.txt", table)
-    assert [c.target for c in read("a.txt", table, concept="1")[0]] == ["A. J. Casson", "Aaron Douglas", "Abbott Fuller Graves"]
+    assert [c.target for c in read("a.txt", table, concept="1")[0]] == [
+        "A. J. Casson",
+        "Aaron Douglas",
+        "Abbott Fuller Graves",
+    ]
 
 
 def test_what_is_no_list_is_refused(read, tmp_path):
@@ -176,8 +275,15 @@ def test_what_is_no_list_is_refused(read, tmp_path):
 
 
 def test_a_table_with_a_header(read):
-    concepts, notes = read("a.csv", b'\xef\xbb\xbfconcept,anchor,kind,born\r\ncat,dog,,\r\n"King, Jr.",a man,celebrity,1929\r\nMonet,,artist,1840\r\n')
-    assert concepts == [Concept("cat", "dog"), Concept("King, Jr.", "a man", kind_given="person"), Concept("Monet", kind_given="style")]
+    concepts, notes = read(
+        "a.csv",
+        b'\xef\xbb\xbfconcept,anchor,kind,born\r\ncat,dog,,\r\n"King, Jr.",a man,celebrity,1929\r\nMonet,,artist,1840\r\n',  # noqa: E501
+    )
+    assert concepts == [
+        Concept("cat", "dog"),
+        Concept("King, Jr.", "a man", kind_given="person"),
+        Concept("Monet", kind_given="style"),
+    ]
     assert [c.kind for c in concepts] == ["object", "person", "style"] and not notes
 
 
@@ -204,27 +310,59 @@ def test_columns(read, content, columns, found):
 def test_a_tsv_and_other_columns(read):
     assert read("a.tsv", "concept\tanchor\ncat\tdog\n")[0] == [Concept("cat", "dog")]
     table = "what,instead,sort\ncat,dog,style\n"
-    assert read("a.csv", table, concept="what", anchor="instead", kind="sort")[0] == [Concept("cat", "dog", kind_given="style")]
+    assert read("a.csv", table, concept="what", anchor="instead", kind="sort")[0] == [
+        Concept("cat", "dog", kind_given="style")
+    ]
     assert read("a.csv", "concept,anchor\ncat,dog\n", anchor="none")[0] == [Concept("cat")]
 
 
 def test_rows_that_repeat_a_name_are_left_out_with_a_note(read):
     """Published tables have a row for every prompt and seed."""
-    rows = "case_number,prompt,evaluation_seed,artist\n" + "".join(f"{i},a picture,{i},{'Monet' if i < 4 else 'Dali'}\n" for i in range(8))
+    rows = "case_number,prompt,evaluation_seed,artist\n" + "".join(
+        f"{i},a picture,{i},{'Monet' if i < 4 else 'Dali'}\n" for i in range(8)
+    )
     concepts, notes = read("a.csv", rows)
-    assert [c.target for c in concepts] == ["Monet", "Dali"] and notes == ["a.csv: 6 rows repeat a name and were left out"]
+    assert [c.target for c in concepts] == ["Monet", "Dali"] and notes == [
+        "a.csv: 6 rows repeat a name and were left out"
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "columns", "says"),
     [
-        (",type,prompt\n0,erased,A portrait\n", {}, "a.csv: the table has 3 columns and none is named 'concept'; .*--column 1. Its first row: 1 '', 2 'type', 3 'prompt'"),
-        ("Monet,painter\nDali,painter\n", {}, "a.csv: the table has 2 columns .* Its first row: 1 'Monet', 2 'painter'"),
-        ("name,artist\na,b\n", {}, "a.csv: the columns 'name' and 'artist' may both be meant; choose one by --column"),
-        ("concept,kind\ncat,animal\n", {}, "a.csv, line 2: 'animal' is no kind; use object, style, person, explicit, or .* --kind-column none"),
+        (
+            ",type,prompt\n0,erased,A portrait\n",
+            {},
+            "a.csv: the table has 3 columns and none is named 'concept'; .*--column 1. Its first row: 1 '', "
+            "2 'type', 3 'prompt'",
+        ),
+        (
+            "Monet,painter\nDali,painter\n",
+            {},
+            "a.csv: the table has 2 columns .* Its first row: 1 'Monet', 2 'painter'",
+        ),
+        (
+            "name,artist\na,b\n",
+            {},
+            "a.csv: the columns 'name' and 'artist' may both be meant; choose one by --column",
+        ),
+        (
+            "concept,kind\ncat,animal\n",
+            {},
+            "a.csv, line 2: 'animal' is no kind; use object, style, person, explicit, or .* --kind-column "
+            "none",
+        ),
         ("concept,x\ncat,1\n,2\n", {}, "a.csv, line 3: column 1 is empty in this row"),
-        ("concept,x\ncat,1\n", {"concept": "y"}, "--column 'y': a.csv has no such column; the columns are 'concept', 'x'"),
-        ("a,b\nc,d\n", {"concept": "7"}, "--column '7': a.csv has no such column; there is no header, so name it by its number, 1 to 2"),
+        (
+            "concept,x\ncat,1\n",
+            {"concept": "y"},
+            "--column 'y': a.csv has no such column; the columns are 'concept', 'x'",
+        ),
+        (
+            "a,b\nc,d\n",
+            {"concept": "7"},
+            "--column '7': a.csv has no such column; there is no header, so name it by its number, 1 to 2",
+        ),
         ("concept,anchor\ncat,dog\ncat,bird\n", {}, "a.csv, line 3: 'cat' already stands on line 2"),
         ("concept,x\n(cat:1.2),1\n", {}, "a.csv, line 2: .* is a weight"),
         ("concept,anchor\ncat -> dog,bird\n", {}, "a.csv, line 2: 'cat -> dog' has 2 arrows"),
@@ -267,10 +405,14 @@ MACE = """MACE:
 
 
 def test_mace_configuration(read, kept):
-    """Hyphens stand for blanks, as MACE's own code has it; 'object' is one of its two kinds, and says less than our lists."""
+    """Hyphens stand for blanks, as MACE's own code has it; 'object' is one of its two kinds, and says less
+    than our lists.
+    """
     concepts, _ = read("erase.yaml", MACE)
     assert concepts == [
-        Concept("adam driver", "a person"), Concept("claude monet", "art", kind_given="style"), Concept("nudity", "a person wearing clothes"),
+        Concept("adam driver", "a person"),
+        Concept("claude monet", "art", kind_given="style"),
+        Concept("nudity", "a person wearing clothes"),
     ]
     assert [c.kind for c in concepts] == ["person", "style", "explicit"]
     assert read("erase.yaml", MACE, concept="MACE.multi_concept")[0] == concepts
@@ -279,29 +421,67 @@ def test_mace_configuration(read, kept):
 
 
 def test_other_published_forms(read, kept):
-    uce = {"concepts": ["Kelly McKernan", "Foo Bar"], "guide_concepts": "art", "preserve_concepts": ["Claude Monet"], "concept_type": "art"}
-    assert read("uce.json", json.dumps(uce))[0] == [Concept(n, "art", kind_given="style") for n in uce["concepts"]]
+    uce = {
+        "concepts": ["Kelly McKernan", "Foo Bar"],
+        "guide_concepts": "art",
+        "preserve_concepts": ["Claude Monet"],
+        "concept_type": "art",
+    }
+    assert read("uce.json", json.dumps(uce))[0] == [
+        Concept(n, "art", kind_given="style") for n in uce["concepts"]
+    ]
     assert kept("uce.json", json.dumps(uce)) == ["Claude Monet"]
-    assert read("uce.json", '{"edit_concepts": "cat; dog", "guide_concept": "bird"}')[0] == [Concept("cat", "bird"), Concept("dog", "bird")]
-    leco = "- target: van gogh\n  positive: van gogh\n  unconditional: ''\n  neutral: art\n  action: erase\n- target: snoopy\n  neutral: ''\n"
+    assert read("uce.json", '{"edit_concepts": "cat; dog", "guide_concept": "bird"}')[0] == [
+        Concept("cat", "bird"),
+        Concept("dog", "bird"),
+    ]
+    leco = (
+        "- target: van gogh\n  positive: van gogh\n  unconditional: ''\n  neutral: art\n  action: "
+        "erase\n- target: snoopy\n  neutral: ''\n"
+    )
     assert read("leco.yml", leco)[0] == [Concept("van gogh", "art"), Concept("snoopy")]
-    pairs = {"concept": "Van Gogh", "protect": "a photo", "pairs": [{"concept": "an oil painting by Van Gogh", "anchor": "an oil painting"}]}
-    with pytest.raises(ConceptError, match="space.json: 'concept' and 'pairs' may both be meant; choose one by --column, such as --column concept"):
+    pairs = {
+        "concept": "Van Gogh",
+        "protect": "a photo",
+        "pairs": [{"concept": "an oil painting by Van Gogh", "anchor": "an oil painting"}],
+    }
+    with pytest.raises(
+        ConceptError,
+        match="space.json: 'concept' and 'pairs' may both be meant; choose one by --column, such as "
+        "--column concept",
+    ):
         read("space.json", json.dumps(pairs))
     assert read("space.json", json.dumps(pairs), concept="concept")[0] == [Concept("Van Gogh")]
-    assert read("space.json", json.dumps(pairs), concept="pairs")[0] == [Concept("an oil painting by Van Gogh", "an oil painting")]
+    assert read("space.json", json.dumps(pairs), concept="pairs")[0] == [
+        Concept("an oil painting by Van Gogh", "an oil painting")
+    ]
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ('["cat", "dog -> truck", "Washington, D.C.", "still from a film"]',
-         [Concept("cat"), Concept("dog", "truck"), Concept("Washington, D.C."), Concept("still from a film")]),
-        ('[["cat", "object"], ["Foo", "style"], ["Bar"]]', [Concept("cat", kind_given="object"), Concept("Foo", kind_given="style"), Concept("Bar")]),
+        (
+            '["cat", "dog -> truck", "Washington, D.C.", "still from a film"]',
+            [
+                Concept("cat"),
+                Concept("dog", "truck"),
+                Concept("Washington, D.C."),
+                Concept("still from a film"),
+            ],
+        ),
+        (
+            '[["cat", "object"], ["Foo", "style"], ["Bar"]]',
+            [Concept("cat", kind_given="object"), Concept("Foo", kind_given="style"), Concept("Bar")],
+        ),
         ('{"cat": "dog", "Foo": null}', [Concept("cat", "dog"), Concept("Foo")]),
-        ('{"cat": {"anchor": "dog", "strength": 0.5}, "Foo": {"kind": "person"}}',
-         [Concept("cat", "dog", strength=0.5), Concept("Foo", kind_given="person")]),
-        ('[{"name": "cat", "anchor": "dog"}, {"name": "Foo", "type": "artist"}]', [Concept("cat", "dog"), Concept("Foo", kind_given="style")]),
+        (
+            '{"cat": {"anchor": "dog", "strength": 0.5}, "Foo": {"kind": "person"}}',
+            [Concept("cat", "dog", strength=0.5), Concept("Foo", kind_given="person")],
+        ),
+        (
+            '[{"name": "cat", "anchor": "dog"}, {"name": "Foo", "type": "artist"}]',
+            [Concept("cat", "dog"), Concept("Foo", kind_given="style")],
+        ),
         ('{"my list": ["cat"]}', [Concept("cat")]),
         ('{"concept": "Washington, D.C.", "anchor": "a city"}', [Concept("Washington, D.C.", "a city")]),
         ('{"erase": {"cat": "dog"}}', [Concept("cat", "dog")]),
@@ -314,8 +494,17 @@ def test_json(read, content, found):
 
 
 def test_names_of_yaml_are_strings(read):
-    assert [c.target for c in read("a.yaml", "- no\n- 1984\n- on\n- 2020-01-01\n- 'null'\n")[0]] == ["no", "1984", "on", "2020-01-01", "null"]
-    assert [c.target for c in read("a.jsonl", '"cat"\n\n{"concept": "dog", "anchor": "bird"}\n')[0]] == ["cat", "dog"]
+    assert [c.target for c in read("a.yaml", "- no\n- 1984\n- on\n- 2020-01-01\n- 'null'\n")[0]] == [
+        "no",
+        "1984",
+        "on",
+        "2020-01-01",
+        "null",
+    ]
+    assert [c.target for c in read("a.jsonl", '"cat"\n\n{"concept": "dog", "anchor": "bird"}\n')[0]] == [
+        "cat",
+        "dog",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -328,13 +517,30 @@ def test_names_of_yaml_are_strings(read):
         ("a.json", '[["cat", "dog"], ["a", "b"]]', "a.json: entry 1 is a list of 2, not a name"),
         ("a.json", '["cat",\n\n"(dog:1.2)"]', "a.json, line 3: .* is a weight"),
         ("a.json", '["cat",\n"Cat"]', "a.json, line 2: 'Cat' already stands on line 1"),
-        ("a.json", '{"cat": ["kitty", "puss"], "dog": ["hound"]}', "a.json: it is not plain which of its parts are the names; choose one by --column. It has 'cat', 'dog'"),
+        (
+            "a.json",
+            '{"cat": ["kitty", "puss"], "dog": ["hound"]}',
+            "a.json: it is not plain which of its parts are the names; choose one by --column. It has "
+            "'cat', 'dog'",
+        ),
         ("a.json", '{"model": "sd", "device": "cuda"}', "a.json: it is not plain"),
-        ("a.json", '{"artist": "person", "cat": "dog"}', "a.json: 'artist' may be a name with its anchor, or say that a name follows"),
-        ("a.json", '{"seed": 1, "concepts": "Kelly McKernan, Foo"}', "a.json, line 1: 'Kelly McKernan, Foo' holds a comma; write 'concepts' as a list"),
+        (
+            "a.json",
+            '{"artist": "person", "cat": "dog"}',
+            "a.json: 'artist' may be a name with its anchor, or say that a name follows",
+        ),
+        (
+            "a.json",
+            '{"seed": 1, "concepts": "Kelly McKernan, Foo"}',
+            "a.json, line 1: 'Kelly McKernan, Foo' holds a comma; write 'concepts' as a list",
+        ),
         ("a.json", '{"cat": "dog", "Cat": "bird"}', "a.json: 'cat' stands twice in one object"),
         ("a.json", '[{"concept": "cat",\n"kind": "animal"}]', "a.json, line 1: 'animal' is no kind"),
-        ("a.json", '[{"concept": "cat", "strength": "much"}]', "a.json, line 1: the strength 'much' is no number"),
+        (
+            "a.json",
+            '[{"concept": "cat", "strength": "much"}]',
+            "a.json, line 1: the strength 'much' is no number",
+        ),
         ("a.json", '[{"concept": "cat", "strength": 9}]', "a.json, line 1: the strength '9.0'"),
         ("a.json", "[" * 100_000, "a.json"),
         ("a.json", "[]", "a.json: nothing to erase"),
@@ -343,10 +549,22 @@ def test_names_of_yaml_are_strings(read):
         ("a.yaml", "- cat\n-\n", "a.yaml: entry 2 is empty"),
         ("a.yaml", "- cat\n- [dog:1.2]\n", "a.yaml"),
         ("a.yaml", "", "a.yaml: the file holds empty"),
-        ("a.yaml", "- !!python/object/apply:os.system ['x']\n", "a.yaml, line 1: '.*os.system' asks for more than a list"),
+        (
+            "a.yaml",
+            "- !!python/object/apply:os.system ['x']\n",
+            "a.yaml, line 1: '.*os.system' asks for more than a list",
+        ),
         ("a.yaml", "- cat\n- ['dog']\n- !x y\n", "a.yaml, line 3: '!x' asks for more"),
         ("a.yaml", "cat: dog\nCat: bird\n", "a.yaml: 'cat' stands twice"),
-        ("a.yaml", "a: &a ['x','x']\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)},*{chr(97 + i)},*{chr(97 + i)}]\n" for i in range(15)), "a.yaml"),
+        (
+            "a.yaml",
+            "a: &a ['x','x']\n"
+            + "".join(
+                f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)},*{chr(97 + i)},*{chr(97 + i)}]\n"
+                for i in range(15)
+            ),
+            "a.yaml",
+        ),
     ],
 )
 def test_a_bad_file_says_where(read, name, content, says):
@@ -355,17 +573,25 @@ def test_a_bad_file_says_where(read, name, content, says):
 
 
 def test_an_alias_bomb_is_refused(read):
-    bomb = "concepts: &a ['x','y']\n" + "".join(f"c{i}: &c{i} [*{'a' if not i else f'c{i - 1}'}, *{'a' if not i else f'c{i - 1}'}]\n" for i in range(40))
+    bomb = "concepts: &a ['x','y']\n" + "".join(
+        f"c{i}: &c{i} [*{'a' if not i else f'c{i - 1}'}, *{'a' if not i else f'c{i - 1}'}]\n"
+        for i in range(40)
+    )
     with pytest.raises(ConceptError, match="too deep|more than 100,000"):
         read("a.yaml", bomb, concept="c39")
 
 
 def test_a_column_that_is_not_there(read):
-    for content, column, says in (('["cat"]', "x", "has no such key"), ('[{"a": "cat"}, {"b": "dog"}]', "a", "entry 2 of a.json has no such key"),
-                                  ('{"a": {"x": ["cat"]}, "b": {"x": ["dog"]}}', "x", "more than one; write the way to it")):
+    for content, column, says in (
+        ('["cat"]', "x", "has no such key"),
+        ('[{"a": "cat"}, {"b": "dog"}]', "a", "entry 2 of a.json has no such key"),
+        ('{"a": {"x": ["cat"]}, "b": {"x": ["dog"]}}', "x", "more than one; write the way to it"),
+    ):
         with pytest.raises(ConceptError, match=f"^--column '{column}'.*{says}"):
             read("a.json", content, concept=column)
-    assert [c.target for c in read("a.json", '{"a": {"x": ["cat"]}, "b": {"x": ["dog"]}}', concept="b.x")[0]] == ["dog"]
+    assert [
+        c.target for c in read("a.json", '{"a": {"x": ["cat"]}, "b": {"x": ["dog"]}}', concept="b.x")[0]
+    ] == ["dog"]
 
 
 def test_without_pyyaml_the_message_says_what_to_do(read, monkeypatch):
@@ -377,5 +603,8 @@ def test_without_pyyaml_the_message_says_what_to_do(read, monkeypatch):
         return known(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", importing)
-    with pytest.raises(ConceptError, match="reading YAML needs the package pyyaml, which is not installed; .*JSON, CSV or text"):
+    with pytest.raises(
+        ConceptError,
+        match="reading YAML needs the package pyyaml, which is not installed; .*JSON, CSV or text",
+    ):
         read("a.yaml", "- cat")

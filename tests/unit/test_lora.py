@@ -68,7 +68,9 @@ def test_file_gives_the_edit_to_float16_rounding(tmp_path, scale):
 def test_file_is_a_plain_lora(file):
     """Keys, ranks and alpha as the stock loader reads them; alpha / rank = 1."""
     state = load_file(file)
-    assert set(state) == {f"{m}.{part}" for m in (A, B) for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+    assert set(state) == {
+        f"{m}.{part}" for m in (A, B) for part in ("lora_up.weight", "lora_down.weight", "alpha")
+    }
     assert state[f"{A}.lora_up.weight"].shape == (8, 3) and state[f"{A}.lora_down.weight"].shape == (3, 6)
     assert state[f"{A}.alpha"].item() == 3.0
 
@@ -145,7 +147,9 @@ def test_metadata_says_what_how_and_from_which_base(tmp_path):
 
 def test_metadata_holds_no_path(tmp_path):
     """A file that is shared tells nothing about the machine it was made on."""
-    path = make(metadata=base_metadata(Base(), [Concept("cat")], [], "trace", {}, 0)).save(tmp_path / "x.safetensors")
+    path = make(metadata=base_metadata(Base(), [Concept("cat")], [], "trace", {}, 0)).save(
+        tmp_path / "x.safetensors"
+    )
     with safe_open(path, "pt") as f:
         assert not any(str(tmp_path) in v or os.path.expanduser("~") in v for v in f.metadata().values())
 
@@ -170,7 +174,9 @@ def test_metadata_that_is_no_json_is_shown_as_it_is(value):
     assert info["rank"] == 3 and "trace.concepts" in info
 
 
-@pytest.mark.parametrize("value", ["NaN", "[0.2, Infinity]", '{"eta": -Infinity}', "[1e999]", "[" * 200_000], ids=lambda v: v[:12])
+@pytest.mark.parametrize(
+    "value", ["NaN", "[0.2, Infinity]", '{"eta": -Infinity}', "[1e999]", "[" * 200_000], ids=lambda v: v[:12]
+)
 def test_numbers_that_no_browser_reads_stay_text(value):
     info = ErasureLora(make().modules, {"trace.parameters": value, "trace.window": "[0.2, 1.0]"}).info()
     assert info["trace.parameters"] == value and info["trace.window"] == [0.2, 1.0]
@@ -221,7 +227,9 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    with pytest.raises(LoraError, match="cannot write .*Permission denied; choose a folder that you may write to"):
+    with pytest.raises(
+        LoraError, match="cannot write .*Permission denied; choose a folder that you may write to"
+    ):
         make().save(tmp_path / "x.safetensors")
     assert listing(tmp_path) == []
 
@@ -273,7 +281,8 @@ def test_factor_beyond_float16_is_refused_by_name(value):
         ErasureLora.from_factors({B: (torch.full((2, 1), value), torch.ones(1, 2))})
 
 
-# --------------------------------------------------------------------------------------------- damaged and hostile
+# --------------------------------------------------------------------------------------------- damaged and
+# hostile
 
 
 def test_missing_file(tmp_path):
@@ -410,9 +419,16 @@ def test_broken_tensors_are_refused_naming_the_module(tmp_path, name, through_fi
 
 @pytest.mark.parametrize(
     "key",
-    ["lora_unet_down_blocks_0.lora_up.weight", "model.weight", "diffusion_model.x.diff", "diffusion_model..lora_up.weightx",
-     "text_encoders.clip_l.x.lora_up.weight", "diffusion_model.x;rm -rf.lora_up.weight", "k" * 5000],
-)  # fmt: skip
+    [
+        "lora_unet_down_blocks_0.lora_up.weight",
+        "model.weight",
+        "diffusion_model.x.diff",
+        "diffusion_model..lora_up.weightx",
+        "text_encoders.clip_l.x.lora_up.weight",
+        "diffusion_model.x;rm -rf.lora_up.weight",
+        "k" * 5000,
+    ],
+)
 def test_unknown_key_is_named(key):
     with pytest.raises(LoraError, match="is no key of an erasure LoRA; use the stock LoRA loader") as caught:
         ErasureLora.from_state_dict({**make().state_dict(), key: torch.ones(1)})
@@ -452,21 +468,39 @@ def test_joined_erasures_add_up():
     joined = ErasureLora.join(first, second)
     assert set(joined.modules) == {BOTH, LEFT, RIGHT} and joined.rank == 5
     assert torch.allclose(joined.delta(BOTH), first.delta(BOTH) + second.delta(BOTH), rtol=0, atol=1e-6)
-    assert torch.equal(joined.delta(LEFT), first.delta(LEFT)) and torch.equal(joined.delta(RIGHT), second.delta(RIGHT))
+    assert torch.equal(joined.delta(LEFT), first.delta(LEFT)) and torch.equal(
+        joined.delta(RIGHT), second.delta(RIGHT)
+    )
     assert all(f.dtype == torch.float16 for pair in joined.modules.values() for f in pair)
     assert first.rank == 2 and set(first.modules) == {BOTH, LEFT}
 
 
 def test_joined_metadata_name_both():
     base = '{"kind": "sd1", "hash": "0123456789abcdef"}'
-    first = made(0, {BOTH: (5, 2, 4)}, **{
-        "trace.base": base, "trace.concepts": '[["cat", "", 1.0], ["dog", "wolf", 1.0]]', "trace.keep": '["car"]',
-        "trace.method": '"trace"', "modelspec.title": "Erased: cat, dog", "own": "1",
-    })  # fmt: skip
-    second = made(1, {BOTH: (5, 2, 4)}, **{
-        "trace.base": base, "trace.concepts": '[["cat", "", 1.0], ["çat", "", 2.0]]', "trace.keep": '["car", "sea"]',
-        "trace.method": '"esd"', "modelspec.title": "Erased: cat", "other": "2",
-    })  # fmt: skip
+    first = made(
+        0,
+        {BOTH: (5, 2, 4)},
+        **{
+            "trace.base": base,
+            "trace.concepts": '[["cat", "", 1.0], ["dog", "wolf", 1.0]]',
+            "trace.keep": '["car"]',
+            "trace.method": '"trace"',
+            "modelspec.title": "Erased: cat, dog",
+            "own": "1",
+        },
+    )
+    second = made(
+        1,
+        {BOTH: (5, 2, 4)},
+        **{
+            "trace.base": base,
+            "trace.concepts": '[["cat", "", 1.0], ["çat", "", 2.0]]',
+            "trace.keep": '["car", "sea"]',
+            "trace.method": '"esd"',
+            "modelspec.title": "Erased: cat",
+            "other": "2",
+        },
+    )
     info = ErasureLora.join(first, second).info()
     assert info["trace.concepts"] == [["cat", "", 1.0], ["dog", "wolf", 1.0], ["çat", "", 2.0]]
     assert info["trace.keep"] == ["car", "sea"] and info["trace.method"] == "trace"
@@ -483,7 +517,9 @@ def test_what_cannot_be_joined_is_refused():
     with pytest.raises(LoraError, match="5 x 4 in one erasure and 5 x 8 in the other"):
         ErasureLora.join(made(0, {BOTH: (5, 2, 4)}), made(1, {BOTH: (5, 2, 8)}))
     with pytest.raises(LoraError, match=r"windows \(0.0, 1.0\) and \(0.3, 1.0\); apply them one by one"):
-        ErasureLora.join(made(0, {BOTH: (5, 2, 4)}), made(1, {BOTH: (5, 2, 4)}, **{"trace.window": "[0.3, 1]"}))
+        ErasureLora.join(
+            made(0, {BOTH: (5, 2, 4)}), made(1, {BOTH: (5, 2, 4)}, **{"trace.window": "[0.3, 1]"})
+        )
 
 
 def test_a_fingerprint_is_of_the_tensors_alone(tmp_path):

@@ -1,4 +1,6 @@
-"""The node pack as ComfyUI imports it: from its folder, under a module name of its own; no ComfyUI is needed."""
+"""The node pack as ComfyUI imports it: from its folder, under a module name of its own; no ComfyUI is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "/somewhere/trace-0_x_1_x_pack"  # ComfyUI's name for custom_nodes/trace-0.1.pack
 IDS = {
-    "TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_ApplyErasureLora", "TRACE_SaveErasureLora",
+    "TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_ApplyErasureLora",
+    "TRACE_SaveErasureLora",
     "TRACE_CompareErasure", "TRACE_ErasurePresets", "TRACE_LoadDemoModel", "TRACE_FuseErasureLoras",
 }  # fmt: skip
 
@@ -28,7 +31,9 @@ def pack():
     before = set(sys.modules)
     sys.modules[NAME] = module
     spec.loader.exec_module(module)
-    new = getattr(sys.modules["nodes"], "__file__", None) or "" if "nodes" in set(sys.modules) - before else ""
+    new = (
+        getattr(sys.modules["nodes"], "__file__", None) or "" if "nodes" in set(sys.modules) - before else ""
+    )
     assert not new.startswith(str(ROOT / "nodes")), "it would hide ComfyUI's nodes.py"
     yield module
     for name in [m for m in sys.modules if m == NAME or m.startswith(NAME + ".")]:
@@ -60,7 +65,11 @@ def test_every_node_explains_itself(pack, hosted, name):
     node = pack.NODE_CLASS_MAPPINGS[name]
     assert node.CATEGORY == "TRACE"
     assert len(node.DESCRIPTION) > 40
-    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) == len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES))
+    assert (
+        len(node.OUTPUT_TOOLTIPS)
+        == len(node.RETURN_TYPES)
+        == len(getattr(node, "RETURN_NAMES", node.RETURN_TYPES))
+    )
     assert all(node.OUTPUT_TOOLTIPS)
     assert callable(getattr(node, node.FUNCTION))
     groups = node.INPUT_TYPES()
@@ -92,11 +101,15 @@ def test_every_node_has_a_help_page(name):
 def test_metadata_survive_the_wire(part):
     wire, lora = part("nodes.wire"), part("trace_core.lora.erasure")
     shared = torch.ones(2, 3)
-    erasure = lora.ErasureLora.from_factors({f"diffusion_model.{m}": (torch.ones(4, 2), shared) for m in "ab"})
+    erasure = lora.ErasureLora.from_factors(
+        {f"diffusion_model.{m}": (torch.ones(4, 2), shared) for m in "ab"}
+    )
     erasure.metadata["trace.method"] = '"x"'
     state = wire.LoraState(erasure)
     assert isinstance(state, dict)
-    assert len({t.data_ptr() for t in state.values()}) == len(state), "safetensors refuses tensors that share memory"
+    assert len({t.data_ptr() for t in state.values()}) == len(state), (
+        "safetensors refuses tensors that share memory"
+    )
     back = wire.erasure_of(state)
     assert back.metadata == erasure.metadata
     assert back.fingerprint == erasure.fingerprint
@@ -130,7 +143,25 @@ def test_file_names(pack, name, wanted):
     assert save.pattern(name, ["cat", "Van Gogh/../.."[:8]], "trace") == wanted
 
 
-@pytest.mark.parametrize("name", ["", "../a", "a/../../b", "/a", "a//b", "C:\\a", "C:a", "a/", "..", ".", "a\0", "a:b", "x" * 300, "\\\\h\\s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "../a",
+        "a/../../b",
+        "/a",
+        "a//b",
+        "C:\\a",
+        "C:a",
+        "a/",
+        "..",
+        ".",
+        "a\0",
+        "a:b",
+        "x" * 300,
+        "\\\\h\\s",
+    ],
+)
 def test_file_names_stay_inside(pack, part, name):
     with pytest.raises(part("trace_core.errors").LoraError):
         pack.NODE_CLASS_MAPPINGS["TRACE_SaveErasureLora"].pattern(name, [], "trace")
@@ -142,16 +173,23 @@ def test_a_concept_cannot_lead_out(pack):
 
 
 def test_a_saved_file_never_takes_the_place_of_another(part, tmp_path, monkeypatch):
-    """Not even where ComfyUI's count misses a file, as one whose name ends otherwise, or a link to nowhere."""
+    """Not even where ComfyUI's count misses a file, as one whose name ends otherwise, or a link to
+    nowhere.
+    """
     folders = types.ModuleType("folder_paths")
     folders.get_save_image_path = lambda pattern, folder: (str(tmp_path), pattern, 1, "", "")
     monkeypatch.setitem(sys.modules, "folder_paths", folders)
     (tmp_path / "cat_00001_.safetensors").write_text("mine")
     (tmp_path / "cat_00002_.safetensors").symlink_to("nowhere")
-    assert part("nodes.host").numbered_path(tmp_path, "cat", ".safetensors") == tmp_path / "cat_00003_.safetensors"
+    assert (
+        part("nodes.host").numbered_path(tmp_path, "cat", ".safetensors")
+        == tmp_path / "cat_00003_.safetensors"
+    )
 
 
-@pytest.mark.parametrize("preset", ["artist", "person", "object", "explicit", "trademark", "demo objects", "demo styles"])
+@pytest.mark.parametrize(
+    "preset", ["artist", "person", "object", "explicit", "trademark", "demo objects", "demo styles"]
+)
 def test_presets_parse(pack, part, preset):
     node, concepts = pack.NODE_CLASS_MAPPINGS["TRACE_ErasurePresets"](), part("trace_core.text.concepts")
     erase, keep = node.lists(preset, "", "a blue house")
@@ -165,7 +203,11 @@ def test_presets_parse(pack, part, preset):
 
 
 def test_trained_twice_is_refused(part):
-    finetune, lora, errors = part("nodes.finetune"), part("trace_core.lora.erasure"), part("trace_core.errors")
+    finetune, lora, errors = (
+        part("nodes.finetune"),
+        part("trace_core.lora.erasure"),
+        part("trace_core.errors"),
+    )
     erasure = lora.ErasureLora.from_factors({"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))})
     record = {part("trace_core.lora.gating").RECORD: ({"fingerprint": erasure.fingerprint},)}
     model = type("Model", (), {"model_options": record})()
@@ -196,7 +238,10 @@ def test_reports_escape_what_they_name(part):
     drift = {"samples": 1, "latent_mse": 0.1, "psnr": 20.0}
     text = reports.compare([{"name": "<i>", "drift": drift}], judged, "settings")
     assert "<" not in text.replace(r"\<", "")
-    assert all(hasattr(getattr(reports, kind), "__wrapped__") for kind in ("closed_form", "finetune", "fusion", "compare"))
+    assert all(
+        hasattr(getattr(reports, kind), "__wrapped__")
+        for kind in ("closed_form", "finetune", "fusion", "compare")
+    )
 
 
 def test_advanced_inputs_are_real_ones(pack, hosted):
@@ -211,7 +256,11 @@ def test_english_is_what_the_nodes_say(pack, hosted):
     said = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())
     assert set(said) == IDS
     for name, node in pack.NODE_CLASS_MAPPINGS.items():
-        inputs = {entry: given[1]["tooltip"] for group in node.INPUT_TYPES().values() for entry, given in group.items()}
+        inputs = {
+            entry: given[1]["tooltip"]
+            for group in node.INPUT_TYPES().values()
+            for entry, given in group.items()
+        }
         assert {entry: v["tooltip"] for entry, v in said[name]["inputs"].items()} == inputs
         assert [v["tooltip"] for v in said[name]["outputs"].values()] == list(node.OUTPUT_TOOLTIPS)
         assert (said[name]["display_name"], said[name]["description"]) == (node.TITLE, node.DESCRIPTION)
@@ -219,15 +268,21 @@ def test_english_is_what_the_nodes_say(pack, hosted):
 
 @pytest.mark.parametrize("language", ["zh", "ja"])
 def test_translations_are_complete(language):
-    english, said = (json.loads((ROOT / "locales" / lang / "nodeDefs.json").read_text()) for lang in ("en", language))
+    english, said = (
+        json.loads((ROOT / "locales" / lang / "nodeDefs.json").read_text()) for lang in ("en", language)
+    )
     assert set(said) == set(english)
     for name, node in english.items():
         for part in ("inputs", "outputs"):
             assert list(said[name][part]) == list(node[part])
-            assert all(v["tooltip"] and v["tooltip"] != node[part][k]["tooltip"] for k, v in said[name][part].items())
+            assert all(
+                v["tooltip"] and v["tooltip"] != node[part][k]["tooltip"] for k, v in said[name][part].items()
+            )
         # an output that is called as its type is takes the page's word for the type
         assert all(v["name"] for v in said[name]["inputs"].values())
-        assert all(v.get("name") or node["outputs"][k]["name"].isupper() for k, v in said[name]["outputs"].items())
+        assert all(
+            v.get("name") or node["outputs"][k]["name"].isupper() for k, v in said[name]["outputs"].items()
+        )
         assert said[name]["display_name"] != node["display_name"]
 
 
@@ -241,17 +296,29 @@ def test_help_pages_have_no_dead_pictures():
 
 def test_side_effects_stand_in_the_report(part):
     """Short, and what is in no prompt of the text encoder's length is left out."""
-    lora = part("trace_core.lora").ErasureLora.from_factors({"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))})
+    lora = part("trace_core.lora").ErasureLora.from_factors(
+        {"diffusion_model.a": (torch.ones(4, 2), torch.ones(2, 3))}
+    )
     words = {"gogh": -0.7, "van": 0.43, "boat": 0.9}
     report = {
-        "concepts": [{"target": "Van Gogh", "anchor": ""}], "solver": "projection", "parameters": {"strength": 1.0}, "method": "trace",
-        "layers": {"a": {"residual": 0.1, "keep_change": 0.2}}, "keep": ["boat"], "contrast": {"Van Gogh": ["van"]}, "warnings": ["look out"],
+        "concepts": [{"target": "Van Gogh", "anchor": ""}],
+        "solver": "projection",
+        "parameters": {"strength": 1.0},
+        "method": "trace",
+        "layers": {"a": {"residual": 0.1, "keep_change": 0.2}},
+        "keep": ["boat"],
+        "contrast": {"Van Gogh": ["van"]},
+        "warnings": ["look out"],
         "side_effects": {"Van Gogh": {"short": 0.1, "long": None, "weighted": 0.26, "words": words}},
-    }  # fmt: skip
+    }
     reports = part("nodes.reports")
     text = reports.closed_form(report, lora)
     assert text.index("look out") < text.index("## Side effects") < text.index("## Limits")
-    assert "| Van Gogh in a short prompt | 10 % |" in text and "| Van Gogh in (Van Gogh:1.3) | 26 % |" in text and "20 words" not in text
+    assert (
+        "| Van Gogh in a short prompt | 10 % |" in text
+        and "| Van Gogh in (Van Gogh:1.3) | 26 % |" in text
+        and "20 words" not in text
+    )
     assert "| 'van', a thing by itself and kept as one | 43 % |" in text and "| 'boat', kept | 90 % |" in text
     assert "| 'gogh', shares tokens with Van Gogh | 0 % |" in text
     assert "## Side effects" not in reports.closed_form({**report, "side_effects": {}}, lora)

@@ -39,7 +39,8 @@ def guided_away(start, concept, eta):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize(
-    ("formula", "start"), [(reversed_guidance, "uncond"), (negative_guidance, "uncond"), (erase_target, "neutral")]
+    ("formula", "start"),
+    [(reversed_guidance, "uncond"), (negative_guidance, "uncond"), (erase_target, "neutral")],
 )
 def test_erase_target_is_the_papers(predictions, formula, start, eta):
     """ANT, figure 1; ESD, equation 7; TRACE, stage 2: away from the concept, starting at neutral."""
@@ -86,7 +87,9 @@ def test_papers_values_make_a_whole_configuration(name, kind):
     """Every None is replaced, and what the paper gives by kind is a valid option."""
     for model in ("sd1", "flux", "flux-schnell"):
         config = FinetuneConfig(objective=name).resolved(kind, model)
-        assert all(getattr(config, k) is not None for k in config.__dataclass_fields__) and config.kind == kind
+        assert (
+            all(getattr(config, k) is not None for k in config.__dataclass_fields__) and config.kind == kind
+        )
         flux = OBJECTIVES[name].flux.get(kind, {}) if model.startswith("flux") else {}
         for option, value in {**OBJECTIVES[name].kinds[kind], **flux}.items():
             if option == "eta" and model == "flux":
@@ -99,7 +102,9 @@ def test_papers_values_make_a_whole_configuration(name, kind):
 def test_a_style_takes_twice_the_presets_steps_and_no_more_than_the_user_says():
     for preset in PRESETS:
         for model in ("sd1", "flux"):
-            assert FinetuneConfig(preset=preset).resolved("style", model).steps == 2 * PRESETS[preset]["steps"]
+            assert (
+                FinetuneConfig(preset=preset).resolved("style", model).steps == 2 * PRESETS[preset]["steps"]
+            )
             assert FinetuneConfig(preset=preset).resolved("object", model).steps == PRESETS[preset]["steps"]
     assert FinetuneConfig(steps=7).resolved("style", "flux").steps == 7
 
@@ -110,7 +115,9 @@ def test_a_combination_is_trained_longer_on_more_that_stays(model):
     preset = PRESETS["balanced"]
     assert (found.steps, found.keep_trajectories) == (3 * preset["steps"], 4 * preset["keep_trajectories"])
     assert (found.scope, found.weights, found.eta) == ("attention", {"keep": 3.0}, 0.0)
-    mine = FinetuneConfig(steps=7, scope="text", weights={"keep": 2.0}).resolved("object", model, combined=True)
+    mine = FinetuneConfig(steps=7, scope="text", weights={"keep": 2.0}).resolved(
+        "object", model, combined=True
+    )
     assert (mine.steps, mine.scope, mine.weights) == (7, "text", {"keep": 2.0})
     assert FinetuneConfig(objective="esd").resolved("object", model, combined=True).scope == "text"
 
@@ -157,7 +164,10 @@ def test_error_is_a_weighted_mean_of_squares():
     error = squared_error(out, target, sigma)
     assert error.shape == (3,) and not squared_error(out, out, sigma).any() and (error > 0).all()
     assert torch.allclose(squared_error(target + 3 * (out - target), target, sigma), 9 * error, rtol=1e-12)
-    wanted = [(1 + min(float(s) ** 2, 30.0)) * np.mean((o - t) ** 2) for o, t, s in zip(out.numpy(), target.numpy(), sigma)]
+    wanted = [
+        (1 + min(float(s) ** 2, 30.0)) * np.mean((o - t) ** 2)
+        for o, t, s in zip(out.numpy(), target.numpy(), sigma)
+    ]
     assert np.abs(error.numpy() - wanted).max() < 1e-8
 
 
@@ -172,10 +182,18 @@ def test_error_of_what_happens_late_does_not_vanish():
 
 
 def test_margin_loss_is_trces(predictions):
-    """TRCE, stage 2: ``max(0, MSE(e, prefer) - MSE(e, reject) + 0.01)``, references at guidance 15, number by number."""
+    """TRCE, stage 2: ``max(0, MSE(e, prefer) - MSE(e, reject) + 0.01)``, references at guidance 15, number
+    by number.
+    """
     safe, concept, empty = (predictions[k].numpy() for k in ("neutral", "concept", "uncond"))
     prefer, reject = safe + 15 * (safe - empty), concept + 15 * (concept - empty)
-    for out in (some(1), predictions["neutral"], predictions["concept"], torch.from_numpy(prefer), torch.from_numpy(reject)):
+    for out in (
+        some(1),
+        predictions["neutral"],
+        predictions["concept"],
+        torch.from_numpy(prefer),
+        torch.from_numpy(reject),
+    ):
         found = contrast(out, predictions, torch.ones(3)).numpy()
         near, far = (((out.numpy() - r) ** 2).reshape(3, -1).mean(axis=1) for r in (prefer, reject))
         wanted = np.maximum(0, near - far + 0.01)
@@ -197,7 +215,9 @@ def test_preserving_error_is_not_weighted(predictions):
 
 
 def test_focal_density_is_maces():
-    """MACE, eq. 5 with t1 = 200, t2 = 400, gamma = 0.05 on 1,000 steps: the peak at 300, 86 % between 200 and 400."""
+    """MACE, eq. 5 with t1 = 200, t2 = 400, gamma = 0.05 on 1,000 steps: the peak at 300, 86 % between 200
+    and 400.
+    """
     t = torch.arange(1000, dtype=torch.float64)
     wanted = 1 / (1 + np.exp(-0.05 * (t.numpy() - 200))) - 1 / (1 + np.exp(-0.05 * (t.numpy() - 400)))
     found = focal_density(t / 1000)
@@ -219,7 +239,10 @@ def test_largest_share_is_kept(share):
 
 
 BAD = {
-    "objective": (dict(objective="uce"), "objective 'uce' is unknown; use one of trace, mace, ant, trce, esd"),
+    "objective": (
+        dict(objective="uce"),
+        "objective 'uce' is unknown; use one of trace, mace, ant, trce, esd",
+    ),
     "preset": (dict(preset="slow"), "preset 'slow' is unknown; use one of fast"),
     "kind": (dict(kind="animal"), "kind 'animal' is unknown; use one of auto, object"),
     "no steps": (dict(steps=0), "steps is 0; it must lie between 1 and"),
@@ -240,7 +263,10 @@ BAD = {
     "negative weight": (dict(weights={"erase": -1.0}), "the weight of 'erase' is -1.0"),
     "weight is no number": (dict(weights={"keep": float("nan")}), "the weight of 'keep' is nan"),
     "maps that are thrown away": (dict(objective="mace", checkpointing=True), "turn checkpointing off"),
-    "nothing to learn": (dict(objective="esd", weights={"erase": 0.0}), "every term of objective esd has weight 0"),
+    "nothing to learn": (
+        dict(objective="esd", weights={"erase": 0.0}),
+        "every term of objective esd has weight 0",
+    ),
 }
 
 

@@ -1,4 +1,6 @@
-"""No file is lost: an output is never an input, by whatever name; what cannot be written leaves what was there."""
+"""No file is lost: an output is never an input, by whatever name; what cannot be written leaves what was
+there.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,25 @@ from trace_core.lora import ErasureLora
 from trace_core.lora.files import write_whole
 from trace_core.text.concepts import Concept
 
-LORA = ErasureLora({"diffusion_model.a": (torch.ones(200, 40).half(), torch.ones(40, 300).half())}, {"trace.concepts": '[["cat", "", 1.0]]'})
+LORA = ErasureLora(
+    {"diffusion_model.a": (torch.ones(200, 40).half(), torch.ones(40, 300).half())},
+    {"trace.concepts": '[["cat", "", 1.0]]'},
+)
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working directory with a file of each sort that a command reads."""
     monkeypatch.chdir(tmp_path)
-    for name in ("base.safetensors", "clip.safetensors", "vae.safetensors", "cat.safetensors", "list.txt", "keep.txt", "run.safetensors"):
+    for name in (
+        "base.safetensors",
+        "clip.safetensors",
+        "vae.safetensors",
+        "cat.safetensors",
+        "list.txt",
+        "keep.txt",
+        "run.safetensors",
+    ):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.safetensors").symlink_to("base.safetensors")
@@ -44,7 +57,10 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-ERASE = "erase --model base.safetensors --clip clip.safetensors --vae vae.safetensors --erase-file list.txt --keep-file keep.txt"
+ERASE = (
+    "erase --model base.safetensors --clip clip.safetensors --vae vae.safetensors --erase-file list.txt "
+    "--keep-file keep.txt"
+)
 INPUT = {
     "the model": f"{ERASE} --out base.safetensors",
     "the model by another spelling": f"{ERASE} --out folder/../base.safetensors",
@@ -62,7 +78,8 @@ INPUT = {
     "what is fused": "fuse run.safetensors cat.safetensors --out cat.safetensors",
     "what is shown": "info cat.safetensors --json cat.safetensors",
     "what is exported": "export cat.safetensors --format kohya --out cat.safetensors",
-    "the pack's own weights": f"erase --model demo-sd --erase cat --out {outputs.__file__.replace('cli/outputs.py', 'demo/assets/demo-sd.safetensors')}",
+    "the pack's own weights": "erase --model demo-sd --erase cat --out "
+                              f"{outputs.__file__.replace('cli/outputs.py', 'demo/assets/demo-sd.safetensors')}",  # noqa: E501
 }  # fmt: skip
 
 
@@ -77,9 +94,11 @@ def test_an_output_is_never_an_input(here, name, overwrite, capsys, monkeypatch)
 
 
 TWICE = {
-    "the state": "erase --model demo-sd --erase cat --method esd --resume new.safetensors --out new.safetensors",
+    "the state": "erase --model demo-sd --erase cat --method esd --resume new.safetensors --out "
+    "new.safetensors",
     "the report": "erase --model demo-sd --erase cat --out new.safetensors --json new.safetensors",
-    "by another spelling": "erase --model demo-sd --erase cat --out folder/new.safetensors --json linked/new.safetensors",
+    "by another spelling": "erase --model demo-sd --erase cat --out folder/new.safetensors --json "
+    "linked/new.safetensors",
     "a picture": "generate --model demo-sd --prompt cat --out new.png --json ./new.png",
     "the demo's": "demo --out folder --json folder/report.json",
 }
@@ -92,15 +111,21 @@ def test_no_two_outputs_are_one_file(here, name, capsys):
 
 
 PLACES = {
-    "a file that is there": ("erase --model demo-sd --erase cat --out cat.safetensors", "is there already; choose another name, or add --overwrite"),
+    "a file that is there": ("erase --model demo-sd --erase cat --out cat.safetensors", "is there already; "
+                                                                                        "choose another "
+                                                                                        "name, or add "
+                                                                                        "--overwrite"),
     "a picture": ("generate --model demo-sd --prompt x --out list.txt", "is there already"),
     "a report": ("info base.safetensors --json list.txt", "is there already"),
     "a link to one": ("erase --model demo-sd --erase cat --out link.safetensors", "is there already"),
     "a folder": ("erase --model demo-sd --erase cat --out folder", "cannot write 'folder'"),
     "below a file": ("erase --model demo-sd --erase cat --out list.txt/x.safetensors", "cannot write"),
-    "one in the other": ("erase --model demo-sd --erase cat --out x.safetensors --json x.safetensors/y.json", "one would be a folder of the other"),
-    "in a job's folder": ("erase --model demo-sd --erase cat --jobs 2 --out x.safetensors --json x.safetensors.parts/y.json", "where --jobs keeps"),
-    "a list in a job's folder": ("erase --model demo-sd --erase-file x.safetensors.parts/l --jobs 2 --out x.safetensors", "where --jobs keeps"),
+    "one in the other": ("erase --model demo-sd --erase cat --out x.safetensors --json "
+                         "x.safetensors/y.json", "one would be a folder of the other"),
+    "in a job's folder": ("erase --model demo-sd --erase cat --jobs 2 --out x.safetensors --json "
+                          "x.safetensors.parts/y.json", "where --jobs keeps"),
+    "a list in a job's folder": ("erase --model demo-sd --erase-file x.safetensors.parts/l --jobs 2 --out "
+                                 "x.safetensors", "where --jobs keeps"),
     "the demo's": ("demo --out here", "is there already"),
 }  # fmt: skip
 
@@ -136,14 +161,20 @@ def test_a_link_stays_and_its_target_is_written(here, what):
     for name, target in (("link.safetensors", "base.safetensors"), ("dangling", "folder/later")):
         write_whole(here / name, data)
         assert (here / name).is_symlink() and (here / target).read_bytes() == b"new"
-    assert (here / "hard.safetensors").read_bytes() == b"base.safetensors", "the other name of the old file keeps it"
+    assert (here / "hard.safetensors").read_bytes() == b"base.safetensors", (
+        "the other name of the old file keeps it"
+    )
     assert not list(here.rglob(".trace*"))
 
 
 def test_a_failed_write_leaves_what_was_there(here, full_disk):
-    state = TrainingState([torch.ones(100, 100)], [torch.ones(100, 100)], [torch.ones(100, 100)], 3, (0.0, 1.0), [], "{}")
+    state = TrainingState(
+        [torch.ones(100, 100)], [torch.ones(100, 100)], [torch.ones(100, 100)], 3, (0.0, 1.0), [], "{}"
+    )
     for write in (lambda: LORA.save("cat.safetensors"), lambda: state.save("cat.safetensors")):
-        with pytest.raises(LoraError, match="cannot write 'cat.safetensors': .*make room there, or choose another folder"):
+        with pytest.raises(
+            LoraError, match="cannot write 'cat.safetensors': .*make room there, or choose another folder"
+        ):
             write()
         assert (here / "cat.safetensors").read_bytes() == b"cat.safetensors"
     assert not list(here.rglob(".trace*"))
@@ -152,7 +183,9 @@ def test_a_failed_write_leaves_what_was_there(here, full_disk):
 def test_what_took_work_is_kept_elsewhere(here, monkeypatch, capsys):
     """The disk of --out is full, the one for temporary files is not."""
     real = outputs.write_whole
-    monkeypatch.setattr(outputs, "write_whole", lambda path, data: real(path, data) if "trace-" in str(path) else fail())
+    monkeypatch.setattr(
+        outputs, "write_whole", lambda path, data: real(path, data) if "trace-" in str(path) else fail()
+    )
 
     def fail():
         raise OSError(28, "No space left on device")
@@ -172,7 +205,10 @@ def test_what_can_be_kept_nowhere_is_told(here, full_disk):
 
 def test_a_job_keeps_in_memory_what_the_disk_does_not_take(here, monkeypatch):
     setup = Setup("demo-sd", "esd", (Concept("cat"), Concept("dog")), (), {}, {}, 0, 1)
-    folder, small = Folder(here / "x.safetensors", setup), ErasureLora({"diffusion_model.a": (torch.ones(2, 1), torch.ones(1, 2))})
+    folder, small = (
+        Folder(here / "x.safetensors", setup),
+        ErasureLora({"diffusion_model.a": (torch.ones(2, 1), torch.ones(1, 2))}),
+    )
     folder.open()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -187,5 +223,7 @@ def test_a_job_keeps_in_memory_what_the_disk_does_not_take(here, monkeypatch):
 
 
 def test_a_report_that_cannot_be_written_says_where_the_result_is(here, full_disk):
-    with pytest.raises(TraceError, match="cannot write --json 'x.json': .*; the result itself is in 'cat.safetensors'"):
+    with pytest.raises(
+        TraceError, match="cannot write --json 'x.json': .*; the result itself is in 'cat.safetensors'"
+    ):
         outputs.write_json("x.json", " " * 30_000, "cat.safetensors")

@@ -36,7 +36,9 @@ REFUSED_NAMES = {"os.environ", "os.getenv", "os.popen", "os.putenv", "os.system"
 
 @cache
 def tracked() -> frozenset[str]:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listing = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     return frozenset(name for name in listing.split("\0") if name and (ROOT / name).is_file())
 
 
@@ -69,7 +71,11 @@ def refused(source: str) -> list[str]:
         if level == 0 and (name.split(".")[0] in REFUSED_MODULES or name in REFUSED_NAMES):
             found.append(f"{node.lineno}: import of {name}")
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("eval", "exec")
+        ):
             found.append(f"{node.lineno}: {node.func.id}()")
         if isinstance(node, ast.Attribute) and ast.unparse(node) in REFUSED_NAMES:
             found.append(f"{node.lineno}: {ast.unparse(node)}")
@@ -90,15 +96,21 @@ def test_metadata_follows_the_registry():
     assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
     assert comfy["PublisherId"]
     assert comfy["DisplayName"]
-    assert all(re.fullmatch(r"(>=|<=|==|!=|<|>)\d+\.\d+\.\d+", part) for part in comfy["requires-comfyui"].split(","))
+    assert all(
+        re.fullmatch(r"(>=|<=|==|!=|<|>)\d+\.\d+\.\d+", part) for part in comfy["requires-comfyui"].split(",")
+    )
     assert "web" not in comfy, "WEB_DIRECTORY names the folder; with both, every script is loaded twice"
 
 
-@pytest.mark.parametrize(("key", "name", "shape"), [("Icon", "icon", (400, 400)), ("Banner", "banner", (1260, 540))])
+@pytest.mark.parametrize(
+    ("key", "name", "shape"), [("Icon", "icon", (400, 400)), ("Banner", "banner", (1260, 540))]
+)
 def test_registry_pictures_are_those_of_the_docs(key, name, shape):
     """The registry asks for an icon of 400 x 400 at most and a banner of 21:9."""
     picture = (ROOT / "docs" / f"{name}.svg").read_bytes()
-    assert settings()["tool"]["comfy"][key] == "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
+    assert (
+        settings()["tool"]["comfy"][key] == "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
+    )
     assert f'viewBox="0 0 {shape[0]} {shape[1]}"'.encode() in picture
 
 
@@ -115,7 +127,11 @@ def test_dependencies_leave_comfyui_alone():
 
 
 def test_archive_has_what_the_pack_needs():
-    wanted = {name for name in tracked() if name.split("/")[0] in ("locales", "nodes", "trace_core", "web", "workflows")}
+    wanted = {
+        name
+        for name in tracked()
+        if name.split("/")[0] in ("locales", "nodes", "trace_core", "web", "workflows")
+    }
     wanted = {name for name in wanted if not DEVELOPMENT.fullmatch(name)}
     wanted |= {"LICENSE", "NOTICE", "pyproject.toml", "requirements.txt"}
     wanted |= {"README.md", "__init__.py"} & tracked()
@@ -132,7 +148,9 @@ def test_archive_has_no_development_files():
 
 def test_workflows_have_thumbnails():
     names = {name for name in archive() if name.startswith("workflows/")}
-    assert {Path(name).stem for name in names if name.endswith(".json")} == {Path(name).stem for name in names if name.endswith(".jpg")}
+    assert {Path(name).stem for name in names if name.endswith(".json")} == {
+        Path(name).stem for name in names if name.endswith(".jpg")
+    }
     assert all(Path(name).suffix in (".json", ".jpg") for name in names)
 
 
@@ -161,7 +179,9 @@ def test_scan_finds(source):
     assert len(refused(source)) == 1
 
 
-@pytest.mark.parametrize("source", ["model.eval()", "import os\nos.path.join('a')", "a = 'eval(1); os.environ'"])
+@pytest.mark.parametrize(
+    "source", ["model.eval()", "import os\nos.path.join('a')", "a = 'eval(1); os.environ'"]
+)
 def test_scan_lets_pass(source):
     assert refused(source) == []
 
@@ -179,7 +199,9 @@ def test_published_code_passes_the_security_rules():
     assert result.returncode == 0, result.stdout
 
 
-CORE = [name for name in python_files(tracked()) if re.match(r"trace_core/(?!engine\.py|__main__\.py|cli)", name)]
+CORE = [
+    name for name in python_files(tracked()) if re.match(r"trace_core/(?!engine\.py|__main__\.py|cli)", name)
+]
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -188,7 +210,9 @@ def test_core_does_not_know_comfyui(name):
     tree = ast.parse((ROOT / name).read_text())
     if name.startswith("trace_core/demo/"):
         functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-        inside = {id(below) for node in ast.walk(tree) if isinstance(node, functions) for below in ast.walk(node)}
+        inside = {
+            id(below) for node in ast.walk(tree) if isinstance(node, functions) for below in ast.walk(node)
+        }
         seen = [dotted for node, level, dotted in imports(tree) if level == 0 and id(node) not in inside]
     else:
         seen = [dotted for _, level, dotted in imports(tree) if level == 0]
@@ -204,7 +228,9 @@ def unpublished_imports(name: str) -> set[str]:
         base = Path(name).parents[level - 1] if level else Path()
         parts = dotted.split(".")
         modules = [base.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
-        found |= {str(path) for module in modules for path in (module.with_suffix(".py"), module / "__init__.py")}
+        found |= {
+            str(path) for module in modules for path in (module.with_suffix(".py"), module / "__init__.py")
+        }
     return (found & tracked()) - archive()
 
 
@@ -214,7 +240,9 @@ def test_published_code_imports_only_published_code():
 
 
 def test_archive_imports_under_another_name_without_comfyui(tmp_path):
-    """ComfyUI gives a pack's folder a module name of its own; the pack must not need its own name, nor, before it runs, ComfyUI."""
+    """ComfyUI gives a pack's folder a module name of its own; the pack must not need its own name, nor,
+    before it runs, ComfyUI.
+    """
     pack = tmp_path / "pack-0.1"
     for name in archive():
         (pack / name).parent.mkdir(parents=True, exist_ok=True)
@@ -237,6 +265,11 @@ sys.exit(f"imported {wrong}" if wrong else 0)
 
 def test_installed_package_is_the_core_alone(tmp_path):
     """Installed, the folder ``nodes`` would answer for ComfyUI's nodes.py."""
-    script = "import importlib.util as u; print([u.find_spec(n) is None for n in ('trace_core', 'nodes', 'tests')])"
-    result = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    script = (
+        "import importlib.util as u; print([u.find_spec(n) is None for n in ('trace_core', 'nodes', "
+        "'tests')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.stdout.strip() == "[False, True, True]"

@@ -1,4 +1,6 @@
-"""The README and the pages it leads to: tables are what the benchmarks wrote, commands exist, links lead somewhere."""
+"""The README and the pages it leads to: tables are what the benchmarks wrote, commands exist, links lead
+somewhere.
+"""
 
 import re
 import shlex

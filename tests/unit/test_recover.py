@@ -15,7 +15,9 @@ def layers(count: int, seed: int, d: int = 12) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("strength", [0.1, 1e-3])
 def test_adversarial_row_is_the_minimum(strength):
-    """c' minimises ``sum ||W' c' - W c||^2 + lambda ||c'||^2``: by the stacked least squares problem, float64."""
+    """c' minimises ``sum ||W' c' - W c||^2 + lambda ||c'||^2``: by the stacked least squares problem,
+    float64.
+    """
     before, after, c = layers(3, 0), layers(3, 1), torch.randn(12, dtype=torch.float64)
     found = adversarial_map(before, after, strength) @ c
     stacked = torch.cat([*after, strength**0.5 * torch.eye(12, dtype=torch.float64)])
@@ -39,7 +41,10 @@ def test_the_empty_prompt_is_not_rewritten():
         def encode_from_tokens(self, tokens, return_pooled=True):
             return torch.ones(1, 2, 3), torch.ones(1, 4)
 
-    clip = Rewritten(Clip(), {"context": 2 * torch.eye(3, dtype=torch.float64), "pooled": 3 * torch.eye(4, dtype=torch.float64)})
+    clip = Rewritten(
+        Clip(),
+        {"context": 2 * torch.eye(3, dtype=torch.float64), "pooled": 3 * torch.eye(4, dtype=torch.float64)},
+    )
     for text, factors in (("", (1, 1)), ("cat", (2, 3))):
         rows, pooled = clip.encode_from_tokens(clip.tokenize(text))
         assert (rows == factors[0]).all() and (pooled == factors[1]).all()

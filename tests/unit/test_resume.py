@@ -22,7 +22,9 @@ class Adapters:
 
     def __init__(self, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
-        self.layers = [nn.Parameter(torch.randn(s, generator=generator)) for s in ((2, 5), (2, 3), (7, 2), (4, 2))]
+        self.layers = [
+            nn.Parameter(torch.randn(s, generator=generator)) for s in ((2, 5), (2, 3), (7, 2), (4, 2))
+        ]
 
     def parameters(self):
         return self.layers
@@ -75,7 +77,9 @@ def trained(step: int = 4, **options):
 
 
 def same(a: TrainingState, b: TrainingState) -> bool:
-    lists = all(torch.equal(x, y) for k in ("adapter", "mean", "square") for x, y in zip(getattr(a, k), getattr(b, k)))
+    lists = all(
+        torch.equal(x, y) for k in ("adapter", "mean", "square") for x, y in zip(getattr(a, k), getattr(b, k))
+    )
     return lists and [getattr(a, k) for k in ("step", "window", "history", "run", "scale")] == [
         getattr(b, k) for k in ("step", "window", "history", "run", "scale")
     ]
@@ -161,7 +165,9 @@ def written(folder, name: str):
     rest = {"format": FORMAT, "step": 1, "window": [0.0, 1.0], "history": [], "run": "{}"}
 
     def with_metadata(metadata, held=tensors):
-        save_file(held, path, {"trace.training": metadata if isinstance(metadata, str) else json.dumps(metadata)})
+        save_file(
+            held, path, {"trace.training": metadata if isinstance(metadata, str) else json.dumps(metadata)}
+        )
 
     make = {
         "cut short": lambda: path.write_bytes(data[: len(data) // 2]),
@@ -173,27 +179,46 @@ def written(folder, name: str):
         "broken metadata": lambda: with_metadata("{"),
         "a list": lambda: with_metadata([]),
         "another format": lambda: with_metadata({**rest, "format": "trace-training-0"}),
-        "a tensor is missing": lambda: with_metadata(rest, {k: v for k, v in tensors.items() if k != "mean.1"}),
+        "a tensor is missing": lambda: with_metadata(
+            rest, {k: v for k, v in tensors.items() if k != "mean.1"}
+        ),
         "no window": lambda: with_metadata({k: v for k, v in rest.items() if k != "window"}),
         "step is no number": lambda: with_metadata({**rest, "step": "many"}),
         "window is no pair": lambda: with_metadata({**rest, "window": 5}),
-    }  # fmt: skip
+    }
     make[name]()
     return path
 
 
 @pytest.mark.parametrize(
     "name",
-    ["cut short", "empty", "text", "a folder", "missing", "no metadata", "broken metadata", "a list", "another format",
-     "a tensor is missing", "no window", "step is no number", "window is no pair"],
-)  # fmt: skip
+    [
+        "cut short",
+        "empty",
+        "text",
+        "a folder",
+        "missing",
+        "no metadata",
+        "broken metadata",
+        "a list",
+        "another format",
+        "a tensor is missing",
+        "no window",
+        "step is no number",
+        "window is no pair",
+    ],
+)
 def test_what_is_no_training_state_is_refused(tmp_path, name):
-    with pytest.raises(LoraError, match="cannot read 'state' as a training state|'state' is no training state"):
+    with pytest.raises(
+        LoraError, match="cannot read 'state' as a training state|'state' is no training state"
+    ):
         TrainingState.load(written(tmp_path, name))
 
 
 def test_an_erasure_is_no_training_state(tmp_path):
-    path = ErasureLora({"diffusion_model.a": (torch.ones(2, 1), torch.ones(1, 3))}).save(tmp_path / "cat.safetensors")
+    path = ErasureLora({"diffusion_model.a": (torch.ones(2, 1), torch.ones(1, 3))}).save(
+        tmp_path / "cat.safetensors"
+    )
     with pytest.raises(
         LoraError, match="'cat.safetensors' is no training state of this library; use the file that --resume"
     ):
@@ -209,10 +234,20 @@ def test_path_that_cannot_be_written_is_named(tmp_path):
 
 def test_another_concept_is_told_in_one_sentence():
     state = trained()[2]
-    state.run = json.dumps({**json.loads(RUN), "concepts": ["cat"], "prompts": [f"a photo of a cat {i}" for i in range(500)]})
-    trainer = SimpleNamespace(identity=json.dumps({**json.loads(RUN), "concepts": ["dog"], "prompts": ["a dog"] * 500}))
-    sentence = "cannot resume: the training state was made for 'cat', this run erases 'dog'; give the same concepts, or another --resume file"
-    for check in (lambda: state.check(trainer), lambda: state.check_concepts([SimpleNamespace(target="dog")])):
+    state.run = json.dumps(
+        {**json.loads(RUN), "concepts": ["cat"], "prompts": [f"a photo of a cat {i}" for i in range(500)]}
+    )
+    trainer = SimpleNamespace(
+        identity=json.dumps({**json.loads(RUN), "concepts": ["dog"], "prompts": ["a dog"] * 500})
+    )
+    sentence = (
+        "cannot resume: the training state was made for 'cat', this run erases 'dog'; give the same "
+        "concepts, or another --resume file"
+    )
+    for check in (
+        lambda: state.check(trainer),
+        lambda: state.check_concepts([SimpleNamespace(target="dog")]),
+    ):
         with pytest.raises(LoraError) as error:
             check()
         assert str(error.value) == sentence
@@ -222,7 +257,11 @@ def test_another_concept_is_told_in_one_sentence():
 def test_thousands_of_prompts_make_no_long_error():
     state = trained()[2]
     state.run = json.dumps({**json.loads(RUN), "prompts": [f"a photo of a cat {i}" for i in range(5000)]})
-    trainer = SimpleNamespace(identity=json.dumps({**json.loads(RUN), "prompts": ["a dog", "a photo of a cat 7"]}))
-    with pytest.raises(LoraError, match="prompts was a list with 'a photo of a cat 0' and is one with 'a dog'") as error:
+    trainer = SimpleNamespace(
+        identity=json.dumps({**json.loads(RUN), "prompts": ["a dog", "a photo of a cat 7"]})
+    )
+    with pytest.raises(
+        LoraError, match="prompts was a list with 'a photo of a cat 0' and is one with 'a dog'"
+    ) as error:
         state.check(trainer)
     assert len(str(error.value)) < 300

@@ -27,7 +27,9 @@ CONTEXTS = {"object": ("small {}", "{} now", "my {}")}
 @pytest.fixture(autouse=True)
 def few_templates(monkeypatch):
     """So few that the concepts have fewer directions than a row has numbers."""
-    monkeypatch.setitem(TEMPLATES, "object", ("{}", "a photo of a {}", "a {} on the table", "an image of a {}, red"))
+    monkeypatch.setitem(
+        TEMPLATES, "object", ("{}", "a photo of a {}", "a {} on the table", "an image of a {}, red")
+    )
 
 
 def random_rows(n: int, d: int, seed: int) -> torch.Tensor:
@@ -43,7 +45,9 @@ def definite(d: int, seed: int = 0, condition: float = 1e4) -> torch.Tensor:
 class Case:
     """An erasure through the real collect, with everything a test wants to look at."""
 
-    def __init__(self, fake, policy="trace", concepts=None, width=WIDTH, towers=("l",), pooled=0, keep=KEEP, **config):
+    def __init__(
+        self, fake, policy="trace", concepts=None, width=WIDTH, towers=("l",), pooled=0, keep=KEEP, **config
+    ):
         self.config = ClosedFormConfig(policy=policy, contexts=CONTEXTS, **config)
         self.policy = POLICIES[policy]
         self.concepts = [Concept("cat", "dog")] if concepts is None else concepts
@@ -105,7 +109,10 @@ def test_full_rank_erases_the_pooled_vector(fake):
     assert layer.stream == POOLED
     assert torch.equal(edited[:, 128:], weight[:, 128:])
     for concept in CONCEPTS:
-        c, g = (case.encoder.encode(t).pooled.double() for t in (f"a {concept.target}", f"a {concept.anchor}".strip()))
+        c, g = (
+            case.encoder.encode(t).pooled.double()
+            for t in (f"a {concept.target}", f"a {concept.anchor}".strip())
+        )
         assert ((edited - weight)[:, :128] @ (c - g) + weight[:, :128] @ (c - g)).norm() <= 1e-6 * (
             weight[:, :128] @ (c - g)
         ).norm()
@@ -113,7 +120,9 @@ def test_full_rank_erases_the_pooled_vector(fake):
 
 @pytest.mark.parametrize("smallest", [0, -3])
 def test_full_rank_on_badly_scaled_rows(smallest):
-    """Rows of very different length, near-duplicates of the longest and of the shortest, keep matrix of condition 1e8."""
+    """Rows of very different length, near-duplicates of the longest and of the shortest, keep matrix of
+    condition 1e8.
+    """
     D = random_rows(20, 64, 0) * torch.logspace(0, smallest, 20, dtype=torch.float64)[:, None]
     near = [D[:5] + 1e-7 * random_rows(5, 64, 1), D[-5:] + 1e-5 * 10**smallest * random_rows(5, 64, 2)]
     D = torch.cat([D, D[:10] * 0.3, *near])
@@ -126,7 +135,8 @@ def test_full_rank_on_badly_scaled_rows(smallest):
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99, 0.9999])
 @pytest.mark.parametrize("from_gram", [False, True])
 def test_energy_threshold_leaves_what_is_reported(fake, energy, from_gram, monkeypatch):
-    """The share of ||P L^-1 D||^2 left, computed from the edit alone, is ``energy_left``, and one rank less leaves more.
+    """The share of ||P L^-1 D||^2 left, computed from the edit alone, is ``energy_left``, and one rank less
+    leaves more.
 
     P takes off the direction of the start token, which must not change.
     """
@@ -175,7 +185,9 @@ def test_gram_form_is_the_direct_form(energy):
 
 
 def test_projection_is_the_constrained_least_squares_solution():
-    """min tr(dW G dW^T) subject to dW D = -s W D, by its dense formula: dW = -s W D (D^T G^-1 D)^-1 D^T G^-1."""
+    """min tr(dW G dW^T) subject to dW D = -s W D, by its dense formula: dW = -s W D (D^T G^-1 D)^-1 D^T
+    G^-1.
+    """
     D, G, W = random_rows(9, 40, 5).T, definite(40, 6), random_rows(7, 40, 7)
     edit, _ = projection(D.T, G, 0.7, energy=1.0)
     inverse = torch.linalg.inv(G)
@@ -184,7 +196,9 @@ def test_projection_is_the_constrained_least_squares_solution():
 
 
 def test_keep_set_changes_less_than_by_the_orthogonal_projection(fake):
-    """The point of the G norm: on the keep rows it beats W(I - D D^+), which erases the same rows as exactly."""
+    """The point of the G norm: on the keep rows it beats W(I - D D^+), which erases the same rows as
+    exactly.
+    """
     case = Case(fake, width=WIDE, energy=1.0)
     D = case.differences()
     basis = torch.linalg.svd(D, full_matrices=False)
@@ -258,7 +272,8 @@ def bos_change(fake, energy):
     case = Case(fake, concepts=CONCEPTS, width=WIDE, energy=energy)
     bos = case.encoder.encode("a cat", "cat").embeddings[0].double()
     return max(
-        ((edited @ bos - weight @ bos).norm() / (weight @ bos).norm()).item() for _, weight, edited in case.edited()
+        ((edited @ bos - weight @ bos).norm() / (weight @ bos).norm()).item()
+        for _, weight, edited in case.edited()
     )
 
 
@@ -276,7 +291,11 @@ def test_the_start_token_row_is_unchanged(fake, energy):
 
 # ------------------------------------------------------------------------------------- strengths that differ
 
-GRADED = [Concept("cat", "dog", strength=0.5), Concept("caterpillar"), Concept("red house", "tree", 2.0, strength=1.5)]
+GRADED = [
+    Concept("cat", "dog", strength=0.5),
+    Concept("caterpillar"),
+    Concept("red house", "tree", 2.0, strength=1.5),
+]
 
 
 @pytest.mark.parametrize("form", ["direct", "gram", "gram of many rows"])
@@ -322,21 +341,33 @@ def test_one_strength_for_all_is_the_edit_times_it(fake, policy):
     half = [replace(c, strength=0.5) for c in CONCEPTS]
     graded, plain = Case(fake, policy, half), Case(fake, policy, CONCEPTS, strength=0.5)
     assert graded.sums[CONTEXT]._graded is None
-    torch.testing.assert_close(graded.edits[CONTEXT].map(random_rows(5, WIDTH, 0)), plain.edits[CONTEXT].map(random_rows(5, WIDTH, 0)),
-                               rtol=1e-12, atol=1e-12)  # fmt: skip
+    torch.testing.assert_close(
+        graded.edits[CONTEXT].map(random_rows(5, WIDTH, 0)),
+        plain.edits[CONTEXT].map(random_rows(5, WIDTH, 0)),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 # ------------------------------------------------------------------------------------- combined concepts
 
 
 def test_keep_prompts_hold_the_parts_of_a_combination_and_never_both():
-    red, contexts = combined("cat", "red background"), {"style": ("a cat, {}",), "object": ("a {}, red background",)}
+    red, contexts = (
+        combined("cat", "red background"),
+        {"style": ("a cat, {}",), "object": ("a {}, red background",)},
+    )
     keep = ["cat", "dog", "red background", "blue background"]
     prompts = keep_prompts(POLICIES["trace"], keep, ["object", "object", "style", "style"], contexts, [red])
     texts = {prompt for prompt, _ in prompts}
     assert not any(asks_for(text, red) for text in texts)
-    assert "cat on a blue background" in texts and any("dog" in text and "red background" in text for text in texts)
-    assert keep_prompts(POLICIES["uce"], ["dog"], ["object"], {}, [red])[1:] == [("cat", "cat"), ("red background", "red background")]
+    assert "cat on a blue background" in texts and any(
+        "dog" in text and "red background" in text for text in texts
+    )
+    assert keep_prompts(POLICIES["uce"], ["dog"], ["object"], {}, [red])[1:] == [
+        ("cat", "cat"),
+        ("red background", "red background"),
+    ]
 
 
 def test_an_edit_on_top_of_another():
@@ -346,11 +377,14 @@ def test_an_edit_on_top_of_another():
     torch.testing.assert_close(one.then(two).map(x), one.map(two.map(x)), rtol=1e-12, atol=1e-12)
 
 
-# ------------------------------------------------------------------------------------- ridge against the papers
+# ------------------------------------------------------------------------------------- ridge against the
+# papers
 
 
 def dense_solution(weight, erase, want, a, keep, b, lam):
-    """W' = (sum a v* c^T + sum b W p p^T + lambda W)(sum a c c^T + sum b p p^T + lambda I)^-1, row by row, float64."""
+    """W' = (sum a v* c^T + sum b W p p^T + lambda W)(sum a c c^T + sum b p p^T + lambda I)^-1, row by row,
+    float64.
+    """
     d = weight.shape[1]
     left, right = lam * weight.clone(), lam * torch.eye(d, dtype=torch.float64)
     for c, g, w in zip(erase, want, a):
@@ -363,7 +397,9 @@ def dense_solution(weight, erase, want, a, keep, b, lam):
 
 
 def uce_rows(fake, case):
-    """UCE: last token of the concept -> last token of the guide (of the empty prompt: its start token); keep entries' own."""
+    """UCE: last token of the concept -> last token of the guide (of the empty prompt: its start token);
+    keep entries' own.
+    """
     clip = case.encoder.clip
 
     def last(text):
@@ -374,7 +410,9 @@ def uce_rows(fake, case):
 
 
 def mace_rows(fake, case):
-    """MACE: common beginning and ending of the two token lists, the ending extended into the pads; the target excluded."""
+    """MACE: common beginning and ending of the two token lists, the ending extended into the pads; the
+    target excluded.
+    """
     clip, erase, keep = case.encoder.clip, [], []
     for concept in case.concepts:
         templates = [*TEMPLATES["object"][:30], *CONTEXTS["object"]]
@@ -423,10 +461,14 @@ def test_ridge_with_strengths_is_the_papers_equation_for_targets_between(fake, p
     case, rows = Case(fake, policy, concepts=GRADED), {"uce": uce_rows, "mace": mace_rows}[policy]
     erase = []
     for concept in GRADED:
-        found, keep = rows(fake, SimpleNamespace(encoder=case.encoder, concepts=[concept], keep=KEEP, policy=case.policy))
+        found, keep = rows(
+            fake, SimpleNamespace(encoder=case.encoder, concepts=[concept], keep=KEEP, policy=case.policy)
+        )
         erase += [(c, c + concept.strength * (g - c), w) for c, g, w in found]
     matrix = case.sums[CONTEXT].keep.value()
-    lam = (solvers.regularise(matrix, case.policy.alpha, case.policy.absolute, case.sums[CONTEXT].trace) - matrix)[0, 0].item()
+    lam = (
+        solvers.regularise(matrix, case.policy.alpha, case.policy.absolute, case.sums[CONTEXT].trace) - matrix
+    )[0, 0].item()
     for _, weight, edited in case.edited():
         dense = dense_solution(weight, *zip(*erase), *zip(*keep), lam)
         assert (edited - dense).norm() <= 1e-8 * (dense - weight).norm()
@@ -510,10 +552,23 @@ def test_alpha_must_be_positive(alpha):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("policy", "nosuch"), ("kind", "nosuch"), ("energy", 0.0), ("energy", 1.1), ("energy", float("nan")), ("strength", 11.0),
-     ("strength", float("nan")), ("strength", float("inf")), ("keep_weight", 0.0), ("keep_weight", float("nan")),
-     ("keep_weight", float("inf")), ("alpha", float("inf")), ("max_rank", 0), ("max_rank", -1)],
-)  # fmt: skip
+    [
+        ("policy", "nosuch"),
+        ("kind", "nosuch"),
+        ("energy", 0.0),
+        ("energy", 1.1),
+        ("energy", float("nan")),
+        ("strength", 11.0),
+        ("strength", float("nan")),
+        ("strength", float("inf")),
+        ("keep_weight", 0.0),
+        ("keep_weight", float("nan")),
+        ("keep_weight", float("inf")),
+        ("alpha", float("inf")),
+        ("max_rank", 0),
+        ("max_rank", -1),
+    ],
+)
 def test_options_out_of_range_are_refused_by_name(option, value):
     with pytest.raises(TraceError, match=option):
         ClosedFormConfig(**{option: value})
@@ -586,7 +641,9 @@ def test_progress_reaches_every_concept(fake):
     seen = []
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH))
-    collect(backbone, encoder, POLICIES["mace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *a: seen.append(a))
+    collect(
+        backbone, encoder, POLICIES["mace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *a: seen.append(a)
+    )
     assert [s for s in seen if s[0] == "encode concepts"] == [("encode concepts", i, 3) for i in range(3)]
     assert any(s[0] == "encode keep set" for s in seen)
 
@@ -601,7 +658,9 @@ def test_pooled_vector_is_required_where_the_model_reads_one(fake):
 def test_rows_of_another_width_are_refused(fake):
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH + 1))
-    with pytest.raises(ConceptError, match="rows of 96 numbers, the model reads 97; connect the CLIP that belongs"):
+    with pytest.raises(
+        ConceptError, match="rows of 96 numbers, the model reads 97; connect the CLIP that belongs"
+    ):
         collect(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
 
 
@@ -613,7 +672,11 @@ def test_an_overshoot_is_told_of_as_a_negative_prompt():
     assert not as_negative_prompts(ClosedFormConfig(), [cat])
     assert not as_negative_prompts(ClosedFormConfig(strength=0.5, eta=0.5), [cat])
     assert not as_negative_prompts(ClosedFormConfig(policy="uce", strength=2.0), [cat])
-    for config, concepts in ((ClosedFormConfig(eta=0.1), [cat]), (ClosedFormConfig(strength=1.2), [cat]), (ClosedFormConfig(), [cat, strong])):
+    for config, concepts in (
+        (ClosedFormConfig(eta=0.1), [cat]),
+        (ClosedFormConfig(strength=1.2), [cat]),
+        (ClosedFormConfig(), [cat, strong]),
+    ):
         (warning,) = as_negative_prompts(config, concepts)
         assert "'cat'" in warning and "in a negative prompt may be drawn" in warning
 
@@ -622,10 +685,15 @@ def test_an_overshoot_is_told_of_as_a_negative_prompt():
 
 
 def instead_rows(case, other: str) -> torch.Tensor:
-    """Rows of the same prompts with something else in the concept's place, for every row of :meth:`Case.differences`."""
+    """Rows of the same prompts with something else in the concept's place, for every row of
+    :meth:`Case.differences`.
+    """
     (concept,) = case.concepts
     out = []
-    mine, others = (erased_pairs(case.policy, c, "object", case.encoder, CONTEXTS) for c in (concept, replace(concept, anchor=other)))
+    mine, others = (
+        erased_pairs(case.policy, c, "object", case.encoder, CONTEXTS)
+        for c in (concept, replace(concept, anchor=other))
+    )
     for (pairs, weights, *_), (aims, *_) in zip(mine, others):
         rows = zip(pairs.erase.double(), pairs.want.double(), aims.want.double(), weights.tolist())
         out += [o for c, g, o, w in rows if w > 0 and (c - g).norm() > 1e-6 * c.norm()]
@@ -643,7 +711,9 @@ def test_a_substitute_takes_the_concepts_place_in_every_layer(fake, grade, stren
     edit, info = solve(case.policy, sums[CONTEXT], config)
     D, instead = case.differences(), instead_rows(case, "dog")
     C = torch.stack([c for c, g, _ in case.pairs() if (c - g).norm() > 1e-6 * c.norm()])
-    assert info["rank"] == plain.rank and torch.allclose(edit.V @ edit.V.T, plain.V @ plain.V.T, atol=1e-6 * plain.V.norm() ** 2)
+    assert info["rank"] == plain.rank and torch.allclose(
+        edit.V @ edit.V.T, plain.V @ plain.V.T, atol=1e-6 * plain.V.norm() ** 2
+    )
     wanted = D - grade * strength * (C - instead)
     error = (edit.map(D) - wanted).norm(dim=1) / D.norm(dim=1)
     assert error.max() < 1e-5
@@ -657,7 +727,16 @@ def test_a_substitutes_edit_from_the_rows_and_from_their_sums_is_the_same(fake, 
     for limit in (4096, 10):
         monkeypatch.setattr(solvers, "DIRECT_LIMIT", limit)
         case = Case(fake, concepts=concepts, energy=0.97)
-        sums = collect(case.backbone, case.encoder, case.policy, concepts, KEEP, case.config, lambda *_: None, {"cat": "dog"})[CONTEXT]
+        sums = collect(
+            case.backbone,
+            case.encoder,
+            case.policy,
+            concepts,
+            KEEP,
+            case.config,
+            lambda *_: None,
+            {"cat": "dog"},
+        )[CONTEXT]
         assert bool(sums.rows) == (limit == 4096)
         edit, _ = solve(case.policy, sums, case.config)
         edits.append(edit.U @ edit.V.T)
@@ -669,7 +748,9 @@ def test_a_substitutes_edit_from_the_rows_and_from_their_sums_is_the_same(fake, 
 def test_concepts_without_a_substitute_move_as_before_beside_one_that_has(fake):
     both = [Concept("cat"), Concept("red house", "tree")]
     case = Case(fake, concepts=both, width=WIDE, energy=1.0)
-    sums = collect(case.backbone, case.encoder, case.policy, both, KEEP, case.config, lambda *_: None, {"cat": "dog"})
+    sums = collect(
+        case.backbone, case.encoder, case.policy, both, KEEP, case.config, lambda *_: None, {"cat": "dog"}
+    )
     edit, _ = solve(case.policy, sums[CONTEXT], case.config)
     alone = Case(fake, concepts=both[1:], width=WIDE, energy=1.0)
     D = alone.differences()
@@ -679,7 +760,9 @@ def test_concepts_without_a_substitute_move_as_before_beside_one_that_has(fake):
 def test_the_residual_is_measured_against_the_substitute(fake):
     concept = [Concept("cat")]
     case = Case(fake, concepts=concept, width=WIDE, energy=1.0)
-    sums = collect(case.backbone, case.encoder, case.policy, concept, KEEP, case.config, lambda *_: None, {"cat": "dog"})
+    sums = collect(
+        case.backbone, case.encoder, case.policy, concept, KEEP, case.config, lambda *_: None, {"cat": "dog"}
+    )
     right, _ = solve(case.policy, sums[CONTEXT], case.config)
     for edit, low in ((right, True), (case.edits[CONTEXT], False)):
         _, measured = export(case.backbone, {CONTEXT: edit}, {CONTEXT: sums[CONTEXT]})
@@ -690,9 +773,14 @@ def test_the_residual_is_measured_against_the_substitute(fake):
 def test_the_pooled_vector_gives_way_to_the_substitutes(fake):
     concept = [Concept("cat")]
     case = Case(fake, concepts=concept, towers=("l", "t5xxl"), pooled=128, energy=1.0)
-    sums = collect(case.backbone, case.encoder, case.policy, concept, KEEP, case.config, lambda *_: None, {"cat": "dog"})
+    sums = collect(
+        case.backbone, case.encoder, case.policy, concept, KEEP, case.config, lambda *_: None, {"cat": "dog"}
+    )
     edit, _ = solve(case.policy, sums[POOLED], case.config)
-    c, g, o = (case.encoder.encode(t).pooled.double()[None] for t in ("a photo of a cat", "a photo of a", "a photo of a dog"))
+    c, g, o = (
+        case.encoder.encode(t).pooled.double()[None]
+        for t in ("a photo of a cat", "a photo of a", "a photo of a dog")
+    )
     assert (edit.map(c - g) - (o - g)).norm() < 1e-5 * (c - g).norm()
 
 
@@ -708,7 +796,9 @@ def test_layers_share_the_factor_of_a_full_edit(tmp_path):
     """In memory, not in the file; a layer with more columns than text has its own."""
     edit = ContextEdit(torch.eye(8, dtype=torch.float64), random_rows(8, 8, 1))
     one, two, wide = random_rows(5, 8, 2).float(), random_rows(6, 8, 3).float(), random_rows(4, 11, 4).float()
-    factors = {f"diffusion_model.{n}": edit.factors(w, 8, torch.float16) for n, w in enumerate((one, two, wide))}
+    factors = {
+        f"diffusion_model.{n}": edit.factors(w, 8, torch.float16) for n, w in enumerate((one, two, wide))
+    }
     lora = ErasureLora.from_factors(factors)
     downs = [down for _, down in lora.modules.values()]
     assert downs[0] is downs[1] and torch.equal(downs[2][:, :8], downs[0]) and not downs[2][:, 8:].any()

@@ -10,12 +10,15 @@ from trace_core.text.encoding import BEFORE, BOS, FIRST_EOT, SUBJECT, TextRows
 from trace_core.text.substitutes import CANDIDATES, PROBES, substitutes
 
 #: cosine of what a name adds to what "cat" or "Van Gogh" adds
-NEAR = {"cat": 1.0, "kitten": 0.95, "dog": 0.7, "tiger": 0.5, "ship": 0.1, "sea": -0.4, "comic style": 0.6, "oil painting style": 0.4,
+NEAR = {"cat": 1.0, "kitten": 0.95, "dog": 0.7, "tiger": 0.5, "ship": 0.1, "sea": -0.4, "comic style": 0.6,
+    "oil painting style": 0.4,
         "red background": 0.8, "blue background": 0.2, "cat house": 0.8, "Van Gogh": 1.0}  # fmt: skip
 
 
 class Encoder:
-    """Rows of a start token, the words before, a subject, an end token; a name turns the last two by its cosine."""
+    """Rows of a start token, the words before, a subject, an end token; a name turns the last two by its
+    cosine.
+    """
 
     def __init__(self):
         self.asked = []
@@ -41,7 +44,9 @@ def test_the_nearest_that_is_not_the_same_by_another_name():
     assert chosen(Concept("cat"), ["ship", "tiger"]) == {"cat": "tiger"}
 
 
-@pytest.mark.parametrize("keep", [["ship", "sea"], ["kitten"], ["cat house"]], ids=["far", "a synonym", "of the same word"])
+@pytest.mark.parametrize(
+    "keep", [["ship", "sea"], ["kitten"], ["cat house"]], ids=["far", "a synonym", "of the same word"]
+)
 def test_nothing_rather_than_what_does_not_fit(keep):
     assert chosen(Concept("cat"), keep) == {}
 
@@ -50,7 +55,9 @@ def test_an_object_gives_way_to_an_object_and_a_style_to_a_style():
     keep = ["comic style", "dog", "oil painting style", "red background"]
     assert chosen(Concept("cat"), keep) == {"cat": "dog"}
     assert chosen(Concept("Van Gogh"), keep, kind="style") == {"Van Gogh": "comic style"}
-    assert chosen(Concept("red background"), [*keep, "blue background"]) == {"red background": "blue background"}
+    assert chosen(Concept("red background"), [*keep, "blue background"]) == {
+        "red background": "blue background"
+    }
 
 
 def test_of_near_styles_the_one_that_the_model_draws_most_alike():
@@ -59,10 +66,13 @@ def test_of_near_styles_the_one_that_the_model_draws_most_alike():
 
     def first_step(prompts):
         way = [next((w for name, w in ways.items() if name in p), [0.0, 0.0]) for p in prompts]
-        return torch.tensor(way)[:, None] + torch.tensor([[[5.0, 5.0]], [[-3.0, 2.0]]]).movedim(1, 0)  # of two seeds
+        # of two seeds
+        return torch.tensor(way)[:, None] + torch.tensor([[[5.0, 5.0]], [[-3.0, 2.0]]]).movedim(1, 0)
 
     keep = ["comic style", "oil painting style", "dog"]
-    assert chosen(Concept("Van Gogh"), keep, kind="style", first_step=first_step) == {"Van Gogh": "oil painting style"}
+    assert chosen(Concept("Van Gogh"), keep, kind="style", first_step=first_step) == {
+        "Van Gogh": "oil painting style"
+    }
     assert chosen(Concept("Van Gogh"), keep, kind="style") == {"Van Gogh": "comic style"}
     assert chosen(Concept("cat"), ["dog", "tiger"], first_step=None) == {"cat": "dog"}
 

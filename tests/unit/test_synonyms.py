@@ -10,7 +10,16 @@ from trace_core.text.substitutes import _candidates
 from trace_core.text.synonyms import everyday, synonymous
 
 
-@pytest.mark.parametrize("a, b", [("automobile", "car"), ("car", "Automobile"), ("lorry", "truck"), ("aeroplane", "airplane"), ("Cat", "cat")])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("automobile", "car"),
+        ("car", "Automobile"),
+        ("lorry", "truck"),
+        ("aeroplane", "airplane"),
+        ("Cat", "cat"),
+    ],
+)
 def test_synonyms_are_found_both_ways(a, b):
     assert synonymous(a, b) and synonymous(b, a)
 
@@ -31,5 +40,9 @@ def test_nothing_stands_in_for_itself():
 
 
 def test_every_everyday_thing_has_a_line():
-    lines = [line.split(":")[0] for line in (DATA / "synonyms.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line.split(":")[0]
+        for line in (DATA / "synonyms.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert sorted(lines) == sorted(EVERYDAY)

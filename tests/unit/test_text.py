@@ -26,7 +26,9 @@ def rows_of(words: str, groups: str, value: float = 0.0) -> TextRows:
     """Rows whose only number tells where they stand: ids are the words' letters, row i holds value + i."""
     ids = tuple(ord(w[0]) for w in words.split())
     assert len(ids) == len(groups)
-    return TextRows(value + torch.arange(len(ids)).float()[:, None], ids, tuple(LETTERS[g] for g in groups), None)
+    return TextRows(
+        value + torch.arange(len(ids)).float()[:, None], ids, tuple(LETTERS[g] for g in groups), None
+    )
 
 
 def partners(erase: TextRows, want: TextRows) -> list[int]:
@@ -50,7 +52,9 @@ def test_align_longer_subject_uses_the_anchors_first_row_again():
 
 
 def test_align_longer_anchor_is_paired_from_its_last_token():
-    """The last token of each carries its meaning in a causal encoder; pads beyond the end stay on the last row."""
+    """The last token of each carries its meaning in a causal encoder; pads beyond the end stay on the last
+    row.
+    """
     erase = rows_of("< x C z > > > >", "BbSaEppp")
     assert partners(erase, rows_of("< x d e f z > >", "BbSSSaEp")) == [0, 1, 4, 5, 6, 7, 7, 7]
 
@@ -109,7 +113,9 @@ def test_align_without_start_token():
 @pytest.mark.parametrize("template", ["{}", "a photo of a {}", "{} on the table", "the {}, red"])
 @pytest.mark.parametrize("towers", [("l",), ("l", "t5xxl")])
 def test_align_pairs_equal_ids_outside_the_subject(fake, target, anchor, template, towers):
-    """Ends on ends, pads on pads, every word of the template on the same word, order kept; on either kind of tower."""
+    """Ends on ends, pads on pads, every word of the template on the same word, order kept; on either kind
+    of tower.
+    """
     from trace_core.text.concepts import fill
 
     encoder = TextEncoder(fake.FakeClip(8, 40, towers))
@@ -137,7 +143,8 @@ def names(rows: TextRows) -> str:
 def test_groups_of_a_causal_tower(fake):
     encoder = TextEncoder(fake.FakeClip(8, 12))
     assert not encoder.bidirectional
-    assert names(encoder.encode("a photo of a caterpillar, red", "caterpillar")) == "BbbbbbSSSaaE"  # photo = phot + o
+    # photo = phot + o
+    assert names(encoder.encode("a photo of a caterpillar, red", "caterpillar")) == "BbbbbbSSSaaE"
     assert names(encoder.encode("a cat", "cat")) == "BbSEpppppppp"
     assert names(encoder.encode("a cat")) == "BbbEpppppppp"
     assert names(encoder.encode("")) == "BEpppppppppp"
@@ -222,7 +229,9 @@ def test_every_prompt_is_encoded_once(fake):
 
 @pytest.mark.parametrize("every", [1, 40])
 def test_what_is_remembered_has_a_bound(fake, every):
-    """Hundreds of prompts of concepts come and go; the neutral one is encoded once, however seldom it is used."""
+    """Hundreds of prompts of concepts come and go; the neutral one is encoded once, however seldom it is
+    used.
+    """
     clip = fake.FakeClip(8, 12, pooled=4)
     calls = []
     original = clip.encode_from_tokens
@@ -283,7 +292,9 @@ def test_parentheses_are_words_not_weights(fake, prompt):
     ],
 )
 def test_escape(prompt, escaped):
-    """As people type them in ComfyUI; a backslash that escapes nothing is a character, and must not be doubled."""
+    """As people type them in ComfyUI; a backslash that escapes nothing is a character, and must not be
+    doubled.
+    """
     assert escape(prompt) == escaped == escape(escaped)
 
 
@@ -298,7 +309,9 @@ def test_a_concept_with_parentheses_is_found(fake):
 @pytest.mark.parametrize("towers", [("l",), ("t5xxl",)])
 @pytest.mark.parametrize("dropped", ["🐈", "قطة", "\u200b"])
 def test_concept_that_the_tokenizer_drops(fake, dropped, towers):
-    with pytest.raises(ConceptError, match=f"tokenizer drops '{dropped}' entirely; write the concept in words"):
+    with pytest.raises(
+        ConceptError, match=f"tokenizer drops '{dropped}' entirely; write the concept in words"
+    ):
         TextEncoder(fake.FakeClip(8, 12, towers)).encode(f"a photo of a {dropped}", dropped)
 
 
@@ -308,7 +321,9 @@ def test_anchor_that_the_tokenizer_drops(fake):
 
 
 def test_prompt_of_several_chunks(fake):
-    with pytest.raises(ConceptError, match=r"is 24 tokens long and does not fit into one prompt of 12; shorten"):
+    with pytest.raises(
+        ConceptError, match=r"is 24 tokens long and does not fit into one prompt of 12; shorten"
+    ):
         TextEncoder(fake.FakeClip(8, 12)).encode("one two six ten red sea sky sun cat dog bee", "bee")
 
 

@@ -14,7 +14,9 @@ SIGMAS = (14.0, 9.0, 4.0, 2.0, 0.5)
 
 
 def points(in_x0: tuple[float, ...], trajectories: int = 3) -> Points:
-    """Trajectories on which the concept changes x0 by so much (root mean square) at each step, in shuffled order."""
+    """Trajectories on which the concept changes x0 by so much (root mean square) at each step, in shuffled
+    order.
+    """
     generator = torch.Generator().manual_seed(0)
     rows = [(p, s, d) for p, s, d in zip(PERCENTS, SIGMAS, in_x0) for _ in range(trajectories)]
     rows = [rows[i] for i in torch.randperm(len(rows), generator=generator)]
@@ -36,7 +38,16 @@ def test_windows_are_accepted(window):
 
 @pytest.mark.parametrize(
     "window",
-    [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (1.0, 1.0), (float("nan"), 1.0), (0.0, float("nan")), (20, 80)],
+    [
+        (0.5, 0.5),
+        (0.6, 0.4),
+        (-0.1, 1.0),
+        (0.0, 1.1),
+        (1.0, 1.0),
+        (float("nan"), 1.0),
+        (0.0, float("nan")),
+        (20, 80),
+    ],
 )
 def test_what_is_no_window_is_named(window):
     with pytest.raises(
@@ -80,7 +91,9 @@ def test_window_starts_where_a_concept_is_decided_at_once(decided):
 
 @pytest.mark.parametrize(("early", "start"), [(1 - 1e-3, 0.1), (1 + 1e-3, 0.3)])
 def test_a_share_of_the_influence_lies_before_the_start(early, start):
-    """All of it in two steps; the first lasts half as long, and a little more or less than its share decides."""
+    """All of it in two steps; the first lasts half as long, and a little more or less than its share
+    decides.
+    """
     before, after = (1 - DECIDED) * early, DECIDED / early
     change = (0.0, (after / 0.2) ** 0.5, (before / 0.15) ** 0.5, 0.0, 0.0)
     assert auto_window(points(change))[0] == pytest.approx(start)

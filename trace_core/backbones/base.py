@@ -1,4 +1,6 @@
-"""A denoiser as the rest of the library sees it: where text enters, how weights are read, what it predicts."""
+"""A denoiser as the rest of the library sees it: where text enters, how weights are read, what it
+predicts.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ PREFIX = "diffusion_model."
 
 #: Which linear layers get adapters
 SCOPES = {
-    "text": "what reads the text: cross-attention keys and values (SD), the text's way in and its qkv (FLUX), pooled vectors",
+    "text": "what reads the text: cross-attention keys and values (SD), the text's way in and its qkv "
+    "(FLUX), pooled vectors",
     "attention": "every attention projection",
     "linear": "every linear layer",
-    "entry": "what reads the text encoder's rows and pooled vector directly, nothing behind it (UCE's layers)",
+    "entry": "what reads the text encoder's rows and pooled vector directly, nothing behind it (UCE's "
+    "layers)",
     "keys": "keys of the text (SD), queries and keys of the text's stream (FLUX; EraseAnything's layers)",
     "image": "self-attention and the picture's queries: what does not read the text (TRCE, stage 2)",
 }
@@ -39,7 +43,8 @@ class Layer:
     Attributes:
         module: name below the ComfyUI model object, e.g. ``diffusion_model.txt_in``.
         stream: :data:`CONTEXT` or :data:`POOLED`.
-        columns: how many of the layer's first input columns are text (SDXL appends size embeddings to the pooled vector).
+        columns: how many of the layer's first input columns are text (SDXL appends size embeddings to the
+            pooled vector).
     """
 
     module: str
@@ -54,13 +59,14 @@ class Layer:
 class Backbone:
     """A ComfyUI ModelPatcher, seen as the places where text enters it.
 
-    Weights are read through :mod:`~trace_core.backbones.weights`: originals, dequantised, with the patches already on the model applied.
-    They are never written.
+    Weights are read through :mod:`~trace_core.backbones.weights`: originals, dequantised, with the patches
+    already on the model applied. They are never written.
     """
 
     def __init__(self, patcher, kind: str, layers: list[Layer], family, excluded: tuple[str, ...] = ()):
-        """``family``: the module of this package that knows the network's other layers; ``excluded``: those of them that do not
-        read text in this model (unCLIP's ``label_emb`` reads images)."""
+        """``family``: the module of this package that knows the network's other layers; ``excluded``: those
+        of them that do not read text in this model (unCLIP's ``label_emb`` reads images).
+        """
         self.patcher = patcher
         self.kind = kind
         self._layers = layers
@@ -96,7 +102,9 @@ class Backbone:
         for layer in self._layers if layers is None else layers:
             weight = effective(self.patcher, layer.key, self.engine.lora.calculate_weight)
             if not is_finite(weight):
-                raise ModelError(f"{layer.key} holds NaN or infinite values; load the model again from an intact file")
+                raise ModelError(
+                    f"{layer.key} holds NaN or infinite values; load the model again from an intact file"
+                )
             yield layer, weight
 
     # ------------------------------------------------------------------------------------------- the network
@@ -115,14 +123,19 @@ class Backbone:
             raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
         linear = [name for name, module in self.network.named_modules() if is_linear(module)]
         wanted = "" if scope == "linear" else getattr(self._family, scope.upper())
-        return [name for name in linear if re.search(wanted, name) and (scope == "linear" or name not in self._excluded)]
+        return [
+            name
+            for name in linear
+            if re.search(wanted, name) and (scope == "linear" or name not in self._excluded)
+        ]
 
     def trained_rows(self, name: str, scope: str) -> slice | None:
         """Which outputs of a scope's layer are trained; None for all."""
         return self._family.trained_rows(name, scope, shape_of(self.network.get_submodule(name))[0])
 
     def attention_maps(self, found: list):
-        """A context in which every forward pass appends ``(queries, keys)`` of each layer where the picture reads the text.
+        """A context in which every forward pass appends ``(queries, keys)`` of each layer where the picture
+        reads the text.
 
         Queries are the picture's ``[b, h, n, d]``; keys ``[b, h, m, d]``, the text's rows first.
         """
@@ -151,14 +164,17 @@ class Backbone:
     def load(self) -> None:
         """Let ComfyUI put the model on its device, whole, with its patches on the weights.
 
-        A model of dynamic memory management keeps its weights in a mapped file and casts them for each operation; a gradient needs
-        tensors that stay. So this backbone goes over to a copy of the usual sort, as ComfyUI's own training does.
+        A model of dynamic memory management keeps its weights in a mapped file and casts them for each
+        operation; a gradient needs tensors that stay. So this backbone goes over to a copy of the usual sort,
+        as ComfyUI's own training does.
 
-        To be called before :func:`~trace_core.finetune.gradients.training_mode`: patches that go on a quantised weight in inference mode, as in
-        ComfyUI's nodes, come off only there, and the other way round.
+        To be called before :func:`~trace_core.finetune.gradients.training_mode`: patches that go on a
+        quantised weight in inference mode, as in ComfyUI's nodes, come off only there, and the other way
+        round.
 
         Raises:
-            ModelError: for quantised weights that this engine cannot turn into numbers; for a dynamic model that cannot be copied.
+            ModelError: for quantised weights that this engine cannot turn into numbers; for a dynamic model
+                that cannot be copied.
         """
         self.patcher = compat.static_patcher(self.patcher)
         with torch.no_grad():  # rounding patches to float8 has no gradient
@@ -182,14 +198,20 @@ class Backbone:
     def condition(self, clip, prompt: str, shape: tuple[int, int, int], guidance: float) -> dict[str, Tensor]:
         """What the network is given for a prompt, as ComfyUI's sampler makes it: name -> tensor of batch 1.
 
-        Networks that also read a picture (inpainting, Fill, instructions) get ComfyUI's own: an empty latent, all of it masked.
+        Networks that also read a picture (inpainting, Fill, instructions) get ComfyUI's own: an empty latent,
+        all of it masked.
         """
         rows, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
-        rows, pooled = rows.clone(), None if pooled is None else pooled.clone()  # they may be inference tensors
-        entries = self.engine.sampler_helpers.convert_cond([[rows, {"pooled_output": pooled, "guidance": guidance}]])
+        # they may be inference tensors
+        rows, pooled = rows.clone(), None if pooled is None else pooled.clone()
+        entries = self.engine.sampler_helpers.convert_cond(
+            [[rows, {"pooled_output": pooled, "guidance": guidance}]]
+        )
         noise = torch.zeros(1, *shape, device=self.device)
         model, empty = self.patcher.model, torch.zeros_like(noise)
-        done = self.engine.samplers.process_conds(model, noise, {"positive": entries}, self.device, empty, None, seed=0)
+        done = self.engine.samplers.process_conds(
+            model, noise, {"positive": entries}, self.device, empty, None, seed=0
+        )
         made = done["positive"][0]["model_conds"]
         made = {k: c.process_cond(batch_size=1, device=self.device, area=None).cond for k, c in made.items()}
         return {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor)}
@@ -198,7 +220,8 @@ class Backbone:
         """The network's raw prediction (eps, v or velocity) ``[b, c, h, w]`` float32.
 
         Args:
-            x: noisy latents ``[b, c, h, w]`` on ComfyUI's scale (``x0 + sigma n``; FLUX ``(1 - sigma) x0 + sigma n``).
+            x: noisy latents ``[b, c, h, w]`` on ComfyUI's scale (``x0 + sigma n``; FLUX ``(1 - sigma) x0 +
+                sigma n``).
             sigma: ``[b]``.
             condition: as :meth:`condition` makes it, of batch b.
         """
@@ -207,7 +230,9 @@ class Backbone:
         return self.prediction_of(x, sigma, x0)
 
     def prediction_of(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """Invert ComfyUI's ``calculate_denoised``, which is affine in the network's output: x0 -> eps, v or velocity."""
+        """Invert ComfyUI's ``calculate_denoised``, which is affine in the network's output: x0 -> eps, v
+        or velocity.
+        """
         zero, x0 = torch.zeros_like(x), self.model_sampling.calculate_denoised
         return (denoised - x0(sigma, zero, x)) / x0(sigma, torch.ones_like(x), zero)
 
@@ -216,7 +241,9 @@ class Backbone:
         return self.model_sampling.calculate_denoised(sigma, prediction, x)
 
     def model_hash(self) -> str:
-        """Fingerprint of the unpatched base: sha256 over every 16th row of the layers that read text, 16 hex digits."""
+        """Fingerprint of the unpatched base: sha256 over every 16th row of the layers that read text, 16
+        hex digits.
+        """
         digest = hashlib.sha256()
         for layer in self._layers:
             weight = original(self.patcher, layer.key)
@@ -238,7 +265,9 @@ def engine_of(patcher):
 
 
 def comfy_class(model) -> str:
-    """Name of the class of ``comfy.model_base`` that a model object is made of, the most special one; empty if it is of none."""
+    """Name of the class of ``comfy.model_base`` that a model object is made of, the most special one;
+    empty if it is of none.
+    """
     return next((cls.__name__ for cls in type(model).__mro__ if cls.__module__ == "comfy.model_base"), "")
 
 
@@ -269,6 +298,6 @@ def backbone_for(patcher) -> Backbone:
     if name in ("", "BaseModel"):
         name = type(getattr(patcher.model, "model_config", patcher.model)).__name__
     raise ModelError(
-        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (inpainting models, unCLIP, SSD-1B, Vega, "
-        "KOALA, and FLUX.1's Fill, Kontext and Krea are among them)"
+        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (inpainting "
+        "models, unCLIP, SSD-1B, Vega, KOALA, and FLUX.1's Fill, Kontext and Krea are among them)"
     )

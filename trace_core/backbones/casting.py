@@ -1,7 +1,8 @@
 """Training on weights that PyTorch cannot calculate with: float8, quantised tensors, GGUF.
 
-The base model keeps its bytes. Each layer's weight is dequantised where it is needed, once on the way there and once again on the way
-back, so that never more than one layer stands in full precision; the gradient goes through the product as if the weight were plain.
+The base model keeps its bytes. Each layer's weight is dequantised where it is needed, once on the way there
+and once again on the way back, so that never more than one layer stands in full precision; the gradient goes
+through the product as if the weight were plain.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def weight_and_bias(engine, module: nn.Module, like: Tensor) -> tuple[Tensor, Te
 
     Args:
         engine: the ``comfy`` package.
-        module: GGUF layers have a ``cast_bias_weight`` of their own; ComfyUI's scaled and quantised ones a ``convert_weight``.
+        module: GGUF layers have a ``cast_bias_weight`` of their own; ComfyUI's scaled and quantised ones a
+            ``convert_weight``.
     """
     own = getattr(module, "cast_bias_weight", None)
     weight, bias = own(like) if own is not None else engine.ops.cast_bias_weight(module, like)
@@ -56,26 +58,40 @@ def check(engine, network: nn.Module, device: torch.device) -> None:
         if kind in tried:
             continue
         tried.add(kind)
-        shape = shape_of(module) if is_linear(module) else (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        shape = (
+            shape_of(module)
+            if is_linear(module)
+            else (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        )
         try:
             with torch.no_grad():
                 found = weight_and_bias(engine, module, torch.zeros(1, device=device))[0]
-            problem = None if found.shape == shape and is_plain(found) else f"it gives {found.dtype} {tuple(found.shape)}"
+            problem = (
+                None
+                if found.shape == shape and is_plain(found)
+                else f"it gives {found.dtype} {tuple(found.shape)}"
+            )
         except Exception as error:  # whatever a format's own code runs into
             problem = str(error)
         if problem:
             raise ModelError(
-                f"{name} is stored as {storage_of(module.weight)}, which this ComfyUI cannot train here ({problem}); load the "
-                "fp16, bf16 or fp8 file of this model"
+                f"{name} is stored as {storage_of(module.weight)}, which this ComfyUI cannot train here "
+                f"({problem}); load the fp16, bf16 or fp8 file of this model"
             )
 
 
 def install(engine, network: nn.Module) -> int:
-    """Put a :class:`CastLinear` or :class:`CastConv` around every layer that :func:`needs_cast`; returns how many.
+    """Put a :class:`CastLinear` or :class:`CastConv` around every layer that :func:`needs_cast`; returns how
+    many.
 
     Whoever takes them off again puts the network's own modules back.
     """
-    found = [(parent, name, child) for parent in network.modules() for name, child in parent.named_children() if needs_cast(child)]
+    found = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if needs_cast(child)
+    ]
     for parent, name, child in found:
         parent._modules[name] = (CastLinear if is_linear(child) else CastConv)(engine, child)
     return len(found)
@@ -94,7 +110,9 @@ class _Around:
 
     @property
     def weight(self) -> Tensor:
-        """A stand-in that says device and shape and holds one number: PEFT makes its adapters by it, in float32."""
+        """A stand-in that says device and shape and holds one number: PEFT makes its adapters by it, in
+        float32.
+        """
         return torch.zeros((), device=self.layer.weight.device).expand(self._shape)
 
     @property
@@ -115,7 +133,8 @@ class CastLinear(_Around, nn.Linear):
         if smoothing is not None:
             x = x * smoothing.detach().to(x.device, x.dtype)
         rows = _Product.apply(x.reshape(-1, x.shape[-1]), self._read, F.linear, _linear_back)
-        return rows.view(*x.shape[:-1], self.out_features)  # out here: a view from inside could not be written into
+        # out here: a view from inside could not be written into
+        return rows.view(*x.shape[:-1], self.out_features)
 
 
 class CastConv(_Around, nn.Module):
@@ -124,7 +143,12 @@ class CastConv(_Around, nn.Module):
     def __init__(self, engine, layer: nn.Conv2d):
         self._surround(engine, layer)
         self._shape = layer.weight.shape
-        self._options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
+        self._options = {
+            "stride": layer.stride,
+            "padding": layer.padding,
+            "dilation": layer.dilation,
+            "groups": layer.groups,
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         def back(gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:

@@ -19,18 +19,27 @@ def check_clip(backbone, clip) -> None:
         ConceptError: naming both widths and the remedy.
     """
     if not hasattr(clip, "tokenize"):
-        what = "no CLIP is connected, or its loader found none in the file" if clip is None else f"{type(clip).__name__} is no CLIP"
-        raise ConceptError(f"{what}; connect the CLIP that belongs to this model, from a CLIP loader if the checkpoint has none")
+        what = (
+            "no CLIP is connected, or its loader found none in the file"
+            if clip is None
+            else f"{type(clip).__name__} is no CLIP"
+        )
+        raise ConceptError(
+            f"{what}; connect the CLIP that belongs to this model, from a CLIP loader if the checkpoint has "
+            "none"
+        )
     rows, pooled = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)[:2]
     check_width(rows[0], backbone)
     if backbone.width(POOLED) is None:
         return
     if pooled is None:
-        raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
+        raise ConceptError(
+            "this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model"
+        )
     if pooled.shape[-1] != backbone.width(POOLED):
         raise ConceptError(
-            f"the text encoder gives a pooled vector of {pooled.shape[-1]} numbers, the model reads {backbone.width(POOLED)}; "
-            "connect the CLIP that belongs to this model"
+            f"the text encoder gives a pooled vector of {pooled.shape[-1]} numbers, the model reads "
+            f"{backbone.width(POOLED)}; connect the CLIP that belongs to this model"
         )
 
 
@@ -42,6 +51,6 @@ def check_width(rows: Tensor, backbone) -> None:
     """
     if rows.shape[1] != backbone.width(CONTEXT):
         raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads {backbone.width(CONTEXT)}; "
-            "connect the CLIP that belongs to this model"
+            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads "
+            f"{backbone.width(CONTEXT)}; connect the CLIP that belongs to this model"
         )

@@ -1,4 +1,6 @@
-"""Where ComfyUI's versions differ: one function a difference, each by a test of what is there, never of a version number."""
+"""Where ComfyUI's versions differ: one function a difference, each by a test of what is there, never of a
+version number.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,26 @@ from ..errors import ModelError
 
 
 def flux_config(engine, config: dict) -> dict:
-    """A FLUX.1 network's configuration with the fields that newer versions ask for (``txt_ids_dims``, since FLUX.2)."""
+    """A FLUX.1 network's configuration with the fields that newer versions ask for (``txt_ids_dims``,
+    since FLUX.2).
+    """
     fields = {f.name for f in dataclasses.fields(engine.ldm.flux.model.FluxParams)}
     return {**config, "txt_ids_dims": []} if "txt_ids_dims" in fields else dict(config)
 
 
 def network_state(config, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state dict under the names of this version, as its loader renames them (FLUX: ``scale`` is ``weight`` now)."""
+    """A network's state dict under the names of this version, as its loader renames them (FLUX: ``scale``
+    is ``weight`` now).
+    """
     rename = getattr(config, "process_unet_state_dict", None)
     return rename(dict(state)) if rename else state
 
 
 @contextmanager
 def training_flag(engine) -> Iterator[None]:
-    """ComfyUI's mark of a training: newer versions then use operations that have a gradient, such as FLUX's rotary embedding."""
+    """ComfyUI's mark of a training: newer versions then use operations that have a gradient, such as
+    FLUX's rotary embedding.
+    """
     management = engine.model_management
     if not hasattr(management, "in_training"):
         yield
@@ -46,7 +54,9 @@ def clip_options(engine) -> dict:
 
 
 def is_dynamic(patcher) -> bool:
-    """Whether a model is under ComfyUI's dynamic memory management (since v0.30), which keeps weights in mapped files until they are cast."""
+    """Whether a model is under ComfyUI's dynamic memory management (since v0.30), which keeps weights in
+    mapped files until they are cast.
+    """
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 
@@ -60,8 +70,8 @@ def static_patcher(patcher):
         return patcher
     if getattr(patcher, "cached_patcher_init", None) is None:
         raise ModelError(
-            "this model is under dynamic memory management, and its loader cannot load it again for training; use one of ComfyUI's own "
-            "loaders, or start ComfyUI with --disable-dynamic-vram"
+            "this model is under dynamic memory management, and its loader cannot load it again for "
+            "training; use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram"
         )
     with torch.inference_mode(False):  # tensors that are made in inference mode take part in no gradient
         return patcher.clone(disable_dynamic=True)

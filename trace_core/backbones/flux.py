@@ -1,4 +1,6 @@
-"""FLUX.1: text enters through ``txt_in`` (T5 rows) and ``vector_in`` (CLIP's pooled vector), both with a bias."""
+"""FLUX.1: text enters through ``txt_in`` (T5 rows) and ``vector_in`` (CLIP's pooled vector), both with a
+bias.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,19 @@ IMAGE = r"^double_blocks\.\d+\.img_attn\.(qkv|proj)$"
 
 
 def matches(patcher) -> bool:
-    """FLUX.1, by ComfyUI's class and by its two ways in: a linear one for T5's rows, another for CLIP's pooled vector.
+    """FLUX.1, by ComfyUI's class and by its two ways in: a linear one for T5's rows, another for CLIP's
+    pooled vector.
 
-    Kontext, Fill, Krea and the tools' models are FLUX.1 with more channels or other weights. FLUX.2, Chroma and LongCat have classes
-    of their own; HunyuanVideo and HunyuanImage have modules of the same names that are something else.
+    Kontext, Fill, Krea and the tools' models are FLUX.1 with more channels or other weights. FLUX.2, Chroma
+    and LongCat have classes of their own; HunyuanVideo and HunyuanImage have modules of the same names that
+    are something else.
     """
     network = bare(patcher.model.diffusion_model)
     ways = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
     blocks_of_both_kinds = hasattr(network, "double_blocks") and hasattr(network, "single_blocks")
-    return comfy_class(patcher.model) == "Flux" and blocks_of_both_kinds and all(is_linear(way) for way in ways)
+    return (
+        comfy_class(patcher.model) == "Flux" and blocks_of_both_kinds and all(is_linear(way) for way in ways)
+    )
 
 
 def build(patcher) -> Backbone:
@@ -42,17 +48,25 @@ def build(patcher) -> Backbone:
 
 
 def blocks(network) -> list[str]:
-    return [f"{group}.{i}" for group in ("double_blocks", "single_blocks") for i in range(len(getattr(network, group)))]
+    return [
+        f"{group}.{i}"
+        for group in ("double_blocks", "single_blocks")
+        for i in range(len(getattr(network, group)))
+    ]
 
 
 def trained_rows(name: str, scope: str, rows: int) -> slice | None:
-    """EraseAnything trains queries and keys of the text, not its values: the first two thirds of ``txt_attn.qkv``."""
+    """EraseAnything trains queries and keys of the text, not its values: the first two thirds of
+    ``txt_attn.qkv``.
+    """
     return slice(0, rows // 3 * 2) if scope == "keys" else None
 
 
 @contextmanager
 def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """The picture's queries ``[b, h, n, d]`` and all keys ``[b, h, m, d]``, the text's first, of every double block, in order."""
+    """The picture's queries ``[b, h, n, d]`` and all keys ``[b, h, m, d]``, the text's first, of every
+    double block, in order.
+    """
     with ExitStack() as hooks:
         for block in network.double_blocks:
             place: dict[str, Tensor] = {}
@@ -75,6 +89,8 @@ def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None
 
 
 def _rotated(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) by FLUX's rotation matrices ``[b, 1, n, d/2, 2, 2]``."""
+    """Rotary position embedding (Su et al., arXiv 2104.09864) by FLUX's rotation matrices ``[b, 1, n, d/2,
+    2, 2]``.
+    """
     pairs = x.to(pe.dtype).unflatten(-1, (-1, 1, 2))
     return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)

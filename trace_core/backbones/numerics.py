@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity. Twenty times faster than ``isfinite(...).all()`` on a CPU.
+    """Whether a tensor holds neither NaN nor infinity. Twenty times faster than ``isfinite(...).all()`` on a
+    CPU.
 
     The extremes of a tensor are NaN if any of its numbers is.
     """

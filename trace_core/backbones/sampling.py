@@ -12,7 +12,8 @@ from ..errors import TraceError
 from . import backbone_for
 from .base import engine_of
 
-SIZE = "trace_size"  #: attribute of a model object that was trained on pictures much smaller than usual: their size in pixels
+#: attribute of a model object that was trained on pictures much smaller than usual: their size in pixels
+SIZE = "trace_size"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class SamplerConfig:
 
 
 def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Standard normal noise ``[len(seeds), *shape]``, each picture from its own generator: batches do not change it."""
+    """Standard normal noise ``[len(seeds), *shape]``, each picture from its own generator: batches do not
+    change it.
+    """
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
@@ -63,7 +66,9 @@ class Conditioner:
         encoded = [self._encode(p) for p in prompts]
         rows = max(e[0].shape[1] for e in encoded)
         if any(e[0].shape[1] != rows for e in encoded):
-            raise TraceError("prompts of different lengths in tokens cannot be sampled in one batch; shorten the longest")
+            raise TraceError(
+                "prompts of different lengths in tokens cannot be sampled in one batch; shorten the longest"
+            )
         pooled = None if encoded[0][1] is None else torch.cat([e[1] for e in encoded])
         return [[torch.cat([e[0] for e in encoded]), {"pooled_output": pooled, **extra}]]
 
@@ -73,11 +78,19 @@ class Conditioner:
         return self._cache[prompt]
 
 
-def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: SamplerConfig | None = None,
-           progress: Callable[[int, int], None] | None = None, step: Callable | None = None) -> Tensor:  # fmt: skip
+def sample(
+    model,
+    clip,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: SamplerConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    step: Callable | None = None,
+) -> Tensor:
     """Latents ``[n, c, h/8, w/8]`` of prompt i with seed i; a picture does not depend on its batch.
 
-    ``progress(done, total)`` hears of pictures, ``step`` of sampling steps, as ComfyUI's callback; raise from either to cancel.
+    ``progress(done, total)`` hears of pictures, ``step`` of sampling steps, as ComfyUI's callback; raise from
+    either to cancel.
 
     Raises:
         TraceError: if prompts and seeds differ in number.
@@ -91,7 +104,9 @@ def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: Sa
     out = []
     for start in range(0, len(prompts), config.batch):
         part = slice(start, start + config.batch)
-        latents = _sample_batch(model, conditioner, prompts[part], noise_for(seeds[part], shape), config, step)
+        latents = _sample_batch(
+            model, conditioner, prompts[part], noise_for(seeds[part], shape), config, step
+        )
         out.append(latents)
         if progress:
             progress(min(start + config.batch, len(prompts)), len(prompts))
@@ -99,7 +114,8 @@ def sample(model, clip, prompts: Sequence[str], seeds: Sequence[int], config: Sa
 
 
 class FirstStep:
-    """What a model draws of a prompt in one step from pure noise: the mean of its pictures, seen through a little noise.
+    """What a model draws of a prompt in one step from pure noise: the mean of its pictures, seen through a
+    little noise.
 
     Args:
         model, clip: ComfyUI objects that belong together.
@@ -110,22 +126,45 @@ class FirstStep:
     def __init__(self, model, clip, seeds: int = 8, size: int = 256):
         self.model, self.clip, self.seeds = model, clip, list(range(seeds))
         size = getattr(model.model, SIZE, size)
-        self.config = SamplerConfig.for_model(model, steps=1, cfg=1.0, sampler="euler", width=size, height=size, batch=seeds)
+        self.config = SamplerConfig.for_model(
+            model, steps=1, cfg=1.0, sampler="euler", width=size, height=size, batch=seeds
+        )
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """``[prompts, seeds, values]`` float32 on the CPU."""
-        latents = [sample(self.model, self.clip, [p] * len(self.seeds), self.seeds, self.config) for p in prompts]
+        latents = [
+            sample(self.model, self.clip, [p] * len(self.seeds), self.seeds, self.config) for p in prompts
+        ]
         return torch.stack(latents).flatten(2).float().cpu()
 
 
-@torch.no_grad()  # v0.3.64 cannot round patches to float8 where gradients are possible; inference mode stays the caller's choice
-def _sample_batch(model, conditioner: Conditioner, prompts: Sequence[str], noise: Tensor, config: SamplerConfig,
-                  step: Callable | None = None) -> Tensor:  # fmt: skip
+# v0.3.64 cannot round patches to float8 where gradients are possible; inference mode stays the caller's
+# choice
+@torch.no_grad()
+def _sample_batch(
+    model,
+    conditioner: Conditioner,
+    prompts: Sequence[str],
+    noise: Tensor,
+    config: SamplerConfig,
+    step: Callable | None = None,
+) -> Tensor:
     positive = conditioner(prompts, guidance=config.guidance)
     negative = conditioner([config.negative], guidance=config.guidance)
     empty = torch.zeros_like(noise)
     with torch.no_grad():  # loading puts patches on the weights, and fp8's rounding cannot be differentiated
         return engine_of(model).sample.sample(
-            model, noise, config.steps, config.cfg, config.sampler, config.scheduler, positive, negative, empty,
-            denoise=1.0, disable_pbar=True, seed=0, callback=step,
-        )  # fmt: skip
+            model,
+            noise,
+            config.steps,
+            config.cfg,
+            config.sampler,
+            config.scheduler,
+            positive,
+            negative,
+            empty,
+            denoise=1.0,
+            disable_pbar=True,
+            seed=0,
+            callback=step,
+        )

@@ -1,4 +1,6 @@
-"""Stable Diffusion 1.x, 2.x and SDXL: text enters a UNet through the keys and values of every cross-attention."""
+"""Stable Diffusion 1.x, 2.x and SDXL: text enters a UNet through the keys and values of every
+cross-attention.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ KEYS = r"\.attn2\.to_k$"
 IMAGE = r"\.attn1\.to_(q|k|v|out\.0)$|\.attn2\.to_q$"
 
 
-#: ComfyUI's model classes of UNets whose text path is known -> (whether ``label_emb`` reads the pooled text, kind by text width).
-#: The refiner, video, 3D, depth and upscaling models are UNets of the same class that read something else at the same places.
+#: ComfyUI's model classes of UNets whose text path is known -> (whether ``label_emb`` reads the pooled text,
+#: kind by text width). The refiner, video, 3D, depth and upscaling models are UNets of the same class that
+#: read something else at the same places.
 MODELS = {
     "BaseModel": (False, {1024: "sd2"}),
     "SD15_instructpix2pix": (False, {1024: "sd2"}),
@@ -33,7 +36,9 @@ POOLED_LAYER = "label_emb.0.0"
 
 
 def matches(patcher) -> bool:
-    """SD 1.x, 2.x (unCLIP too) or SDXL (SSD-1B, Vega, KOALA too), by the class ComfyUI gave the model and what its network has."""
+    """SD 1.x, 2.x (unCLIP too) or SDXL (SSD-1B, Vega, KOALA too), by the class ComfyUI gave the model and
+    what its network has.
+    """
     name, network = comfy_class(patcher.model), bare(patcher.model.diffusion_model)
     if name not in MODELS or not (hasattr(network, "input_blocks") and _keys_and_values(network)):
         return False
@@ -60,10 +65,19 @@ def _keys_and_values(network) -> list[tuple[str, object]]:
 
 
 def blocks(network) -> list[str]:
-    """Residual blocks and spatial transformers: the parts of the levels' sequences that hold almost all activations."""
-    sequences = [("middle_block", network.middle_block)] if network.middle_block is not None else []  # KOALA has none
-    sequences += [(f"{group}.{i}", s) for group in ("input_blocks", "output_blocks") for i, s in enumerate(getattr(network, group))]
-    return [f"{name}.{i}" for name, s in sequences for i, part in enumerate(s) if len(list(part.children())) > 1]
+    """Residual blocks and spatial transformers: the parts of the levels' sequences that hold almost all
+    activations.
+    """
+    # KOALA has none
+    sequences = [("middle_block", network.middle_block)] if network.middle_block is not None else []
+    sequences += [
+        (f"{group}.{i}", s)
+        for group in ("input_blocks", "output_blocks")
+        for i, s in enumerate(getattr(network, group))
+    ]
+    return [
+        f"{name}.{i}" for name, s in sequences for i, part in enumerate(s) if len(list(part.children())) > 1
+    ]
 
 
 def trained_rows(name: str, scope: str, rows: int) -> slice | None:
@@ -73,7 +87,9 @@ def trained_rows(name: str, scope: str, rows: int) -> slice | None:
 
 @contextmanager
 def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Queries ``[b, h, n, d]`` and keys ``[b, h, m, d]`` of every cross-attention of a forward pass, in order."""
+    """Queries ``[b, h, n, d]`` and keys ``[b, h, m, d]`` of every cross-attention of a forward pass, in
+    order.
+    """
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             if name.endswith(".attn2"):

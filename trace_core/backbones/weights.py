@@ -1,9 +1,10 @@
 """Weights in whatever form a file keeps them: plain, float8 with or without a scale, quantised tensors, GGUF.
 
-Only the keys that are asked for are read, each by what its own layer offers: ComfyUI's ``get_key_weight`` and ``convert_weight``
-(scaled float8; quantised tensors since v0.33), the ``get_weight`` of GGUF layers, whose tensors hold raw bytes. Reading every key of
-the state dict, as ``get_key_patches`` does, fails on the keys that are no parameters (``weight_scale``, ``comfy_quant``, GGUF's
-``temp``), and on some a key's tensor has another shape than the weight.
+Only the keys that are asked for are read, each by what its own layer offers: ComfyUI's ``get_key_weight`` and
+``convert_weight`` (scaled float8; quantised tensors since v0.33), the ``get_weight`` of GGUF layers, whose
+tensors hold raw bytes. Reading every key of the state dict, as ``get_key_patches`` does, fails on the keys
+that are no parameters (``weight_scale``, ``comfy_quant``, GGUF's ``temp``), and on some a key's tensor has
+another shape than the weight.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  #: what P
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer; ComfyUI's for mixed precision is no ``nn.Linear``, but has all that one has."""
+    """Whether a module is a linear layer; ComfyUI's for mixed precision is no ``nn.Linear``, but has all
+    that one has.
+    """
     if isinstance(module, nn.Linear):
         return True
-    return all(hasattr(module, name) for name in ("in_features", "out_features", "comfy_cast_weights")) and hasattr(module, "weight")
+    return all(
+        hasattr(module, name) for name in ("in_features", "out_features", "comfy_cast_weights")
+    ) and hasattr(module, "weight")
 
 
 def shape_of(module: nn.Module) -> torch.Size:
-    """``[out, in]`` of a linear layer, whatever the shape of its bytes; of other layers, that of their weight."""
+    """``[out, in]`` of a linear layer, whatever the shape of its bytes; of other layers, that of their
+    weight.
+    """
     return torch.Size((module.out_features, module.in_features)) if is_linear(module) else module.weight.shape
 
 
@@ -38,7 +45,9 @@ def layer_at(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def stored(patcher, key: str) -> Tensor:
-    """A weight's tensor as the model keeps it, without the patches that ComfyUI may have put on it while the model is loaded."""
+    """A weight's tensor as the model keeps it, without the patches that ComfyUI may have put on it while
+    the model is loaded.
+    """
     weight = patcher.model.get_submodule(key.rpartition(".")[0]).weight
     if key in patcher.backup:
         weight = patcher.backup[key].weight
@@ -48,12 +57,16 @@ def stored(patcher, key: str) -> Tensor:
 
 
 def storage_of(tensor: Tensor) -> str:
-    """How a tensor is kept, as its format is called: ``float16``, ``float8_e4m3fn``, ``scaled float8_e4m3fn``, ``nvfp4``, ``Q4_K``"""
+    """How a tensor is kept, as its format is called: ``float16``, ``float8_e4m3fn``, ``scaled
+    float8_e4m3fn``, ``nvfp4``, ``Q4_K``
+    """
     if getattr(tensor, "tensor_type", None) is not None:
         return str(getattr(tensor.tensor_type, "name", tensor.tensor_type))
     layout = getattr(tensor, "_layout_cls", None)
     if layout is not None:
-        name = str(layout).removeprefix("TensorCore").removeprefix("TensorWise").removesuffix("Layout").lower()
+        name = (
+            str(layout).removeprefix("TensorCore").removeprefix("TensorWise").removesuffix("Layout").lower()
+        )
         return f"scaled {storage_of(tensor._qdata)}" if name.startswith("fp8") else name
     return str(tensor.dtype).removeprefix("torch.")
 
@@ -65,7 +78,8 @@ def is_plain(tensor: Tensor | None) -> bool:
 
 
 def original(patcher, key: str) -> Tensor:
-    """The base model's weight ``[out, in]`` (or of any rank) in float32, dequantised: a new tensor, on the device where it is kept.
+    """The base model's weight ``[out, in]`` (or of any rank) in float32, dequantised: a new tensor, on the
+    device where it is kept.
 
     Raises:
         ModelError: if the engine cannot turn this format into numbers.
@@ -76,18 +90,24 @@ def original(patcher, key: str) -> Tensor:
     except Exception as error:  # whatever a format's own code runs into
         raise ModelError(_unreadable(key, tensor, f" ({error})")) from error
     if is_linear(module) and weight.shape != shape_of(module):
-        raise ModelError(_unreadable(key, tensor, f" (it gives {tuple(weight.shape)} for {tuple(shape_of(module))})"))
+        raise ModelError(
+            _unreadable(key, tensor, f" (it gives {tuple(weight.shape)} for {tuple(shape_of(module))})")
+        )
     return weight
 
 
 def _unreadable(key: str, tensor: Tensor, why: str) -> str:
-    return f"{key} is stored as {storage_of(tensor)}, which cannot be read here{why}; load the fp16, bf16 or fp8 file of this model"
+    return (
+        f"{key} is stored as {storage_of(tensor)}, which cannot be read here{why}; load the fp16, bf16 "
+        "or fp8 file of this model"
+    )
 
 
 @torch.no_grad()
 def _dequantised(module: nn.Module, tensor: Tensor) -> Tensor:
     if hasattr(tensor, "tensor_type") and hasattr(module, "get_weight"):  # GGUF
-        bare = tensor.as_subclass(type(tensor))  # without the patches that its loader hangs on the tensor itself
+        # without the patches that its loader hangs on the tensor itself
+        bare = tensor.as_subclass(type(tensor))
         bare.tensor_type, bare.tensor_shape = tensor.tensor_type, tensor.tensor_shape
         return module.get_weight(bare, torch.float32).as_subclass(Tensor).to(torch.float32, copy=True)
     weight = tensor.detach().to(torch.float32, copy=True)
@@ -96,6 +116,8 @@ def _dequantised(module: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def effective(patcher, key: str, calculate_weight) -> Tensor:
-    """The weight with the patches of this MODEL on it, as it is applied; float32. ``calculate_weight``: ComfyUI's."""
+    """The weight with the patches of this MODEL on it, as it is applied; float32. ``calculate_weight``:
+    ComfyUI's.
+    """
     weight, patches = original(patcher, key), patcher.patches.get(key)
     return calculate_weight(patches, weight, key) if patches else weight

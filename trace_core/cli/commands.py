@@ -31,8 +31,16 @@ def run(args) -> None:
         import torch
 
         torch.set_num_threads(args.threads)
-    action = {"demo": demo, "erase": erase, "generate": generate, "evaluate": evaluate, "info": info, "bench": bench, "fuse": fuse,
-              "export": export}  # fmt: skip
+    action = {
+        "demo": demo,
+        "erase": erase,
+        "generate": generate,
+        "evaluate": evaluate,
+        "info": info,
+        "bench": bench,
+        "fuse": fuse,
+        "export": export,
+    }
     args.clock = Clock()
     try:
         result = action[args.command](args)
@@ -51,8 +59,6 @@ def run(args) -> None:
 # ------------------------------------------------------------------------------------------- shared parts
 
 
-
-
 def sampler_of(args, model, demo: bool):
     """Sampler settings of the command line over the family's defaults."""
     from ..backbones import backbone_for
@@ -64,14 +70,22 @@ def sampler_of(args, model, demo: bool):
         defaults |= {"width": 512, "height": 512}
     if kind.startswith("flux"):
         defaults.pop("cfg", None)
-    chosen = {k: v for k, v in (("steps", args.steps), ("cfg", args.cfg), ("guidance", args.guidance)) if v is not None}
+    chosen = {
+        k: v
+        for k, v in (("steps", args.steps), ("cfg", args.cfg), ("guidance", args.guidance))
+        if v is not None
+    }
     if args.size:
         chosen |= {"width": args.size, "height": args.size}
     return SamplerConfig.for_model(model, **{**defaults, **chosen})
 
 
-def with_loras(model, files: Sequence[str], strength: float, start: float | None = None, end: float | None = None):
-    """The model with every file applied in turn, in the window from ``start`` to ``end`` (None: the file's own)."""
+def with_loras(
+    model, files: Sequence[str], strength: float, start: float | None = None, end: float | None = None
+):
+    """The model with every file applied in turn, in the window from ``start`` to ``end`` (None: the file's
+    own).
+    """
     from ..lora.gating import apply
 
     for file in files:
@@ -106,17 +120,31 @@ def erase(args) -> dict:
         result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned), args.clock)
     else:
         result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
-    print(f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, {_done(result.report)}; "
-          f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
-    for target, other in {**result.report.get("closed_form", {}).get("substitutes", {}), **result.report.get("substitutes", {})}.items():
+    print(
+        f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
+        f"{_done(result.report)}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
+    )
+    for target, other in {
+        **result.report.get("closed_form", {}).get("substitutes", {}),
+        **result.report.get("substitutes", {}),
+    }.items():
         print(f"{target} gives way to {other}; write `{target} -> something else` to choose")
-    for warning in [w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])]:
+    for warning in [
+        w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])
+    ]:
         print(f"warning: {warning}")
-    return result.report | {"read": said, "model": args.model, "file": str(path), "bytes": path.stat().st_size}
+    return result.report | {
+        "read": said,
+        "model": args.model,
+        "file": str(path),
+        "bytes": path.stat().st_size,
+    }
 
 
 def _listed(concepts: Sequence[Concept]) -> str:
-    return ", ".join(map(str, concepts[:20])) + (f" and {len(concepts) - 20:,} more" if len(concepts) > 20 else "")
+    return ", ".join(map(str, concepts[:20])) + (
+        f" and {len(concepts) - 20:,} more" if len(concepts) > 20 else ""
+    )
 
 
 def _default_keep(args, concepts: Sequence[Concept]) -> int:
@@ -136,7 +164,9 @@ def _erase_here(args, method, concepts, keep, closed, tuned, apart):
     model, clip, _ = open_model(Source.of(args), clock=args.clock)
     try:
         with training.Training(args, method, state, args.clock) as run:
-            result = erase_by(args.method, model, clip, concepts, keep, closed, tuned, args.seed, bars, apart, **run.hooks())
+            result = erase_by(
+                args.method, model, clip, concepts, keep, closed, tuned, args.seed, bars, apart, **run.hooks()
+            )
             args.clock.enter("save")
             path = outputs.keep(result.lora.to_bytes(), args.out, "the erasure", run.left())
             result.report.setdefault("warnings", []).extend(run.finish())
@@ -152,8 +182,21 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     files = source.files()
     concepts = [settled(c, keep, concepts) for c in concepts]  # while they are all in sight
     keep = keep or everyday(concepts)
-    return workers.Setup(args.model, args.method, tuple(concepts), tuple(keep), closed, tuned, args.seed, args.threads or 1,
-                         workers.forced_cpu(), files[0].stat().st_size if files else None, source.clip, source.vae, source.dtype)  # fmt: skip
+    return workers.Setup(
+        args.model,
+        args.method,
+        tuple(concepts),
+        tuple(keep),
+        closed,
+        tuned,
+        args.seed,
+        args.threads or 1,
+        workers.forced_cpu(),
+        files[0].stat().st_size if files else None,
+        source.clip,
+        source.vae,
+        source.dtype,
+    )
 
 
 def _done(report: dict) -> str:
@@ -168,7 +211,13 @@ def _closed_form_options(args, method) -> dict:
     """Checked before a model is loaded. Where a finetune follows, --rank and --eta are its own."""
     if method.closed_form is None:
         return {}
-    given = [("strength", args.strength), ("kind", args.kind), ("energy", args.energy), ("alpha", args.alpha), ("stream", args.stream)]
+    given = [
+        ("strength", args.strength),
+        ("kind", args.kind),
+        ("energy", args.energy),
+        ("alpha", args.alpha),
+        ("stream", args.stream),
+    ]
     given += [("contrast", False)] if args.no_contrast else []
     if method.finetune is None:
         given += [("eta", args.eta), ("max_rank", args.rank)]
@@ -205,14 +254,22 @@ def generate(args) -> dict:
     sheet.save(picture, "PNG")
     outputs.keep(picture.getvalue(), args.out, "the picture")
     print(f"wrote {args.out}")
-    return {"model": args.model, "loras": args.lora, "prompts": args.prompt, "file": args.out, "sampler": vars(config)}
+    return {
+        "model": args.model,
+        "loras": args.lora,
+        "prompts": args.prompt,
+        "file": args.out,
+        "sampler": vars(config),
+    }
 
 
 def evaluate(args) -> dict:
     from ..evaluate import Evaluator
 
     if args.model not in DEMO_MODELS:
-        raise TraceError("evaluate needs a judge, and only the demo models have one; use demo-sd or demo-flux")
+        raise TraceError(
+            "evaluate needs a judge, and only the demo models have one; use demo-sd or demo-flux"
+        )
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
     concepts, _ = intake.concepts(args)
@@ -242,15 +299,31 @@ def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, ba
     from ..evaluate.recover import recoverability
 
     if len(args.lora) != 1 or not concepts:
-        raise TraceError("--recover attacks one erasure; name its file with --lora and its concepts with --erase")
+        raise TraceError(
+            "--recover attacks one erasure; name its file with --lora and its concepts with --erase"
+        )
     (model, clip, vae), lora, found = opened, ErasureLora.load(args.lora[0]), {}
     try:
         for concept in concepts:
-            r = recoverability(model, lora, clip, vae, domain, concept.target, args.samples, args.seed, progress=bars, config=config)
+            r = recoverability(
+                model,
+                lora,
+                clip,
+                vae,
+                domain,
+                concept.target,
+                args.samples,
+                args.seed,
+                progress=bars,
+                config=config,
+            )
             found[concept.target] = r
             at, share = r["inversion"]["recovered_at"], max(share for _, share in r["inversion"]["curve"])
-            print(f"{concept.target}: recognised on {100 * r['plain']:.1f} %, with adversarial rows on {100 * r['adversarial_rows']:.1f} %, "
-                  f"by inversion {f'after {at} steps' if at is not None else 'never'} (at most {100 * share:.1f} %)")  # fmt: skip
+            print(
+                f"{concept.target}: recognised on {100 * r['plain']:.1f} %, with adversarial rows on "
+                f"{100 * r['adversarial_rows']:.1f} %, by inversion "
+                f"{f'after {at} steps' if at is not None else 'never'} (at most {100 * share:.1f} %)"
+            )
     finally:
         bars.close()
     return {"model": args.model, "loras": args.lora, "recoverability": found}
@@ -276,7 +349,13 @@ def export(args) -> dict:
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
     path = outputs.keep(lora.to_bytes(form=args.format), args.out, "the file")
     print(f"wrote {path}: {len(lora.modules)} layers for {args.format} ({path.stat().st_size / 1024:.0f} KB)")
-    return {"file": str(path), "from": args.file, "format": args.format, "modules": len(lora.modules), "bytes": path.stat().st_size}
+    return {
+        "file": str(path),
+        "from": args.file,
+        "format": args.format,
+        "modules": len(lora.modules),
+        "bytes": path.stat().st_size,
+    }
 
 
 def bench(args) -> dict:

@@ -33,11 +33,16 @@ def _stem(model: str, method: str, concept: str) -> str:
 
 
 #: What the command writes into its folder
-FILES = ["report.json", *(f"{_stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png"))]
+FILES = [
+    "report.json",
+    *(f"{_stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png")),
+]
 
 
 def run(args, bars) -> dict:
-    """Erase, save, judge and draw each of :data:`SHOWS`; returns the report and writes it beside the pictures."""
+    """Erase, save, judge and draw each of :data:`SHOWS`; returns the report and writes it beside the
+    pictures.
+    """
     from .commands import table
     from .outputs import write_text
 
@@ -64,8 +69,17 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
     concepts, trained = parse_concepts(concept), METHODS[method].finetune is not None
     start, bar = time.perf_counter(), Bar() if trained else None
     try:
-        result = erase(method, evaluator.model, evaluator.clip, concepts, domain.keep_list(concepts), {"contexts": domain.CONTEXTS},
-                       domain.FINETUNE[name], progress=bars, **({"report": bar} if trained else {}))  # fmt: skip
+        result = erase(
+            method,
+            evaluator.model,
+            evaluator.clip,
+            concepts,
+            domain.keep_list(concepts),
+            {"contexts": domain.CONTEXTS},
+            domain.FINETUNE[name],
+            progress=bars,
+            **({"report": bar} if trained else {}),
+        )
     finally:
         bars.close()
         if bar:
@@ -76,17 +90,26 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
     edited = apply(evaluator.model, ErasureLora.load(file))
     scores = evaluator.evaluate(edited, concepts)
     prompts, marked = _prompts(concept, nouns, scores["head"], list(evaluator.domain.styles))
-    pictures = [(label, evaluator.pictures(m, prompts, f"grid: {label}")[1]) for label, m in
-                (("before", evaluator.model), ("after", edited))]  # fmt: skip
+    pictures = [
+        (label, evaluator.pictures(m, prompts, f"grid: {label}")[1])
+        for label, m in (("before", evaluator.model), ("after", edited))
+    ]
     how = "closed form and finetune" if trained else "closed form"
     sheet = grid(pictures, prompts, f"{name}: '{concept}' erased by {how}, {seconds:.1f} s", marked=marked)
     sheet.save(out / f"{stem}.png")
-    return scores | {"name": f"{name}: {concept}, {method}", "erase_seconds": seconds, "bytes": file.stat().st_size,
-                     "lora": str(file), "grid": str(out / f"{stem}.png")}  # fmt: skip
+    return scores | {
+        "name": f"{name}: {concept}, {method}",
+        "erase_seconds": seconds,
+        "bytes": file.stat().st_size,
+        "lora": str(file),
+        "grid": str(out / f"{stem}.png"),
+    }
 
 
 def _prompts(concept: str, nouns, head: str, styles: list[str]) -> tuple[list[str], list[int]]:
-    """Prompts of a grid and the columns that name the concept: other nouns, or other styles, stand beside it."""
+    """Prompts of a grid and the columns that name the concept: other nouns, or other styles, stand beside
+    it.
+    """
     if head == "object":
         return [object_prompts(n, styles, 5)[i % 5] for i, n in enumerate(nouns)], [0, 1]
     others = [s for s in styles if s != concept]

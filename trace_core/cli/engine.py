@@ -53,17 +53,21 @@ def find() -> Engine:
     """The first folder of :func:`candidates` that has ``comfy/model_patcher.py``.
 
     Raises:
-        EngineNotFound: naming every folder that was looked at and the remedy, or ``COMFYUI_PATH`` if it is set
-            and holds no ComfyUI (a typo must not fall through).
+        EngineNotFound: naming every folder that was looked at and the remedy, or ``COMFYUI_PATH`` if it is
+            set and holds no ComfyUI (a typo must not fall through).
     """
     named = _named()
     if named and not _is_engine(named):
-        raise EngineNotFound(f"COMFYUI_PATH is '{named}', which holds no comfy/model_patcher.py; correct or unset it")
+        raise EngineNotFound(
+            f"COMFYUI_PATH is '{named}', which holds no comfy/model_patcher.py; correct or unset it"
+        )
     for path in candidates():
         if _is_engine(path):
             return Engine(path, _version(path), (path / "nodes.py").is_file())
     raise EngineNotFound(
-        "no ComfyUI found in " + ", ".join(str(p) for p in candidates()) + ". Set COMFYUI_PATH, or run `make setup`."
+        "no ComfyUI found in "
+        + ", ".join(str(p) for p in candidates())
+        + ". Set COMFYUI_PATH, or run `make setup`."
     )
 
 
@@ -113,8 +117,8 @@ def load(cpu: bool | None = None) -> Engine:
             importlib.import_module(module)
     except ImportError as error:
         raise EngineNotFound(
-            f"the ComfyUI in {engine.path} ({engine.version}) cannot be used from this Python: {error}. Install its "
-            "requirements.txt here, or name another ComfyUI in COMFYUI_PATH"
+            f"the ComfyUI in {engine.path} ({engine.version}) cannot be used from this Python: {error}. "
+            "Install its requirements.txt here, or name another ComfyUI in COMFYUI_PATH"
         ) from error
     _loaded = engine
     return engine

@@ -24,7 +24,9 @@ class Folder:
         width = max(2, len(str(len(setup.concepts))))
         names = ["start", *(_slug(c.target) for c in setup.concepts)]
         self.unwritten: dict[int, bytes] = {}  #: finished parts for which there was no room
-        self.files = [self.path / f"{number:0{width}d}-{name}.safetensors" for number, name in enumerate(names)]
+        self.files = [
+            self.path / f"{number:0{width}d}-{name}.safetensors" for number, name in enumerate(names)
+        ]
 
     def open(self) -> None:
         """Begin the job, or go on with it.
@@ -36,12 +38,17 @@ class Folder:
         """
         mine, file = json.loads(json.dumps(identity(self.setup))), self.path / "job.json"
         if self.path.exists() and not self.path.is_dir():
-            raise TraceError(f"'{self.path}' is a file, and the finished parts go into a folder of this name; choose another --out")
+            raise TraceError(
+                f"'{self.path}' is a file, and the finished parts go into a folder of this name; choose "
+                "another --out"
+            )
         if not file.exists():
             strangers = [f.name for f in self.path.glob("*") if not f.name.startswith(TEMPORARY)]
             if strangers:
-                raise TraceError(f"'{self.path}' holds '{min(strangers)}' and no job.json, so it is no folder of a job; move it away, "
-                                 "or choose another --out")  # fmt: skip
+                raise TraceError(
+                    f"'{self.path}' holds '{min(strangers)}' and no job.json, so it is no folder of a job; "
+                    "move it away, or choose another --out"
+                )
         if not any(self.path.glob("[0-9]*.safetensors")):
             self._write(file, (json.dumps(mine, indent=1, ensure_ascii=False) + "\n").encode())
             return
@@ -51,8 +58,10 @@ class Folder:
         except (OSError, ValueError, AttributeError) as error:
             raise TraceError(f"cannot read '{file}': {error}; remove '{self.path}' to begin anew") from error
         if found:
-            raise TraceError(f"another job is in '{self.path}': {found}; give the same options to go on with it, choose another --out, "
-                             "or remove the folder to begin anew")  # fmt: skip
+            raise TraceError(
+                f"another job is in '{self.path}': {found}; give the same options to go on with it, choose "
+                "another --out, or remove the folder to begin anew"
+            )
 
     def read(self, number: int) -> ErasureLora | None:
         """A finished part, or None: a damaged file counts as none."""
@@ -91,7 +100,8 @@ class Folder:
 
     def remove(self) -> None:
         """Take away what the job has written; what else there is stays."""
-        for file in (*self.files, *self.path.glob(f"{TEMPORARY}*"), self.path / "job.json"):  # job.json last: until then it is a job
+        # job.json last: until then it is a job
+        for file in (*self.files, *self.path.glob(f"{TEMPORARY}*"), self.path / "job.json"):
             file.unlink(missing_ok=True)
         try:
             self.path.rmdir()
@@ -106,7 +116,11 @@ def _slug(text: str) -> str:
 def identity(setup: Setup) -> dict:
     """What makes a job the job it is: everything that its result follows from."""
     model = setup.model if setup.size is None else {"file": Path(setup.model).name, "bytes": setup.size}
-    parts = {"clip": [Path(c).name for c in setup.clip], "dtype": setup.dtype} if setup.clip or setup.dtype != "auto" else {}
+    parts = (
+        {"clip": [Path(c).name for c in setup.clip], "dtype": setup.dtype}
+        if setup.clip or setup.dtype != "auto"
+        else {}
+    )
     return {
         **parts,
         "version": __version__,
@@ -132,7 +146,9 @@ def difference(theirs, mine, name: str = "") -> str:
     if isinstance(theirs, list) and isinstance(mine, list):
         if len(theirs) != len(mine):
             return f"{name} had {len(theirs)} entries and has {len(mine)}"
-        found = (difference(a, b, f"{name}, number {i}") for i, (a, b) in enumerate(zip(theirs, mine), start=1))
+        found = (
+            difference(a, b, f"{name}, number {i}") for i, (a, b) in enumerate(zip(theirs, mine), start=1)
+        )
         return next(filter(None, found), "")
     return f"{name} was {_shown(theirs)} and is {_shown(mine)}"
 

@@ -14,11 +14,18 @@ from .outputs import keep as keep_file
 
 
 def run(args, bars) -> dict:
-    """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no model is needed."""
+    """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no
+    model is needed.
+    """
     from ..lora.fusion import FusionConfig, check_compatible, compress, parse_strengths
 
-    config = FusionConfig(mode="sum" if args.naive else "fuse", integration=args.integration, keep_weight=args.keep_weight,
-                          alpha=args.alpha, max_rank=args.max_rank)  # fmt: skip
+    config = FusionConfig(
+        mode="sum" if args.naive else "fuse",
+        integration=args.integration,
+        keep_weight=args.keep_weight,
+        alpha=args.alpha,
+        max_rank=args.max_rank,
+    )
     strengths = parse_strengths("\n".join(args.strength), "--strength")
     keep, notes = intake.keep(args)
     for note in notes:
@@ -35,29 +42,48 @@ def run(args, bars) -> dict:
     check_compatible(loras, names)
     grades([part for lora in loras for part in lora.parts()], strengths)
     if len(loras) == 1:
-        lora, report = loras[0].graded(strengths) if strengths else loras[0], {"method": "parts", "warnings": []}
+        lora, report = (
+            loras[0].graded(strengths) if strengths else loras[0],
+            {"method": "parts", "warnings": []},
+        )
         if args.max_rank:
             lora, report["truncation"] = compress(lora, args.max_rank)
     elif not args.model:
-        raise TraceError("--model is missing: the text encoder of the model that the files were made for makes the rows they are fused on")
+        raise TraceError(
+            "--model is missing: the text encoder of the model that the files were made for makes the rows "
+            "they are fused on"
+        )
     else:
         result = _fused(args, names, loras, keep, config, strengths, bars)
         lora, report = result.lora, result.report
     args.clock.enter("save")
     path = keep_file(lora.to_bytes(), args.out, "the erasure")
     known = [t for part in lora.parts() for t in part.targets]
-    print(f"{_done(report, len(loras))}: {len(known)} concepts in {len(lora.parts())} parts, {len(lora.modules)} layers, rank {lora.rank}; "
-          f"wrote {path} ({path.stat().st_size / 1024:.0f} KB)")  # fmt: skip
+    print(
+        f"{_done(report, len(loras))}: {len(known)} concepts in {len(lora.parts())} parts, "
+        f"{len(lora.modules)} layers, rank {lora.rank}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
+    )
     for name, figures in report.get("streams", {}).items():
         fused, summed = figures["fused"], figures["sum"]
-        print(f"{name}: residual {100 * fused['residual_mean']:.1f} % on average, {100 * fused['residual_worst']:.1f} % at most "
-              f"(plain sum {100 * summed['residual_mean']:.1f} %, {100 * summed['residual_worst']:.1f} %); keep rows change by "
-              f"{100 * fused['keep_change']:.2f} % (plain sum {100 * summed['keep_change']:.2f} %)")  # fmt: skip
+        print(
+            f"{name}: residual {100 * fused['residual_mean']:.1f} % on average, "
+            f"{100 * fused['residual_worst']:.1f} % at most (plain sum {100 * summed['residual_mean']:.1f} "
+            f"%, {100 * summed['residual_worst']:.1f} %); keep rows change by "
+            f"{100 * fused['keep_change']:.2f} % (plain sum {100 * summed['keep_change']:.2f} %)"
+        )
     if report.get("truncation"):
-        print(f"cut to rank {config.max_rank}: {100 * report['truncation']['worst']:.2f} % of a layer's edit lost at most")
+        print(
+            f"cut to rank {config.max_rank}: {100 * report['truncation']['worst']:.2f} % of a layer's edit "
+            "lost at most"
+        )
     for warning in report["warnings"]:
         print(f"warning: {warning}")
-    return report | {"model": args.model, "files": list(args.files), "file": str(path), "bytes": path.stat().st_size}
+    return report | {
+        "model": args.model,
+        "files": list(args.files),
+        "file": str(path),
+        "bytes": path.stat().st_size,
+    }
 
 
 def _fused(args, names, loras, keep, config, strengths, bars):
@@ -78,7 +104,9 @@ def _fused(args, names, loras, keep, config, strengths, bars):
 
 
 def _done(report: dict, files: int) -> str:
-    return {"parts": "took 1 file", "sum": f"put {files} files side by side"}.get(report["method"], f"fused {files} files")
+    return {"parts": "took 1 file", "sum": f"put {files} files side by side"}.get(
+        report["method"], f"fused {files} files"
+    )
 
 
 def _without(loras: list[ErasureLora], targets: list[str]) -> list[ErasureLora | None]:

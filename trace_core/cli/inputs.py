@@ -47,7 +47,9 @@ def concepts(args: argparse.Namespace) -> tuple[list[Concept], list[str]]:
     """Concepts of ``--erase`` and ``--erase-file``; empty only where the command allows it."""
     if not (args.erase or args.erase_file) and not args.erase_required:
         return [], []
-    columns = lists.Columns(*(getattr(args, name, None) or "" for name in ("column", "anchor_column", "kind_column")))
+    columns = lists.Columns(
+        *(getattr(args, name, None) or "" for name in ("column", "anchor_column", "kind_column"))
+    )
     entries, notes = _entries("--erase", args.erase, args.erase_file, columns)
     return concepts_of(entries, f"--erase-file {args.erase_file}" if args.erase_file else "--erase"), notes
 
@@ -59,7 +61,9 @@ def keep(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     return keep_of(entries), notes
 
 
-def _entries(option: str, given: Sequence[str], file: str | None, columns: lists.Columns, keep: bool = False) -> tuple[list[Item], list[str]]:
+def _entries(
+    option: str, given: Sequence[str], file: str | None, columns: lists.Columns, keep: bool = False
+) -> tuple[list[Item], list[str]]:
     """The file's entries, then those of the options, each with its own place."""
     entries, notes = lists.read(file, f"{option}-file {file}", columns, keep) if file else ([], [])
     for text in given:
@@ -76,7 +80,10 @@ def report(read: Read, kind: str = "auto", default_keep: int | None = None) -> d
     """
     kinds = kinds_of(read.concepts, kind)
     return {
-        "concepts": [{**k, "anchor": c.anchor, "strength": c.strength, "parts": list(c.parts)} for c, k in zip(read.concepts, kinds)],
+        "concepts": [
+            {**k, "anchor": c.anchor, "strength": c.strength, "parts": list(c.parts)}
+            for c, k in zip(read.concepts, kinds)
+        ],
         "counts": dict(Counter(k["kind"] for k in kinds)),
         "keep": read.keep,
         "default_keep": None if read.keep else default_keep,
@@ -90,20 +97,33 @@ def lines(found: dict) -> list[str]:
     groups = Counter((c["kind"], c["why"]) for c in concepts)
     kinds = ", ".join(f"{count:,} {kind} ({why})" for (kind, why), count in groups.most_common())
     out = [f"read {_count(len(concepts), 'concept')}: {kinds}"]
-    more = [(sum(bool(c["anchor"]) for c in concepts), "with an anchor"), (sum(c["strength"] != 1 for c in concepts), "with a strength"),
-            (sum(bool(c["parts"]) for c in concepts), "combined")]
+    more = [
+        (sum(bool(c["anchor"]) for c in concepts), "with an anchor"),
+        (sum(c["strength"] != 1 for c in concepts), "with a strength"),
+        (sum(bool(c["parts"]) for c in concepts), "combined"),
+    ]
     if any(count for count, _ in more):
         out[0] += "; " + ", ".join(f"{count:,} {what}" for count, what in more if count)
-    kept = f"{len(keep):,} named" if keep else f"the default list of {found['default_keep']}" if found["default_keep"] else "the default list"
+    kept = (
+        f"{len(keep):,} named"
+        if keep
+        else f"the default list of {found['default_keep']}"
+        if found["default_keep"]
+        else "the default list"
+    )
     return [*out, f"keep: {kept}", *(f"note: {note}" for note in found["notes"])]
 
 
 def table(found: dict) -> list[str]:
     """The first concepts one by one."""
-    rows = [(c["concept"], f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
-            for c in found["concepts"][:SHOWN]]
+    rows = [
+        (c["concept"], f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
+        for c in found["concepts"][:SHOWN]
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    out = ["  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows]
+    out = [
+        "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows
+    ]
     left = len(found["concepts"]) - len(rows)
     return [*out, f"  and {left:,} more"] if left else out
 

@@ -1,7 +1,8 @@
 """``erase --jobs N``: one erasure a concept, in processes of their own, fused into one file.
 
-What is finished is a file in a folder beside the output, so that nothing is made twice, whatever ends the processes. The
-result does not depend on how many there are: each concept is made alone, from the same seed, on the same number of threads.
+What is finished is a file in a folder beside the output, so that nothing is made twice, whatever ends the
+processes. The result does not depend on how many there are: each concept is made alone, from the same seed,
+on the same number of threads.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ class Foreman:
         self.full = False  #: the last part could not be written
 
     def run(self, todo: Sequence[int], start: bytes | None = None, shared: bool = False) -> None:
-        """All that is to do, in order. Concepts that cannot be made are left in :attr:`lost`; the others are made all the same.
+        """All that is to do, in order. Concepts that cannot be made are left in :attr:`lost`; the others are
+        made all the same.
 
         Args:
             todo: numbers; :data:`~trace_core.cli.workers.START` comes first, if it is among them.
             start: what the parts share, if it is there.
-            shared: the others must wait for :data:`~trace_core.cli.workers.START`, since they share what it makes.
+            shared: the others must wait for :data:`~trace_core.cli.workers.START`, since they share what it
+                makes.
 
         Raises:
             TraceError: if no worker can start, or what comes before the concepts fails.
@@ -66,7 +69,9 @@ class Foreman:
         """
         self.todo, self.start, self.shared = deque(todo), start, shared
         while self.todo or any(n is not None for n in self.at.values()):
-            while len(self.at) < min(self.workers, len(self.todo) + sum(n is not None for n in self.at.values())):
+            while len(self.at) < min(
+                self.workers, len(self.todo) + sum(n is not None for n in self.at.values())
+            ):
                 self._hire()
             for worker, event in self.pool.listen(TICK):
                 self._hear(worker, *event)
@@ -98,7 +103,9 @@ class Foreman:
         if data is not None:
             failed = self.write(number, data)
             if failed and not self.full:
-                self.show.say(f"warning: {failed}. Work goes on; what is finished is kept in memory until there is room")
+                self.show.say(
+                    f"warning: {failed}. Work goes on; what is finished is kept in memory until there is room"
+                )
             self.full = bool(failed)
         if number == START:
             self.start, self.shared = data, False
@@ -121,8 +128,10 @@ class Foreman:
             if kind == "refused":
                 raise TraceError(reason)
             if self._false_starts >= FALSE_STARTS:
-                raise TraceError(f"workers end before they can begin ({reason}); is there memory for the model {self.workers} times? "
-                                 "Use fewer --jobs")  # fmt: skip
+                raise TraceError(
+                    f"workers end before they can begin ({reason}); is there memory for the model "
+                    f"{self.workers} times? Use fewer --jobs"
+                )
             return
         if kind == "refused":
             if number == START:
@@ -131,8 +140,13 @@ class Foreman:
             return
         self.tries[number] = self.tries.get(number, 0) + 1
         if self.tries[number] > RETRIES:
-            self.lost.append(Lost(number, f"its worker was lost {self.tries[number]} times ({reason}); if that is for want of memory, "
-                                          "use fewer --jobs"))  # fmt: skip
+            self.lost.append(
+                Lost(
+                    number,
+                    f"its worker was lost {self.tries[number]} times ({reason}); if that is for want of "
+                    "memory, use fewer --jobs",
+                )
+            )
             if number == START:
                 raise TraceError(f"the work before the concepts cannot be done: {self.lost[-1].reason}")
             return
@@ -160,7 +174,14 @@ class Display:
 
         self.concepts, self.live, self.count = concepts, sys.stderr.isatty(), done
         bars = range(1, workers + 1) if self.live else ()
-        self._bar = tqdm(total=len(concepts), initial=done, desc="concepts", leave=False, dynamic_ncols=True, disable=not self.live)
+        self._bar = tqdm(
+            total=len(concepts),
+            initial=done,
+            desc="concepts",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not self.live,
+        )
         self._lines = {n: tqdm(bar_format="{desc}", position=n, leave=False) for n in bars}
 
     def name(self, number: int | None) -> str:
@@ -168,11 +189,20 @@ class Display:
             return ""
         return f"'{self.concepts[number - 1].target}'" if number != START else "the preparation"
 
-    def step(self, worker: int, number: int | str, what: str = "", done: int | None = None, total: int | None = None) -> None:
+    def step(
+        self,
+        worker: int,
+        number: int | str,
+        what: str = "",
+        done: int | None = None,
+        total: int | None = None,
+    ) -> None:
         if self.live:
             where = number if isinstance(number, str) else f"{self.name(number)}: {what}"
             line = f"worker {worker}: {where}" + (f" {done}/{total}" if total else "")
-            self._lines[worker].set_description_str(line[: shutil.get_terminal_size().columns - 1], refresh=False)
+            self._lines[worker].set_description_str(
+                line[: shutil.get_terminal_size().columns - 1], refresh=False
+            )
 
     def done(self, worker: int, number: int) -> None:
         self.idle(worker)
@@ -213,9 +243,13 @@ def check(args, method, concepts: Sequence[Concept]) -> bool | None:
     if args.jobs is not None and args.together:
         raise TraceError("--jobs makes each concept in a process, --together all in one; leave one out")
     apart = True if args.jobs is not None or args.apart else False if args.together else None
-    if args.resume and (args.jobs is not None or (len(concepts) > 1 and (method.apart if apart is None else apart))):
-        raise TraceError("--resume keeps the state of one training, and here every concept has its own; use --jobs, which keeps "
-                         "what is finished")  # fmt: skip
+    if args.resume and (
+        args.jobs is not None or (len(concepts) > 1 and (method.apart if apart is None else apart))
+    ):
+        raise TraceError(
+            "--resume keeps the state of one training, and here every concept has its own; use --jobs, "
+            "which keeps what is finished"
+        )
     return apart
 
 
@@ -234,8 +268,13 @@ def run(args, setup: Setup, clock=None):
     try:
         lost = _work(args, setup, folder, clock)
         if lost:
-            reasons = "; ".join(f"'{setup.concepts[found.number - 1].target}': {found.reason}" for found in lost)
-            raise TraceError(f"{len(lost)} of {len(setup.concepts)} concepts could not be made. {reasons}. {_left(setup, folder)}")
+            reasons = "; ".join(
+                f"'{setup.concepts[found.number - 1].target}': {found.reason}" for found in lost
+            )
+            raise TraceError(
+                f"{len(lost)} of {len(setup.concepts)} concepts could not be made. {reasons}. "
+                f"{_left(setup, folder)}"
+            )
         erasure = _fused(setup, folder, clock)
         if clock:
             clock.enter("save")
@@ -269,7 +308,10 @@ def _work(args, setup: Setup, folder: Folder, clock=None) -> list[Lost]:
     if not todo:
         return []
     workers = min(args.jobs, len(todo))
-    pool, show = pool_for(setup, workers, args.ray), Display(setup.concepts, len(numbers) - len(todo), workers)
+    pool, show = (
+        pool_for(setup, workers, args.ray),
+        Display(setup.concepts, len(numbers) - len(todo), workers),
+    )
     try:
         foreman = Foreman(pool, workers, folder.write, show)
         foreman.run(todo if start else [START, *todo], start, shared and start is None)
@@ -284,6 +326,7 @@ def _fused(setup: Setup, folder: Folder, clock=None):
     import torch
 
     from ..methods import Erasure, fuse_parts
+
     parts = [folder.read(n) for n in range(1, len(folder.files))]
     parts = [Erasure(part, json.loads(part.metadata.pop(REPORT, "{}"))) for part in parts]
     if len(parts) == 1:

@@ -1,6 +1,8 @@
-"""The model of a command: a demo model, a checkpoint, or a diffusion model with its text encoders and VAE in files of their own.
+"""The model of a command: a demo model, a checkpoint, or a diffusion model with its text encoders and VAE in
+files of their own.
 
-All is loaded by the functions that ComfyUI's own loader nodes call; GGUF files by the loader nodes of ComfyUI-GGUF (city96).
+All is loaded by the functions that ComfyUI's own loader nodes call; GGUF files by the loader nodes of
+ComfyUI-GGUF (city96).
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from ..errors import TraceError
 from .engine import load
 
 DEMO_MODELS = ("demo-sd", "demo-flux")
-DTYPES = {"auto": None, "fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+DTYPES = {
+    "auto": None,
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8_e4m3fn": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
 ENDINGS = (".safetensors", ".gguf")
 #: What the keys of a file begin with that has more than a diffusion model in it
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
@@ -39,7 +48,12 @@ class Source:
 
     @classmethod
     def of(cls, args) -> Source:
-        return cls(args.model, tuple(getattr(args, "clip", None) or ()), getattr(args, "vae", None), getattr(args, "dtype", None) or "auto")
+        return cls(
+            args.model,
+            tuple(getattr(args, "clip", None) or ()),
+            getattr(args, "vae", None),
+            getattr(args, "dtype", None) or "auto",
+        )
 
     @property
     def is_demo(self) -> bool:
@@ -52,20 +66,38 @@ class Source:
             TraceError: naming the option.
         """
         if self.is_demo:
-            other = "--clip" if self.clip else "--vae" if self.vae else "--dtype" if self.dtype != "auto" else None
+            other = (
+                "--clip"
+                if self.clip
+                else "--vae"
+                if self.vae
+                else "--dtype"
+                if self.dtype != "auto"
+                else None
+            )
             if other:
                 raise TraceError(f"{other} goes with a model file; {self.model} has all that it needs")
             return []
-        return [_file("--model", self.model), *(_file("--clip", c) for c in self.clip), *([_file("--vae", self.vae)] if self.vae else [])]
+        return [
+            _file("--model", self.model),
+            *(_file("--clip", c) for c in self.clip),
+            *([_file("--vae", self.vae)] if self.vae else []),
+        ]
 
 
 def _file(option: str, name: str) -> Path:
     path = Path(name)
     if not path.is_file():
-        raise TraceError(f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file" if option == "--model" else
-                         f"{option} '{name}' is no file")  # fmt: skip
+        raise TraceError(
+            f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file"
+            if option == "--model"
+            else f"{option} '{name}' is no file"
+        )
     if path.suffix not in ENDINGS:
-        raise TraceError(f"{option} '{path.name}' must be a .safetensors or .gguf file; others can run code when they are opened")
+        raise TraceError(
+            f"{option} '{path.name}' must be a .safetensors or .gguf file; others can run code when they "
+            "are opened"
+        )
     return path
 
 
@@ -76,8 +108,8 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
         vae: whether the command draws pictures and so needs one.
 
     Raises:
-        TraceError: if a file is missing, is not what its option says, or something is not given; before anything is loaded,
-            where the files' keys tell.
+        TraceError: if a file is missing, is not what its option says, or something is not given; before
+            anything is loaded, where the files' keys tell.
     """
     source = Source(source) if isinstance(source, str) else source
     files = source.files()
@@ -90,11 +122,17 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
         return loader.load(source.model)
     path, has = files[0], _contents(files[0])
     for file in map(Path, source.clip):
-        if file.suffix != ".gguf" and not any(mark in key for key in _keys(file, "a text encoder") for mark in TEXT_LAYERS):
-            raise TraceError(f"--clip '{file.name}' is no text encoder: it has none of the layers of CLIP or T5")
+        if file.suffix != ".gguf" and not any(
+            mark in key for key in _keys(file, "a text encoder") for mark in TEXT_LAYERS
+        ):
+            raise TraceError(
+                f"--clip '{file.name}' is no text encoder: it has none of the layers of CLIP or T5"
+            )
     if not source.clip and not has["clip"]:
-        raise TraceError(f"'{path.name}' has no text encoder; give the files of it with --clip, once for each (FLUX: clip_l and t5xxl; "
-                         "SDXL: clip_l and clip_g; SD: one), or use a full checkpoint")  # fmt: skip
+        raise TraceError(
+            f"'{path.name}' has no text encoder; give the files of it with --clip, once for each (FLUX: "
+            "clip_l and t5xxl; SDXL: clip_l and clip_g; SD: one), or use a full checkpoint"
+        )
     if vae and not source.vae and not has["vae"]:
         raise TraceError(f"'{path.name}' has no VAE, which pictures need; give its file with --vae")
     load()
@@ -110,7 +148,10 @@ def _contents(path: Path) -> dict[str, bool]:
     if path.suffix == ".gguf":
         return {"clip": False, "vae": False}
     keys = _keys(path, "a checkpoint")
-    return {"clip": any(k.startswith(TEXT_ENCODERS) for k in keys), "vae": any(k.startswith(VAES) for k in keys)}
+    return {
+        "clip": any(k.startswith(TEXT_ENCODERS) for k in keys),
+        "vae": any(k.startswith(VAES) for k in keys),
+    }
 
 
 def _keys(path: Path, what: str) -> list[str]:
@@ -128,12 +169,36 @@ def _model(path: Path, source: Source, has: dict[str, bool]) -> tuple:
     options = {"dtype": getattr(torch, DTYPES[source.dtype])} if DTYPES[source.dtype] else {}
     if path.suffix == ".gguf":
         if options:
-            raise TraceError("--dtype goes with a .safetensors model; a .gguf file says itself how its weights are stored")
-        return _loaded(path, "a diffusion model", lambda: gguf().UnetLoaderGGUF().load_unet(_gguf_name(path))[0]), None, None
+            raise TraceError(
+                "--dtype goes with a .safetensors model; a .gguf file says itself how its weights are stored"
+            )
+        return (
+            _loaded(
+                path, "a diffusion model", lambda: gguf().UnetLoaderGGUF().load_unet(_gguf_name(path))[0]
+            ),
+            None,
+            None,
+        )
     if not (has["clip"] or has["vae"]):
-        return _loaded(path, "a diffusion model", lambda: comfy.sd.load_diffusion_model(str(path), model_options=options)), None, None
-    parts = _loaded(path, "a checkpoint", lambda: comfy.sd.load_checkpoint_guess_config(
-        str(path), output_vae=not source.vae and has["vae"], output_clip=not source.clip, model_options=options))  # fmt: skip
+        return (
+            _loaded(
+                path,
+                "a diffusion model",
+                lambda: comfy.sd.load_diffusion_model(str(path), model_options=options),
+            ),
+            None,
+            None,
+        )
+    parts = _loaded(
+        path,
+        "a checkpoint",
+        lambda: comfy.sd.load_checkpoint_guess_config(
+            str(path),
+            output_vae=not source.vae and has["vae"],
+            output_clip=not source.clip,
+            model_options=options,
+        ),
+    )
     if parts[0] is None:
         raise TraceError(f"'{path.name}' has no denoiser; give --model a checkpoint or a diffusion model")
     return parts[:3]
@@ -147,9 +212,13 @@ def _loaded(path: Path, what: str, action: Callable):
         raise
     except Exception as error:
         text = str(error).split("\n")[0]
-        raise TraceError(f"ComfyUI cannot load '{path.name}' as {what}: {text or type(error).__name__}") from error
+        raise TraceError(
+            f"ComfyUI cannot load '{path.name}' as {what}: {text or type(error).__name__}"
+        ) from error
     if found is None:
-        raise TraceError(f"ComfyUI cannot load '{path.name}' as {what}: it does not know what kind of model that is")
+        raise TraceError(
+            f"ComfyUI cannot load '{path.name}' as {what}: it does not know what kind of model that is"
+        )
     return found
 
 
@@ -159,10 +228,18 @@ def _clip(model, files: Sequence[str]):
 
     from ..backbones import backbone_for
 
-    kind = comfy.sd.CLIPType.FLUX if backbone_for(model).kind.startswith("flux") else comfy.sd.CLIPType.STABLE_DIFFUSION
+    kind = (
+        comfy.sd.CLIPType.FLUX
+        if backbone_for(model).kind.startswith("flux")
+        else comfy.sd.CLIPType.STABLE_DIFFUSION
+    )
     if any(Path(f).suffix == ".gguf" for f in files):
         loader = gguf().CLIPLoaderGGUF()
-        return _loaded(Path(files[0]), "text encoders", lambda: loader.load_patcher(list(files), kind, loader.load_data(list(files))))
+        return _loaded(
+            Path(files[0]),
+            "text encoders",
+            lambda: loader.load_patcher(list(files), kind, loader.load_data(list(files))),
+        )
     shown = Path(" and ".join(Path(f).name for f in files))
     return _loaded(shown, "text encoders", lambda: comfy.sd.load_clip(ckpt_paths=list(files), clip_type=kind))
 
@@ -190,7 +267,10 @@ def _check_clip(model, clip, source: Source) -> None:
     from ..backbones.clips import check_clip
 
     if clip is None or clip.cond_stage_model is None:
-        raise TraceError(f"'{Path(source.model).name}' has no text encoder; give its files with --clip, or use a full checkpoint")
+        raise TraceError(
+            f"'{Path(source.model).name}' has no text encoder; give its files with --clip, or use a full "
+            "checkpoint"
+        )
     check_clip(backbone_for(model), clip)
 
 
@@ -206,12 +286,20 @@ def gguf():
     if f"{GGUF_PACK}.nodes" in sys.modules:
         return sys.modules[f"{GGUF_PACK}.nodes"]
     packs = load().path / "custom_nodes"
-    found = [f.parent for f in sorted(packs.glob("*/nodes.py")) if (f.parent / GGUF_NODES).is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")]
+    found = [
+        f.parent
+        for f in sorted(packs.glob("*/nodes.py"))
+        if (f.parent / GGUF_NODES).is_file() and "UnetLoaderGGUF" in f.read_text("utf-8")
+    ]
     if not found:
-        raise TraceError(f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install them there, or use a "
-                         ".safetensors file")  # fmt: skip
+        raise TraceError(
+            f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install "
+            "them there, or use a .safetensors file"
+        )
     _open_to_nodes(load().path)
-    spec = importlib.util.spec_from_file_location(GGUF_PACK, found[0] / "__init__.py", submodule_search_locations=[str(found[0])])
+    spec = importlib.util.spec_from_file_location(
+        GGUF_PACK, found[0] / "__init__.py", submodule_search_locations=[str(found[0])]
+    )
     package = importlib.util.module_from_spec(spec)
     sys.modules[GGUF_PACK] = package
     try:
@@ -230,7 +318,9 @@ def _open_to_nodes(engine: Path) -> None:
 
 
 def _gguf_name(path: Path) -> str:
-    """The name by which the loader node finds a file anywhere on the disk: its folder becomes one of the model folders."""
+    """The name by which the loader node finds a file anywhere on the disk: its folder becomes one of the
+    model folders.
+    """
     import folder_paths
 
     folder_paths.add_model_folder_path("diffusion_models", str(path.resolve().parent), is_default=True)

@@ -1,4 +1,6 @@
-"""What a command reads and what it writes: checked before any work, so that no file is lost; and the writing itself."""
+"""What a command reads and what it writes: checked before any work, so that no file is lost; and the
+writing itself.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,16 @@ from ..errors import LoraError, TraceError
 from ..lora.files import is_stream, real, why, write_whole
 
 #: Options that name files which a command reads; each may be one name or a list of them
-READ = {"model": "--model", "clip": "--clip", "vae": "--vae", "lora": "--lora", "files": "FILE", "file": "FILE", "erase_file": "--erase-file",
+READ = {"model": "--model", "clip": "--clip", "vae": "--vae", "lora": "--lora", "files": "FILE",
+    "file": "FILE", "erase_file": "--erase-file",
         "keep_file": "--keep-file"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file that a command reads or writes, and the option that names it. ``kept``: it may be there, and is read first."""
+    """A file that a command reads or writes, and the option that names it. ``kept``: it may be there, and
+    is read first.
+    """
 
     option: str
     path: Path
@@ -32,8 +37,9 @@ class Place:
 def check(args) -> None:
     """Refuse what would lose a file, before anything is done.
 
-    An output is never an input, nor another output, by whatever spelling, link or hard link; one that is there already is
-    written over only with ``--overwrite``, and never a folder or a place that cannot be written to.
+    An output is never an input, nor another output, by whatever spelling, link or hard link; one that is
+    there already is written over only with ``--overwrite``, and never a folder or a place that cannot be
+    written to.
 
     Raises:
         TraceError: naming both options, and the remedy.
@@ -44,12 +50,22 @@ def check(args) -> None:
     for place in written:
         found = next((other for other in read if same(place.path, other.path)), None)
         if found:
-            raise TraceError(f"{place} is the same file as {found}, which this command reads; choose another name for {place.option}")  # fmt: skip
+            raise TraceError(
+                f"{place} is the same file as {found}, which this command reads; choose another name for "
+                f"{place.option}"
+            )
     _check_apart(written)
     _check_folder(args, read, written)
     for place in written:
-        if place.path.exists() and not place.kept and not is_stream(place.path) and not getattr(args, "overwrite", False):
-            raise TraceError(f"{place} is there already; choose another name, or add --overwrite to write over it")
+        if (
+            place.path.exists()
+            and not place.kept
+            and not is_stream(place.path)
+            and not getattr(args, "overwrite", False)
+        ):
+            raise TraceError(
+                f"{place} is there already; choose another name, or add --overwrite to write over it"
+            )
 
 
 def inputs(args) -> list[Place]:
@@ -63,7 +79,9 @@ def inputs(args) -> list[Place]:
             if name == "model" and path in DEMO_MODELS:
                 from ..demo.networks import ASSETS
 
-                found += [Place(f"{option} {path}", file) for file in sorted(ASSETS.rglob("*")) if file.is_file()]
+                found += [
+                    Place(f"{option} {path}", file) for file in sorted(ASSETS.rglob("*")) if file.is_file()
+                ]
             else:
                 found.append(Place(option, Path(path)))
     return found
@@ -109,7 +127,12 @@ def check_writable(path: Path) -> None:
     folder = target.parent
     while not folder.exists():
         folder = folder.parent
-    if target.is_dir() or not folder.is_dir() or target.is_symlink() or not os.access(target if target.exists() else folder, os.W_OK):
+    if (
+        target.is_dir()
+        or not folder.is_dir()
+        or target.is_symlink()
+        or not os.access(target if target.exists() else folder, os.W_OK)
+    ):
         raise TraceError(f"cannot write '{path}'; choose a file in a folder that you may write to")
 
 
@@ -119,7 +142,9 @@ def _check_apart(written: Sequence[Place]) -> None:
             if same(place.path, other.path):
                 raise TraceError(f"{place} and {other} are one file; give each a name of its own")
             if real(place.path) in real(other.path).parents or real(other.path) in real(place.path).parents:
-                raise TraceError(f"{place} and {other}: one would be a folder of the other; give each a name of its own")
+                raise TraceError(
+                    f"{place} and {other}: one would be a folder of the other; give each a name of its own"
+                )
 
 
 def _check_folder(args, read: Sequence[Place], written: Sequence[Place]) -> None:
@@ -129,14 +154,18 @@ def _check_folder(args, read: Sequence[Place], written: Sequence[Place]) -> None
     folder = real(f"{args.out}.parts")
     inside = next((p for p in (*read, *written) if folder in (real(p.path), *real(p.path).parents)), None)
     if inside:
-        raise TraceError(f"{inside} is in the folder '{args.out}.parts', where --jobs keeps what is finished; choose another place")
+        raise TraceError(
+            f"{inside} is in the folder '{args.out}.parts', where --jobs keeps what is finished; choose "
+            "another place"
+        )
 
 
 # ------------------------------------------------------------------------------------------- writing
 
 
 def keep(data: bytes, path: str | Path, what: str, left: str = "") -> Path:
-    """Write a result that took work. Where it cannot be written, it is kept elsewhere, and the error says where.
+    """Write a result that took work. Where it cannot be written, it is kept elsewhere, and the error says
+    where.
 
     Args:
         what: what the error calls it, such as "the erasure".
@@ -154,9 +183,14 @@ def keep(data: bytes, path: str | Path, what: str, left: str = "") -> Path:
         rescued = _rescued(data, folder, path.name)
         if rescued is None:
             continue
-        raise LoraError(f"cannot write '{path}': {reason}. Nothing is lost: {what} is in '{rescued}'; move it where you want it")
-    raise LoraError(f"cannot write '{path}': {reason}. There is no room in '{tempfile.gettempdir()}' either. "
-                    f"{left or f'{what[0].upper()}{what[1:]} is lost: make room, and run the same command again'}")  # fmt: skip
+        raise LoraError(
+            f"cannot write '{path}': {reason}. Nothing is lost: {what} is in '{rescued}'; move it where you "
+            "want it"
+        )
+    raise LoraError(
+        f"cannot write '{path}': {reason}. There is no room in '{tempfile.gettempdir()}' either. "
+        f"{left or f'{what[0].upper()}{what[1:]} is lost: make room, and run the same command again'}"
+    )
 
 
 def _rescued(data: bytes, folder: Path, name: str) -> Path | None:

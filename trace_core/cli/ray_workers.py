@@ -1,4 +1,6 @@
-"""Workers on a Ray cluster; they work and speak as those of this machine, see :mod:`trace_core.cli.workers`."""
+"""Workers on a Ray cluster; they work and speak as those of this machine, see
+:mod:`trace_core.cli.workers`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from .workers import Eraser, Setup, said
 
 
 class RayEraser:
-    """An actor: the work in one thread, and where it is in another. Errors are values, so that a lost process is told from them."""
+    """An actor: the work in one thread, and where it is in another. Errors are values, so that a lost
+    process is told from them.
+    """
 
     def __init__(self, setup: Setup):
         self.setup, self.eraser, self.where = setup, None, None
@@ -23,8 +27,10 @@ class RayEraser:
             try:
                 self.eraser = Eraser(self.setup)
             except TraceError as error:
-                raise TraceError(f"on {socket.gethostname()}: {error}; with --ray the checkpoint must lie under the same path "
-                                 "on every machine") from error  # fmt: skip
+                raise TraceError(
+                    f"on {socket.gethostname()}: {error}; with --ray the checkpoint must lie under the same "
+                    "path on every machine"
+                ) from error
             return ("ready",)
 
         return said(begin)
@@ -76,15 +82,18 @@ class RayPool:
 
     def __init__(self, setup: Setup, address: str, count: int):
         """Args:
-            address: of a cluster, ``auto`` for the one that this machine belongs to, ``local`` for one of its own.
+            address: of a cluster, ``auto`` for the one that this machine belongs to, ``local`` for one of its
+                own.
 
         Raises:
             TraceError: if Ray is not installed, or not there.
-        """  # fmt: skip
+        """
         try:
             import ray
         except ImportError:
-            raise TraceError("--ray needs Ray, which is not installed; `pip install ray`, or leave --ray out") from None
+            raise TraceError(
+                "--ray needs Ray, which is not installed; `pip install ray`, or leave --ray out"
+            ) from None
         self._ray, self.workers = ray, []
         self._mine = not ray.is_initialized()
         if self._mine:
@@ -92,10 +101,19 @@ class RayPool:
         gpus = 0 if setup.cpu else ray.cluster_resources().get("GPU", 0)
         share = 1 / math.ceil(count / gpus) if gpus else 0
         ray.method(concurrency_group="look")(RayEraser.look)  # a mark on the function
-        self._actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, concurrency_groups={"look": 1})(RayEraser)
+        self._actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, concurrency_groups={"look": 1})(
+            RayEraser
+        )
         here = lambda name: str(Path(name).resolve())  # noqa: E731
-        files = {} if setup.size is None else {"model": here(setup.model), "clip": tuple(map(here, setup.clip)),
-                                               "vae": here(setup.vae) if setup.vae else None}  # fmt: skip
+        files = (
+            {}
+            if setup.size is None
+            else {
+                "model": here(setup.model),
+                "clip": tuple(map(here, setup.clip)),
+                "vae": here(setup.vae) if setup.vae else None,
+            }
+        )
         self._setup = ray.put(replace(setup, **files))
 
     def hire(self, number: int) -> RayWorker:
@@ -129,4 +147,7 @@ def _join(ray, address: str, count: int) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise TraceError(f"--ray {address}: no Ray answers there ({error}); start one with `ray start --head`, or use `--ray local`") from error
+        raise TraceError(
+            f"--ray {address}: no Ray answers there ({error}); start one with `ray start --head`, or use "
+            "`--ray local`"
+        ) from error

@@ -1,7 +1,7 @@
 """Stand-ins for torchvision and torchaudio, where they are absent or cannot load beside this torch.
 
-ComfyUI imports both in files of models that are not run here. A stand-in can be imported, with every submodule and every name in
-it; whatever is called says which package is missing.
+ComfyUI imports both in files of models that are not run here. A stand-in can be imported, with every
+submodule and every name in it; whatever is called says which package is missing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import logging
 import sys
 import types
 
-PACKAGES = {"torchvision": "torchvision.transforms", "torchaudio": "torchaudio"}  #: package -> what must load for it to be used
+#: package -> what must load for it to be used
+PACKAGES = {"torchvision": "torchvision.transforms", "torchaudio": "torchaudio"}
 
 
 class _Missing(type):
@@ -25,7 +26,10 @@ class _Missing(type):
         return _Missing(name, (), {"__module__": f"{cls.__module__}.{cls.__name__}"})
 
     def __call__(cls, *_, **__):
-        raise ImportError(f"{cls.__module__}.{cls.__name__} cannot be used: install a {cls.__module__.split('.')[0]} that fits this torch")
+        raise ImportError(
+            f"{cls.__module__}.{cls.__name__} cannot be used: install a {cls.__module__.split('.')[0]} that "
+            "fits this torch"
+        )
 
 
 class _StandIn(types.ModuleType):
@@ -58,7 +62,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> list[str]:
     """Put a stand-in in the place of every package that does not load; returns their names.
 
-    transformers and peft decide at import what they offer from the packages they see, so they are imported first.
+    transformers and peft decide at import what they offer from the packages they see, so they are imported
+    first.
     """
     importlib.import_module("transformers")
     importlib.import_module("peft")
@@ -74,6 +79,8 @@ def _loads(module: str) -> bool:
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken binary raises RuntimeError or OSError, an absent one ImportError
-        logging.getLogger(__name__).info("%s cannot be used (%s); a stand-in is imported", module.split(".")[0], error)
+        logging.getLogger(__name__).info(
+            "%s cannot be used (%s); a stand-in is imported", module.split(".")[0], error
+        )
         return False
     return True

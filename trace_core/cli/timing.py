@@ -6,7 +6,9 @@ import time
 
 
 class Clock:
-    """Seconds by phase, in the order in which the phases began. One phase runs at a time, and may come again."""
+    """Seconds by phase, in the order in which the phases began. One phase runs at a time, and may come
+    again.
+    """
 
     def __init__(self):
         self._began = self._since = time.perf_counter()

@@ -11,7 +11,8 @@ from ..text.concepts import Concept
 
 
 def options(args, method) -> dict:
-    """Options of :class:`~trace_core.finetune.FinetuneConfig` from the command line, checked before a model is loaded.
+    """Options of :class:`~trace_core.finetune.FinetuneConfig` from the command line, checked before a model
+    is loaded.
 
     Raises:
         TraceError: naming the option.
@@ -22,8 +23,13 @@ def options(args, method) -> dict:
 
     given = {"rank": args.rank, "lr": args.lr, "scope": args.scope, "steps": args.steps, "eta": args.eta}
     found = {k: v for k, v in given.items() if v is not None}
-    found |= {"preset": args.preset, "kind": args.kind, "checkpointing": args.checkpointing, "saliency": args.saliency,
-              "weights": dict(_weight(w) for w in args.weight)}  # fmt: skip
+    found |= {
+        "preset": args.preset,
+        "kind": args.kind,
+        "checkpointing": args.checkpointing,
+        "saliency": args.saliency,
+        "weights": dict(_weight(w) for w in args.weight),
+    }
     if args.window is not None:
         found |= {"window": _window(args.window)}
     if args.size:
@@ -40,7 +46,9 @@ def _window(text: str) -> tuple[float, float] | str:
     except ValueError:
         ends = []
     if len(ends) not in (1, 2):
-        raise TraceError(f"--window '{text}' is no window; write START, START,END or auto, such as 0.2 or 0.1,0.9")
+        raise TraceError(
+            f"--window '{text}' is no window; write START, START,END or auto, such as 0.2 or 0.1,0.9"
+        )
     return ends[0], ends[1] if len(ends) == 2 else 1.0
 
 
@@ -75,7 +83,8 @@ class Stopped(KeyboardInterrupt):
 class Training:
     """A finetune of the command line: its live bar and its training state in a file.
 
-    A state that cannot be written is no reason to stop: it is told once, the last good one stays, and training goes on.
+    A state that cannot be written is no reason to stop: it is told once, the last good one stays, and
+    training goes on.
     """
 
     def __init__(self, args, method, resume, clock=None):
@@ -105,19 +114,30 @@ class Training:
 
     def where(self) -> str:
         """What is left of the training on the disk, as a part of a sentence."""
-        return f"the state of step {self.steps} stays in '{self.file}'" if self.steps is not None else "without a state on the disk"
+        return (
+            f"the state of step {self.steps} stays in '{self.file}'"
+            if self.steps is not None
+            else "without a state on the disk"
+        )
 
     def left(self) -> str:
         """What can be done if the result is lost; empty where there is nothing."""
         if self.steps is None:
             return ""
-        return f"The training state of step {self.steps} is in '{self.file}': make room, and the same command goes on from there"
+        return (
+            f"The training state of step {self.steps} is in '{self.file}': make room, and the same "
+            "command goes on from there"
+        )
 
     def finish(self) -> list[str]:
         """The result is on the disk, so the state is not needed any more. Returns warnings for the report."""
         if self.file:
             self.file.unlink(missing_ok=True)
-        return [f"the training state could not be written ({self.unwritten}); the result is whole all the same"] if self.unwritten else []
+        return (
+            [f"the training state could not be written ({self.unwritten}); the result is whole all the same"]
+            if self.unwritten
+            else []
+        )
 
     def __enter__(self) -> Training:
         return self
@@ -128,11 +148,17 @@ class Training:
         if not self.wanted or not isinstance(error, KeyboardInterrupt) or isinstance(error, Stopped):
             return
         if self.steps is not None:
-            raise Stopped(f"stopped; the training state of step {self.steps} is in '{self.file}': the same command goes on from there") from None
+            raise Stopped(
+                f"stopped; the training state of step {self.steps} is in '{self.file}': the same command "
+                "goes on from there"
+            ) from None
         if self.file:
             because = f" ({self.unwritten})" if self.unwritten else ", as no training state was due yet"
             raise Stopped(f"stopped; nothing was written{because}") from None
-        raise Stopped("stopped; nothing was written. With --resume FILE a training keeps its state there, and the same command goes on") from None
+        raise Stopped(
+            "stopped; nothing was written. With --resume FILE a training keeps its state there, and the "
+            "same command goes on"
+        ) from None
 
 
 class Bar:
@@ -149,7 +175,11 @@ class Bar:
         if self._bar is None:
             self._bar = tqdm(total=progress.steps, leave=False, dynamic_ncols=True)
         bar = self._bar
-        phase = progress.phase if progress.phase == "train" else f"{progress.phase} {progress.done}/{progress.total}"
+        phase = (
+            progress.phase
+            if progress.phase == "train"
+            else f"{progress.phase} {progress.done}/{progress.total}"
+        )
         bar.set_description(phase, refresh=False)
         terms = {k: f"{v:.4f}" for k, v in progress.losses.items()}
         bar.set_postfix({**terms, "bank": f"{progress.bank_bytes / 2**20:.0f} MB"}, refresh=False)

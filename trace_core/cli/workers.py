@@ -1,4 +1,5 @@
-"""Processes that erase one concept after another, on this machine (on Ray: :mod:`.on_ray`). Each loads the model once.
+"""Processes that erase one concept after another, on this machine (on Ray: :mod:`.on_ray`). Each loads the
+model once.
 
 A pool hires workers and hears what they say, as tuples::
 
@@ -7,7 +8,8 @@ A pool hires workers and hears what they say, as tuples::
     ("done", bytes)                   a part file
     ("refused", message)              the user's error: trying again would not help
     ("failed", traceback)             anything else
-    ("lost", reason)                  the process is gone, or has no memory left: nothing is wrong with the concept itself
+    ("lost", reason)                  the process is gone, or has no memory left: nothing is wrong with the
+    concept itself
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ PATIENCE = 5.0  #: seconds that a worker has to end
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.cli.engine.load`; ``size``: bytes of the model's file; ``clip``,
-    ``vae`` and ``dtype``: as on the command line."""
+    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.cli.engine.load`; ``size``: bytes
+    of the model's file; ``clip``, ``vae`` and ``dtype``: as on the command line.
+    """
 
     model: str
     method: str
@@ -78,8 +81,10 @@ class Eraser:
         load(setup.cpu)
         file = Path(setup.model)
         if setup.size is not None and file.is_file() and file.stat().st_size != setup.size:
-            raise TraceError(f"'{setup.model}' has {file.stat().st_size} bytes here and {setup.size} where the job was started; "
-                             "use the same file")  # fmt: skip
+            raise TraceError(
+                f"'{setup.model}' has {file.stat().st_size} bytes here and {setup.size} where the job was "
+                "started; use the same file"
+            )
         self.setup, (self.model, self.clip, _) = setup, open_model(setup.source)
         self._given, self._start = None, None
 
@@ -95,15 +100,30 @@ class Eraser:
         s = self.setup
         if number == START:
             self.check()
-            first = shared_start(s.method, self.model, self.clip, s.concepts, s.keep, s.closed_form, s.seed, tell)
+            first = shared_start(
+                s.method, self.model, self.clip, s.concepts, s.keep, s.closed_form, s.seed, tell
+            )
             return as_bytes(first) if first and len(s.concepts) > 1 else None
         if start is not None and self._given != start:
             self._given, self._start = start, from_bytes(start)
         hooks = {}
         if METHODS[s.method].finetune is not None:
-            hooks["report"] = lambda p: tell(p.phase, *((p.step, p.steps) if p.phase == "train" else (p.done, p.total)))
-        part = erase_part(s.method, self.model, self.clip, s.concepts[number - 1], s.keep, s.closed_form, s.finetune, s.seed,
-                          self._start if start is not None else None, tell, **hooks)  # fmt: skip
+            hooks["report"] = lambda p: tell(
+                p.phase, *((p.step, p.steps) if p.phase == "train" else (p.done, p.total))
+            )
+        part = erase_part(
+            s.method,
+            self.model,
+            self.clip,
+            s.concepts[number - 1],
+            s.keep,
+            s.closed_form,
+            s.finetune,
+            s.seed,
+            self._start if start is not None else None,
+            tell,
+            **hooks,
+        )
         return as_bytes(part.lora, {REPORT: json.dumps(part.report)})
 
     def check(self) -> None:
@@ -150,7 +170,8 @@ def said(action: Callable[[], tuple]) -> tuple:
 
 def serve(pipe, setup: Setup) -> None:
     """The life of a local worker. It ends with the process that hired it, however that one ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process of the terminal; the one that hired us ends us
+    # Ctrl-C goes to every process of the terminal; the one that hired us ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     found: list[Eraser] = []
 
@@ -185,16 +206,20 @@ def rarely(tell: Callable) -> Callable:
     return out
 
 
-# ------------------------------------------------------------------------------------------- processes of this machine
+# ------------------------------------------------------------------------------------------- processes of
+# this machine
 
 
 class LocalWorker:
     """A process and the pipe to it."""
 
     def __init__(self, number: int, setup: Setup):
-        context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU that its parent has used
+        # a forked process cannot use a GPU that its parent has used
+        context = multiprocessing.get_context("spawn")
         self.number, (self.pipe, theirs) = number, context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, setup), daemon=True, name=f"trace-worker-{number}")
+        self.process = context.Process(
+            target=serve, args=(theirs, setup), daemon=True, name=f"trace-worker-{number}"
+        )
         with _environment(number, setup), _no_interrupts():
             self.process.start()
         theirs.close()  # so that the pipe ends when the process does
@@ -211,7 +236,10 @@ class LocalWorker:
         except (EOFError, OSError):
             self.process.join(PATIENCE)
             code = self.process.exitcode
-            return "lost", f"killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+            return (
+                "lost",
+                f"killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}",
+            )
 
     def stop(self) -> None:
         self.process.kill()
@@ -298,4 +326,3 @@ def forced_cpu() -> bool | None:
 
     load()
     return True if torch.cuda.is_available() and sys.modules["comfy.cli_args"].args.cpu else None
-

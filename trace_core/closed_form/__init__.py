@@ -7,5 +7,13 @@ from .policies import POLICIES, Policy
 from .solvers import projection, ridge
 
 __all__ = [
-    "POLICIES", "ClosedFormConfig", "ClosedFormResult", "ContextEdit", "Gram", "Policy", "erase", "projection", "ridge",
-]  # fmt: skip
+    "POLICIES",
+    "ClosedFormConfig",
+    "ClosedFormResult",
+    "ContextEdit",
+    "Gram",
+    "Policy",
+    "erase",
+    "projection",
+    "ridge",
+]

@@ -1,7 +1,8 @@
 """Words inside names: what "Van Gogh" must not take along when it goes.
 
-A name of several words shares tokens with each of them, and rows of "a van" lie close to those of "Van Gogh". Words that mean a
-thing of their own are kept by prompts of their own. Other words of a name (a surname that is nothing else) go with it, as asked.
+A name of several words shares tokens with each of them, and rows of "a van" lie close to those of "Van Gogh".
+Words that mean a thing of their own are kept by prompts of their own. Other words of a name (a surname that
+is nothing else) go with it, as asked.
 """
 
 from __future__ import annotations
@@ -12,39 +13,52 @@ from collections.abc import Sequence
 from ..text.concepts import EVERYDAY, Concept, same
 from ..text.encoding import SUBJECT, TextEncoder, TextRows
 
-#: Things that are also first names, surnames, or parts of the names of works and figures. Written for this pack; things, animals,
-#: people by their work, plants and places only: an adjective or colour says what the name says ("red background"), a medium or a
-#: style is what is erased.
-THINGS: frozenset[str] = frozenset("""
-    angel ant apple archer arrow ash axe badge baker balloon bank banks barber barn barrel basket bat bay beach bean bear beard beaver bee
-    beetle bell belt bench berry bike bird bishop blade blanket bloom boat bomb bone book boot bottle bow bowl box boy branch bread brick
-    bride bridge brook broom brush bucket bug bull bulldog bus bush butcher butter butterfly button cabin cage cake camel camera candle
-    candy canyon cap cape captain car card cardinal carpenter carpet carriage cart cash castle cat cave chain chair champion chapel
-    cheese cherry chicken child church cliff clock cloud clown coach coat cobra cook cookie corn cottage cow cowboy crab crane crow crown cruise
-    cup dancer deer desert desk detective devil diamond dish diver dock doctor dog doll dolphin donkey door dove dragon dragonfly dress driver
-    drum duck duke eagle egg elephant elf emperor engine fairy falcon farm farmer feather fence field finch fire fish fisher fisherman flag
-    flower fly forest fork fountain fox frog fruit garden gardener gate ghost giant giraffe girl glass glove goat gold goose grape grass
-    guard guitar gun hammer hare harp hat hawk heart hedgehog helmet hen hill holly honey hood horn horse hotel house hunter ice iron island ivy
-    jacket jar jelly jet jewel joker judge jungle kettle key king kitchen kite kitten knife knight ladder lake lamb lamp lantern laurel leaf
-    lemon leopard library lightning lily lion lizard lobster lock lotus machine maid mall man map maple market marsh mask mason mast meadow
-    mercury mermaid miller mine mirror monk monkey monster moon moose moss mountain mouse mushroom nail needle nest ninja nun nurse nut oak
-    ocean octopus officer oil olive onion orange orchid otter owl ox paddle page palace palm pan panda panther parrot peach peacock
-    pear pearl pen pencil penguin pepper piano pig pigeon pilot pine pipe pirate planet plate plum pond pony pool porter potato potter priest prince
-    princess pumpkin puppy queen rabbit raccoon rain rainbow ram ranger rat raven reed ribbon rice ring river rivers road robin robot rock
-    rocket rod roof rooster rope rose ruby sail sailor salmon salt sand scarf school sea seal shark sheep shell shepherd shield ship shirt shoe shop
-    shore silver singer skull smith snail snake snow snowman soldier spark sparrow spear spider spoon spring squirrel stage star statue
-    steel steward stone storm stream street sugar suit sun sunflower swan sword table tailor tank taxi teacher temple tent thorn throne thunder
-    tiger tomato torch tower town toy tractor train tree trout truck trumpet tulip turkey turner turtle umbrella unicorn van vase village vine
-    viking violin wagon walker wall warrior watch water waters wave weaver well whale wheat wheel willow window wine wing witch wizard
-    wolf woman wood woods worm yacht zebra
-""".split()) | {entry for entry in EVERYDAY if " " not in entry}  # fmt: skip
+#: Things that are also first names, surnames, or parts of the names of works and figures. Written for this
+#: pack; things, animals, people by their work, plants and places only: an adjective or colour says what the
+#: name says ("red background"), a medium or a style is what is erased.
+THINGS: frozenset[str] = frozenset(
+    """
+    angel ant apple archer arrow ash axe badge baker balloon bank banks barber barn barrel basket bat
+    bay beach bean bear beard beaver bee beetle bell belt bench berry bike bird bishop blade blanket
+    bloom boat bomb bone book boot bottle bow bowl box boy branch bread brick bride bridge brook broom
+    brush bucket bug bull bulldog bus bush butcher butter butterfly button cabin cage cake camel camera
+    candle candy canyon cap cape captain car card cardinal carpenter carpet carriage cart cash castle
+    cat cave chain chair champion chapel cheese cherry chicken child church cliff clock cloud clown
+    coach coat cobra cook cookie corn cottage cow cowboy crab crane crow crown cruise cup dancer deer
+    desert desk detective devil diamond dish diver dock doctor dog doll dolphin donkey door dove dragon
+    dragonfly dress driver drum duck duke eagle egg elephant elf emperor engine fairy falcon farm farmer
+    feather fence field finch fire fish fisher fisherman flag flower fly forest fork fountain fox frog
+    fruit garden gardener gate ghost giant giraffe girl glass glove goat gold goose grape grass guard
+    guitar gun hammer hare harp hat hawk heart hedgehog helmet hen hill holly honey hood horn horse
+    hotel house hunter ice iron island ivy jacket jar jelly jet jewel joker judge jungle kettle key king
+    kitchen kite kitten knife knight ladder lake lamb lamp lantern laurel leaf lemon leopard library
+    lightning lily lion lizard lobster lock lotus machine maid mall man map maple market marsh mask
+    mason mast meadow mercury mermaid miller mine mirror monk monkey monster moon moose moss mountain
+    mouse mushroom nail needle nest ninja nun nurse nut oak ocean octopus officer oil olive onion orange
+    orchid otter owl ox paddle page palace palm pan panda panther parrot peach peacock pear pearl pen
+    pencil penguin pepper piano pig pigeon pilot pine pipe pirate planet plate plum pond pony pool
+    porter potato potter priest prince princess pumpkin puppy queen rabbit raccoon rain rainbow ram
+    ranger rat raven reed ribbon rice ring river rivers road robin robot rock rocket rod roof rooster
+    rope rose ruby sail sailor salmon salt sand scarf school sea seal shark sheep shell shepherd shield
+    ship shirt shoe shop shore silver singer skull smith snail snake snow snowman soldier spark sparrow
+    spear spider spoon spring squirrel stage star statue steel steward stone storm stream street sugar
+    suit sun sunflower swan sword table tailor tank taxi teacher temple tent thorn throne thunder tiger
+    tomato torch tower town toy tractor train tree trout truck trumpet tulip turkey turner turtle
+    umbrella unicorn van vase village vine viking violin wagon walker wall warrior watch water waters
+    wave weaver well whale wheat wheel willow window wine wing witch wizard wolf woman wood woods worm
+    yacht zebra
+    """.split()
+) | {entry for entry in EVERYDAY if " " not in entry}
 
 
-#: Words that introduce a thing, or say what kind of picture it is in: "a photo of a cat" is no name of several words.
-FRAME = frozenset("""
-    a an and animal art artwork background by drawing from icon image in of on painting person photo photograph picture portrait print
-    sketch style the things with
-""".split())  # fmt: skip
+#: Words that introduce a thing, or say what kind of picture it is in: "a photo of a cat" is no name of
+#: several words.
+FRAME = frozenset(
+    """
+    a an and animal art artwork background by drawing from icon image in of on painting person photo
+    photograph picture portrait print sketch style the things with
+    """.split()
+)
 
 
 def words_inside(concept: Concept, others: Sequence[str] = ()) -> list[str]:
@@ -54,7 +68,8 @@ def words_inside(concept: Concept, others: Sequence[str] = ()) -> list[str]:
         others: what else is erased; its words are not kept.
 
     Returns:
-        Lower-case words, in their order; none for a name of one word, or a combination, whose parts are kept apart anyway.
+        Lower-case words, in their order; none for a name of one word, or a combination, whose parts are kept
+        apart anyway.
     """
     words = [w for w in re.findall(r"[^\W\d_]+", concept.target.casefold()) if w not in FRAME]
     if concept.parts or len(words) < 2:
@@ -69,18 +84,25 @@ def contrast_words(concepts: Sequence[Concept]) -> dict[str, list[str]]:
     return {target: words for target, words in found.items() if words}
 
 
-def contrast_prompts(concepts: Sequence[Concept], templates: Sequence[str], count: int) -> list[tuple[str, str]]:
+def contrast_prompts(
+    concepts: Sequence[Concept], templates: Sequence[str], count: int
+) -> list[tuple[str, str]]:
     """``count`` templates and the word for each of :func:`contrast_words`, every word once."""
     words = dict.fromkeys(w for found in contrast_words(concepts).values() for w in found)
     steps = [i * len(templates) // count for i in range(min(count, len(templates)))]
-    return [(templates[(number + step) % len(templates)], word) for number, word in enumerate(words) for step in steps]
+    return [
+        (templates[(number + step) % len(templates)], word)
+        for number, word in enumerate(words)
+        for step in steps
+    ]
 
 
 def word_weight(words: int, keep: int) -> float:
     """Weight of one of ``words`` words inside names against an entry of a keep list of ``keep`` entries.
 
-    Measured on demo-sd for "Van Gogh", vans in 12 pictures of a van: 0 at the weight of one entry, 6 at 6, 11 at 40, 12 at 200; of
-    "Van Gogh" none at all of them. Of many words all together weigh four times the list, so that it still counts.
+    Measured on demo-sd for "Van Gogh", vans in 12 pictures of a van: 0 at the weight of one entry, 6 at 6, 11
+    at 40, 12 at 200; of "Van Gogh" none at all of them. Of many words all together weigh four times the list,
+    so that it still counts.
     """
     return keep * min(1.0, 4 / max(words, 1))
 
@@ -88,8 +110,9 @@ def word_weight(words: int, keep: int) -> float:
 def shared_rows(encoder: TextEncoder, rows: TextRows, target: str, words: Sequence[str]) -> list[int]:
     """Rows of a prompt's subject that are those of kept words as well, and must not be erased.
 
-    A causal tower does not see what follows: the row of "van" in "a photo of Van Gogh" is bit for bit that of "a photo of a van"
-    up to there, so what the name begins with is either kept or erased. The words behind it, the end and the pads tell the name.
+    A causal tower does not see what follows: the row of "van" in "a photo of Van Gogh" is bit for bit that of
+    "a photo of a van" up to there, so what the name begins with is either kept or erased. The words behind
+    it, the end and the pads tell the name.
     """
     first = []
     for word in re.findall(r"\S+", target):

@@ -27,15 +27,23 @@ class ContextEdit:
         return self.U.shape[1]
 
     def then(self, other: ContextEdit) -> ContextEdit:
-        """This edit with another made on top of it: ``(I + U1 V1^T)(I + U2 V2^T) = I + [U1, U2 + U1 V1^T U2] [V1, V2]^T``."""
-        return ContextEdit(torch.cat([self.U, other.U + self.U @ (self.V.T @ other.U)], 1), torch.cat([self.V, other.V], 1))
+        """This edit with another made on top of it: ``(I + U1 V1^T)(I + U2 V2^T) = I + [U1, U2 + U1 V1^T
+        U2] [V1, V2]^T``.
+        """
+        return ContextEdit(
+            torch.cat([self.U, other.U + self.U @ (self.V.T @ other.U)], 1), torch.cat([self.V, other.V], 1)
+        )
 
-    def factors(self, weight: Tensor, columns: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, rounded to ``dtype``.
+    def factors(
+        self, weight: Tensor, columns: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, rounded
+        to ``dtype``.
 
-        Only the first ``columns`` inputs are text (SDXL's pooled vector); the others get zeros. The two factors of every
-        rank are given the same norm, so that neither leaves the range of float16. Where U is the identity nothing is
-        computed: they are W and V^T, up to a power of two, and all layers whose inputs are all text share one ``down``.
+        Only the first ``columns`` inputs are text (SDXL's pooled vector); the others get zeros. The two
+        factors of every rank are given the same norm, so that neither leaves the range of float16. Where U is
+        the identity nothing is computed: they are W and V^T, up to a power of two, and all layers whose
+        inputs are all text share one ``down``.
         """
         columns = weight.shape[1] if columns is None else columns
         if self.is_plain:
@@ -70,7 +78,9 @@ class ContextEdit:
     @cached_property
     def is_plain(self) -> bool:
         """U is the identity (an edit of full rank), and ``W U`` needs no product."""
-        return self.rank == len(self.U) and torch.equal(self.U, torch.eye(self.rank, dtype=self.U.dtype, device=self.U.device))
+        return self.rank == len(self.U) and torch.equal(
+            self.U, torch.eye(self.rank, dtype=self.U.dtype, device=self.U.device)
+        )
 
     def map(self, rows: Tensor) -> Tensor:
         """Rows ``[n, d]`` as the edited network sees them: ``c + U V^T c``."""

@@ -29,7 +29,16 @@ from .contrast import contrast_words
 from .edit import ContextEdit
 from .effects import effect_warnings, side_effects, spelling_of, weight_warnings
 from .gram import add_symmetric, mirror
-from .policies import COMBINED, POLICIES, Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
+from .policies import (
+    COMBINED,
+    POLICIES,
+    Policy,
+    erased_pairs,
+    keep_prompts,
+    keep_shares,
+    keep_weights,
+    row_weights,
+)
 from .sums import _Sums
 
 ALL_GROUPS = tuple(range(6))
@@ -45,17 +54,31 @@ class ClosedFormConfig:
     policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
     strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
     eta: float | None = field(
-        default=None, metadata={"help": "steer to g - eta (c - g), g the neutral prompt (projection; default: to another of its kind)"}
+        default=None,
+        metadata={
+            "help": "steer to g - eta (c - g), g the neutral prompt (projection; default: to another of its "
+            "kind)"
+        },
     )
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
-    energy: float = field(default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"})
-    alpha: float | None = field(default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"})
+    energy: float = field(
+        default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"}
+    )
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
-    stream: str = field(default="all", metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"})
-    contrast: bool = field(default=True, metadata={"help": "words inside names (the van of Van Gogh) are kept by themselves"})
+    stream: str = field(
+        default="all",
+        metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"},
+    )
+    contrast: bool = field(
+        default=True, metadata={"help": "words inside names (the van of Van Gogh) are kept by themselves"}
+    )
     contexts: Mapping[str, Sequence[str]] = field(
-        default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
+        default_factory=dict,
+        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
     )
 
     def __post_init__(self):
@@ -97,8 +120,15 @@ class ClosedFormResult:
     report: dict
 
 
-def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: ClosedFormConfig | None = None,
-          progress: Progress | None = None, seed: int = 0) -> ClosedFormResult:  # fmt: skip
+def erase(
+    model,
+    clip,
+    concepts: Sequence[Concept],
+    keep: Sequence[str] = (),
+    config: ClosedFormConfig | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> ClosedFormResult:
     """Erase concepts from a model. The model is read, never written.
 
     Args:
@@ -129,7 +159,11 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     concepts = [settled(c, kept, concepts) for c in concepts]
     plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
     groups = [(policy, plain), (COMBINED, both)] if policy.name == "trace" else [(policy, concepts)]
-    others = substitutes(plain, kept, encoder, config.kind, FirstStep(model, clip)) if policy.name == "trace" and config.eta is None else {}
+    others = (
+        substitutes(plain, kept, encoder, config.kind, FirstStep(model, clip))
+        if policy.name == "trace" and config.eta is None
+        else {}
+    )
     config = replace(config, eta=config.eta or 0.0)
     edits, solved, sums, spilt = {}, {}, {}, {}
     progress = progress or (lambda *_: None)
@@ -139,7 +173,9 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         for stream, rows in found.items():
             edit, info = solve(policy, rows, config)
             before = solved.get(stream)
-            solved[stream] = {**before, "combined": info, "rank": before["rank"] + info["rank"]} if before else info
+            solved[stream] = (
+                {**before, "combined": info, "rank": before["rank"] + info["rank"]} if before else info
+            )
             edits[stream] = edits[stream].then(edit) if stream in edits else edit
             sums.setdefault(stream, []).append(rows)
             if stream == CONTEXT:
@@ -149,7 +185,15 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
     inside = contrast_words(concepts) if config.contrasts else {}
     told = {}
     if CONTEXT in edits and edits[CONTEXT].rank:
-        told = side_effects(edits[CONTEXT], encoder, concepts, [_kind(c, config) for c in concepts], kept, config.eta or 0.0, others)
+        told = side_effects(
+            edits[CONTEXT],
+            encoder,
+            concepts,
+            [_kind(c, config) for c in concepts],
+            kept,
+            config.eta or 0.0,
+            others,
+        )
     report = {
         "method": policy.name,
         "solver": policy.solver if not plain else POLICIES[config.policy].solver,
@@ -164,8 +208,12 @@ def erase(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), co
         "layers": layers,
         "spill": spilt,
         "side_effects": told,
-        "warnings": [*spelling, *weight_warnings(backbone, solved, layers, spilt), *effect_warnings(told, kept, inside),
-                     *as_negative_prompts(config, concepts)],
+        "warnings": [
+            *spelling,
+            *weight_warnings(backbone, solved, layers, spilt),
+            *effect_warnings(told, kept, inside),
+            *as_negative_prompts(config, concepts),
+        ],
     }
     lora.metadata.update(base_metadata(backbone, concepts, kept, policy.name, asdict(config), seed))
     if others:
@@ -179,11 +227,22 @@ def as_negative_prompts(config: ClosedFormConfig, concepts: Sequence[Concept]) -
     if POLICIES[config.policy].solver != "projection" or past <= 1:
         return []
     names = f"'{concepts[0].target}'" + (f" and {len(concepts) - 1} more" if len(concepts) > 1 else "")
-    return [f"the edit steers past its aim, so {names} in a negative prompt may be drawn, not avoided; leave eta out and strength at 1"]
+    return [
+        f"the edit steers past its aim, so {names} in a negative prompt may be drawn, not avoided; leave "
+        "eta out and strength at 1"
+    ]
 
 
-def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: Sequence[Concept], keep: Sequence[str],
-            config: ClosedFormConfig, progress: Progress, others: Mapping[str, str] | None = None) -> dict[str, _Sums]:  # fmt: skip
+def collect(
+    backbone: Backbone,
+    encoder: TextEncoder,
+    policy: Policy,
+    concepts: Sequence[Concept],
+    keep: Sequence[str],
+    config: ClosedFormConfig,
+    progress: Progress,
+    others: Mapping[str, str] | None = None,
+) -> dict[str, _Sums]:
     """Encode every prompt once and fold its rows into the sums of each text stream.
 
     ``others``: what takes a concept's place, by target, where that is not its counterpart.
@@ -193,11 +252,16 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     """
     strengths = {c.strength for c in concepts}
     others = others or {}
-    sums = {s: _Sums(w, policy.solver, strengths, bool(others)) for s in (CONTEXT, POOLED) if (w := backbone.width(s))}
+    sums = {
+        s: _Sums(w, policy.solver, strengths, bool(others))
+        for s in (CONTEXT, POOLED)
+        if (w := backbone.width(s))
+    }
     context = sums[CONTEXT]
     inside = contrast_words(concepts) if config.contrasts else {}
     empty = encoder.encode("")
-    context.fixed = empty.embeddings[empty.rows(BOS)]  # the start token is in every prompt and never carries a concept
+    # the start token is in every prompt and never carries a concept
+    context.fixed = empty.embeddings[empty.rows(BOS)]
     for number, concept in enumerate(concepts):
         progress("encode concepts", number, len(concepts))
         before = context.count
@@ -205,19 +269,31 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
         for (pairs, weights, erased, wanted), other in _with_others(*given):
             check_width(pairs.erase, backbone)
             instead, other = other or (None, None)
-            context.add_pairs(pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength, instead)
+            context.add_pairs(
+                pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength, instead
+            )
             if POOLED in sums:
                 share = torch.tensor([weights.sum()], dtype=torch.float64)
-                sums[POOLED].add_pairs(_pooled(erased, backbone), _pooled(wanted, backbone), share, strength=concept.strength,
-                                       instead=None if other is None else _pooled(other, backbone))  # fmt: skip
+                sums[POOLED].add_pairs(
+                    _pooled(erased, backbone),
+                    _pooled(wanted, backbone),
+                    share,
+                    strength=concept.strength,
+                    instead=None if other is None else _pooled(other, backbone),
+                )
                 if policy.solver == "projection":
                     sums[POOLED].add_keep(_pooled(wanted, backbone), share)
-            if policy.solver == "projection":  # what the concept is steered to stays; the papers' ridge has no such term
+            # what the concept is steered to stays; the papers' ridge has no such term
+            if policy.solver == "projection":
                 share = row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum()
                 context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
         if context.count == before:
-            raise ConceptError(f"'{concept}' and its anchor give the text encoder the same rows; name another anchor")
-    prompts = keep_prompts(policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrasts)
+            raise ConceptError(
+                f"'{concept}' and its anchor give the text encoder the same rows; name another anchor"
+            )
+    prompts = keep_prompts(
+        policy, keep, [guess_kind(k) for k in keep], config.contexts, concepts, config.contrasts
+    )
     shares = keep_shares(policy, prompts, keep, inside)
     for number, (rows, share) in enumerate(zip(encoder.encode_all(prompts), shares)):
         if number % 16 == 0:
@@ -229,9 +305,17 @@ def collect(backbone: Backbone, encoder: TextEncoder, policy: Policy, concepts: 
     return sums if config.stream == "all" else {config.stream: sums[config.stream]}
 
 
-def _with_others(policy: Policy, concept: Concept, config: ClosedFormConfig, encoder: TextEncoder,
-                 other: str | None, words: Sequence[str] = ()) -> Iterator[tuple[tuple, tuple[Tensor, TextRows] | None]]:  # fmt: skip
-    """:func:`erased_pairs`, each with the rows ``[n, d]`` and the prompt of what takes the concept's place, if anything does."""
+def _with_others(
+    policy: Policy,
+    concept: Concept,
+    config: ClosedFormConfig,
+    encoder: TextEncoder,
+    other: str | None,
+    words: Sequence[str] = (),
+) -> Iterator[tuple[tuple, tuple[Tensor, TextRows] | None]]:
+    """:func:`erased_pairs`, each with the rows ``[n, d]`` and the prompt of what takes the concept's
+    place, if anything does.
+    """
     kind = _kind(concept, config)
     found = erased_pairs(policy, concept, kind, encoder, config.contexts, words)
     if not other:
@@ -252,16 +336,24 @@ def solve(policy: Policy, part: _Sums, config: ClosedFormConfig) -> tuple[Contex
         if part.rows:
             return solvers.projection(torch.cat(part.rows), G, *options, part.grades, part.moves)
         return solvers.projection_from_gram(part.difference(), G, *options, part.graded)
-    return solvers.ridge(part.targets, None, G + part.erase.value(), strength, policy.tolerance, config.max_rank)
+    return solvers.ridge(
+        part.targets, None, G + part.erase.value(), strength, policy.tolerance, config.max_rank
+    )
 
 
-def export(backbone: Backbone, edits: dict[str, ContextEdit], sums: Mapping[str, _Sums | Sequence[_Sums]],
-           measure: bool = True, eta: float = 0.0) -> tuple[ErasureLora, dict]:  # fmt: skip
-    """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each layer.
+def export(
+    backbone: Backbone,
+    edits: dict[str, ContextEdit],
+    sums: Mapping[str, _Sums | Sequence[_Sums]],
+    measure: bool = True,
+    eta: float = 0.0,
+) -> tuple[ErasureLora, dict]:
+    """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each
+    layer.
 
-    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its overshoot ``eta`` (where a
-    substitute takes the concept's place, ||dW D + W M|| / ||W M||, M what was to move), ``keep_change`` = ||dW P|| / ||W P|| over the keep
-    rows, ``relative_norm`` = ||dW|| / ||W||.
+    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its
+    overshoot ``eta`` (where a substitute takes the concept's place, ||dW D + W M|| / ||W M||, M what was to
+    move), ``keep_change`` = ||dW P|| / ||W P|| over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
     """
     factors, measured = {}, {}
     forms = {s: _forms(edit, sums[s], eta) if measure else None for s, edit in edits.items() if edit.rank}
@@ -288,18 +380,25 @@ def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
 
 
 def _forms(edit: ContextEdit, parts: _Sums | Sequence[_Sums], eta: float) -> Tensor:
-    """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all layers.
+    """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all
+    layers.
 
     Returns:
-        ``[5, d * d]`` float64, X X^T of M + U V^T D / (1 + eta), M, U V^T P, P, U V^T, where M is D or what moves in its place. All are positive semidefinite, so nothing
-        cancels in the inner product, and float32 does for W^T W.
+        ``[5, d * d]`` float64, X X^T of M + U V^T D / (1 + eta), M, U V^T P, P, U V^T, where M is D or what
+        moves in its place. All are positive semidefinite, so nothing cancels in the inner product, and
+        float32 does for W^T W.
     """
     parts = [parts] if isinstance(parts, _Sums) else parts
-    V, D, P = edit.V, reduce(torch.add, (p.difference() for p in parts)), reduce(torch.add, (p.keep.value() for p in parts))
+    V, D, P = (
+        edit.V,
+        reduce(torch.add, (p.difference() for p in parts)),
+        reduce(torch.add, (p.keep.value() for p in parts)),
+    )
     M, across = (reduce(torch.add, sums) for sums in zip(*(p.moved() for p in parts)))  # M M^T, M D^T
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
     half = across + left(V.T @ D) / (1 + eta)
-    forms = torch.empty(5, *D.shape, dtype=torch.float64)  # filled one by one: stacking them would hold them twice
+    # filled one by one: stacking them would hold them twice
+    forms = torch.empty(5, *D.shape, dtype=torch.float64)
     forms[0] = M + left(V.T @ across.T) / (1 + eta) + left((half @ V).T).T / (1 + eta)
     forms[1], forms[3] = M, P
     forms[2] = left(left(V.T @ P @ V).T)
@@ -314,5 +413,7 @@ def _ratio(top: float, bottom: float) -> float:
 def _pooled(rows, backbone: Backbone) -> Tensor:
     """The pooled vector as one row, cut to the width that the model reads."""
     if rows.pooled is None:
-        raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
+        raise ConceptError(
+            "this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model"
+        )
     return rows.pooled[None, : backbone.width(POOLED)]

@@ -1,7 +1,7 @@
 """Streaming sums over text rows, so that a thousand concepts fit in memory. Everything is summed in float64.
 
-The neutral counterparts of all concepts are the same few prompts. What is added for the same tensor again is added up
-before any matrix product, which changes nothing but the time.
+The neutral counterparts of all concepts are the same few prompts. What is added for the same tensor again is
+added up before any matrix product, which changes nothing but the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ PANELS = 4  #: of a symmetric product; only those on and above the diagonal are 
 
 
 def add_symmetric(total: Tensor, rows: Tensor) -> None:
-    """``total += rows^T rows``, its upper block triangle only; ``total [d, d]``, ``rows [n, d]``, of one dtype."""
+    """``total += rows^T rows``, its upper block triangle only; ``total [d, d]``, ``rows [n, d]``, of one
+    dtype.
+    """
     for start, end in _panels(total.shape[0]):
         total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
 
@@ -56,7 +58,8 @@ class Gram:
         self._add(rows, weights)
 
     def add_held(self, rows: Tensor, weights: Tensor) -> None:
-        """:meth:`add` for a tensor that may come again: only its weights are added up, the product is taken once.
+        """:meth:`add` for a tensor that may come again: only its weights are added up, the product is taken
+        once.
 
         The tensor itself is kept, and must not be changed before :meth:`value` is called.
         """
@@ -64,7 +67,8 @@ class Gram:
         if id(rows) not in self._held:
             if self._held_rows + len(rows) > self.HELD:
                 self._release()
-            self._held[id(rows)] = rows, torch.zeros(len(rows), dtype=torch.float64)  # no other gets its id while it is kept
+            # no other gets its id while it is kept
+            self._held[id(rows)] = rows, torch.zeros(len(rows), dtype=torch.float64)
             self._held_rows += len(rows)
         self._held[id(rows)][1].add_(weights)
 
@@ -103,12 +107,15 @@ class Gram:
 
 
 class Cross:
-    """``sum_i w_i x_i y_i^T`` over pairs of rows added bit by bit, in float64, and the sums over x and over y alone.
+    """``sum_i w_i x_i y_i^T`` over pairs of rows added bit by bit, in float64, and the sums over x and over y
+    alone.
 
-    Cheap where the x are rows of the same tensor again and again: their y are added up, and the product is taken once.
+    Cheap where the x are rows of the same tensor again and again: their y are added up, and the product is
+    taken once.
 
     Attributes:
-        left: ``sum w x x^T``; costs nothing unless its value is asked for, or very many different x are added.
+        left: ``sum w x x^T``; costs nothing unless its value is asked for, or very many different x are
+            added.
         right: ``sum w y y^T``.
     """
 
@@ -127,8 +134,8 @@ class Cross:
         """Add pairs ``x_i = left[places[i]]``, ``y_i = right[i]`` with positive weights ``[n]``.
 
         Args:
-            left: ``[m, d]``; kept, and must not be changed before the sums are read. What comes again is known by being
-                the same object.
+            left: ``[m, d]``; kept, and must not be changed before the sums are read. What comes again is
+                known by being the same object.
             places: n row numbers of ``left``, which may repeat.
             right: ``[n, d]``.
             weights: ``[n]``.
@@ -140,8 +147,12 @@ class Cross:
         self.right.add(right)
         first = min(places)
         sums = self._sums_for(left, first)
-        begin, run = places[0] - first, next((i for i, place in enumerate(places) if place != places[0] + i), len(places))
-        sums[begin : begin + run].addcmul_(right[:run], roots[:run])  # rows in sequence, most of them, are fast
+        begin, run = (
+            places[0] - first,
+            next((i for i, place in enumerate(places) if place != places[0] + i), len(places)),
+        )
+        # rows in sequence, most of them, are fast
+        sums[begin : begin + run].addcmul_(right[:run], roots[:run])
         if run < len(places):
             sums.index_add_(0, at[run:] - first, right[run:] * roots[run:])
 
@@ -153,7 +164,9 @@ class Cross:
         return self._sum
 
     def _sums_for(self, left: Tensor, first: int) -> Tensor:
-        """The sums ``[m - first, d]`` that belong to the tensor's rows from ``first`` on: those before are seldom used."""
+        """The sums ``[m - first, d]`` that belong to the tensor's rows from ``first`` on: those before are
+        seldom used.
+        """
         key, size = (id(left), first), len(left) - first
         if key not in self._held:
             if self._sums is not None and self._rows + size > len(self._sums):
@@ -169,7 +182,9 @@ class Cross:
     def _fold(self) -> None:
         block = torch.empty(min(self.BLOCK, self._rows), self.width, dtype=torch.float64)
         end = filled = 0
-        for left in [part for (_, first), (kept, _) in self._held.items() for part in kept[first:].split(len(block))]:
+        for left in [
+            part for (_, first), (kept, _) in self._held.items() for part in kept[first:].split(len(block))
+        ]:
             if filled + len(left) > len(block):
                 self._sum.addmm_(block[:filled].T, self._sums[end - filled : end])
                 filled = 0

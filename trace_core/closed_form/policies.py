@@ -25,15 +25,16 @@ from ..text.encoding import (
 )
 from .contrast import contrast_prompts, shared_rows, word_weight
 
-#: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so weights go to
-#: groups and are divided among their rows.
+#: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so
+#: weights go to groups and are divided among their rows.
 GROUP_WEIGHTS = {"bos": 1.0, "before": 1.0, "subject": 1.0, "after": 1.0, "first_eot": 1.0, "pad": 1.0}
 
 
 #: Prompts for each entry of the keep set, another choice of templates for every entry
 KEEP_TEMPLATES = 6
-#: Of a long list an entry has fewer, two at least, so that there are about as many in all: the demo's 37 entries have six each, the
-#: 112 everyday things two. Every prompt of 77 rows costs SD1.5's text encoder 14 GFLOP, and each entry's weight stays the same.
+#: Of a long list an entry has fewer, two at least, so that there are about as many in all: the demo's 37
+#: entries have six each, the 112 everyday things two. Every prompt of 77 rows costs SD1.5's text encoder 14
+#: GFLOP, and each entry's weight stays the same.
 KEEP_PROMPTS = 224
 
 
@@ -69,27 +70,46 @@ class Policy:
 
 POLICIES: dict[str, Policy] = {
     "trace": Policy(
-        "trace", "projection", (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD), 99,
+        "trace",
+        "projection",
+        (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD),
+        99,
         "TRACE (arXiv 2505.23312), stage 1; projection form derived here",
     ),
     "uce": Policy(
-        "uce", "ridge", (SUBJECT,), 0, "UCE (arXiv 2308.14761), eq. 7: last subject token, lambda 0.5", absolute=0.5,
+        "uce",
+        "ridge",
+        (SUBJECT,),
+        0,
+        "UCE (arXiv 2308.14761), eq. 7: last subject token, lambda 0.5",
+        absolute=0.5,
         weighting="row",
     ),
     "mace": Policy(
-        "mace", "ridge", (AFTER, FIRST_EOT, PAD), 30, "MACE (arXiv 2403.06135), eq. 2: co-words, end and pads",
+        "mace",
+        "ridge",
+        (AFTER, FIRST_EOT, PAD),
+        30,
+        "MACE (arXiv 2403.06135), eq. 2: co-words, end and pads",
         weighting="row",
     ),
     "trce": Policy("trce", "ridge", (FIRST_EOT,), 15, "TRCE (arXiv 2503.07389), stage 1: first end token"),
-}  # fmt: skip
+}
 
 
-#: What ``trace`` does with combined concepts. A projection takes whole directions, and those of a combination are nearly those
-#: of its parts, which stay; the ridge weighs the rows of the two together against those of each apart, of which there are many.
+#: What ``trace`` does with combined concepts. A projection takes whole directions, and those of a combination
+#: are nearly those of its parts, which stay; the ridge weighs the rows of the two together against those of
+#: each apart, of which there are many.
 COMBINED = Policy(
-    "trace", "ridge", (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD), 99, "derived here: UCE's equation on TRACE's rows", alpha=1e-6,
-    keep=0.1, tolerance=1e-2,
-)  # fmt: skip
+    "trace",
+    "ridge",
+    (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD),
+    99,
+    "derived here: UCE's equation on TRACE's rows",
+    alpha=1e-6,
+    keep=0.1,
+    tolerance=1e-2,
+)
 
 
 @lru_cache(1024)
@@ -117,17 +137,26 @@ def keep_weights(policy: Policy, rows: TextRows) -> Tensor:
     return weights
 
 
-def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncoder,
-                 contexts: Mapping[str, Sequence[str]], words: Sequence[str] = ()) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:  # fmt: skip
+def erased_pairs(
+    policy: Policy,
+    concept: Concept,
+    kind: str,
+    encoder: TextEncoder,
+    contexts: Mapping[str, Sequence[str]],
+    words: Sequence[str] = (),
+) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:
     """For each prompt of a concept: the pairs, the weight of every row, and both prompts' rows.
 
-    A concept's weights sum to ``concept.weight``, less those of rows that are kept because ``words`` inside the name are.
+    A concept's weights sum to ``concept.weight``, less those of rows that are kept because ``words`` inside
+    the name are.
     """
     if policy.name == "uce":
         yield _last_tokens(concept, encoder)
         return
     found = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
-    rows = encoder.encode_all(key for prompt, subject, other, instead in found for key in ((prompt, subject), (other, instead)))
+    rows = encoder.encode_all(
+        key for prompt, subject, other, instead in found for key in ((prompt, subject), (other, instead))
+    )
     for erase, want in zip(rows, rows):
         pairs = align(erase, want)
         weights = row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(found)
@@ -136,7 +165,9 @@ def erased_pairs(policy: Policy, concept: Concept, kind: str, encoder: TextEncod
 
 
 def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor, TextRows, TextRows]:
-    """UCE's only pair: last token of the concept, last token of its guide; for no guide, of the empty prompt."""
+    """UCE's only pair: last token of the concept, last token of its guide; for no guide, of the empty
+    prompt.
+    """
     prompt, _, other, instead = prompt_pairs(concept, ["{}"])[0]
     erase, want = encoder.encode(prompt, concept.target), encoder.encode(other, instead or concept.anchor)
     last = erase.rows(SUBJECT)[-1]
@@ -145,18 +176,26 @@ def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor,
     return pairs, torch.full((1,), concept.weight, dtype=torch.float64), erase, want
 
 
-def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
-                 contexts: Mapping[str, Sequence[str]], concepts: Sequence[Concept] = (), contrast: bool = True) -> list[tuple[str, str]]:  # fmt: skip
+def keep_prompts(
+    policy: Policy,
+    keep: Sequence[str],
+    kinds: Sequence[str],
+    contexts: Mapping[str, Sequence[str]],
+    concepts: Sequence[Concept] = (),
+    contrast: bool = True,
+) -> list[tuple[str, str]]:
     """Prompts of the keep set, each with the entry it introduces (to be marked as subject).
 
     Args:
         concepts: what is erased. A combined concept's parts are kept apart from each other, see
             :func:`~trace_core.text.concepts.apart`, and no prompt asks for both of them.
-        contrast: words inside the concepts' names are kept as well, see :mod:`~trace_core.closed_form.contrast`; the published
-            methods have no such prompts.
+        contrast: words inside the concepts' names are kept as well, see
+            :mod:`~trace_core.closed_form.contrast`; the published methods have no such prompts.
     """
     objects = [*TEMPLATES["object"], *contexts.get("object", ())]
-    inside = contrast_prompts(concepts, objects, KEEP_TEMPLATES) if contrast and policy.name == "trace" else []
+    inside = (
+        contrast_prompts(concepts, objects, KEEP_TEMPLATES) if contrast and policy.name == "trace" else []
+    )
     both = [c for c in concepts if c.parts]
     if policy.name == "uce":
         parts = [part for c in both for part in c.parts]
@@ -172,17 +211,26 @@ def keep_prompts(policy: Policy, keep: Sequence[str], kinds: Sequence[str],
     return [(prompt, entry) for prompt, entry in out if not any(asks_for(prompt, c) for c in both)]
 
 
-def keep_shares(policy: Policy, prompts: Sequence[tuple[str, str]], keep: Sequence[str], inside: Mapping[str, Sequence[str]]) -> list[float]:
+def keep_shares(
+    policy: Policy,
+    prompts: Sequence[tuple[str, str]],
+    keep: Sequence[str],
+    inside: Mapping[str, Sequence[str]],
+) -> list[float]:
     """Weight of every keep prompt: each entry of the keep list counts once, in all its prompts together.
 
     Args:
         prompts: of :func:`keep_prompts`.
-        inside: words inside the concepts' names that it added. A projection takes whole directions, and spares those of such a word
-            only where it counts as much as the list, see :func:`~trace_core.closed_form.contrast.word_weight`.
+        inside: words inside the concepts' names that it added. A projection takes whole directions, and
+            spares those of such a word only where it counts as much as the list, see
+            :func:`~trace_core.closed_form.contrast.word_weight`.
     """
     words = {word for found in inside.values() for word in found}
     own = sum(entry in words for _, entry in prompts)
     if not own:
         return [policy.keep * len(keep) / max(len(prompts), 1)] * len(prompts)
-    each = policy.keep * word_weight(len(words), len(keep)) * len(words) / own, policy.keep * len(keep) / max(len(prompts) - own, 1)
+    each = (
+        policy.keep * word_weight(len(words), len(keep)) * len(words) / own,
+        policy.keep * len(keep) / max(len(prompts) - own, 1),
+    )
     return [each[0] if entry in words else each[1] for _, entry in prompts]

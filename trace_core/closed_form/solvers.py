@@ -10,11 +10,15 @@ from torch import Tensor
 from ..errors import TraceError
 from .edit import ContextEdit
 
-DIRECT_LIMIT = 4096  #: up to this many difference rows they are decomposed themselves, beyond it their Gram matrix is
-NEARLY_FULL = 0.75  #: share of the dimensions; an edit of higher rank is not worth the SVD that would make it smaller
+#: up to this many difference rows they are decomposed themselves, beyond it their Gram matrix is
+DIRECT_LIMIT = 4096
+#: share of the dimensions; an edit of higher rank is not worth the SVD that would make it smaller
+NEARLY_FULL = 0.75
 
 
-def regularise(keep: Tensor, alpha: float | None, absolute: float | None = None, trace: float | None = None) -> Tensor:
+def regularise(
+    keep: Tensor, alpha: float | None, absolute: float | None = None, trace: float | None = None
+) -> Tensor:
     """``G = keep + lambda I`` with ``lambda = alpha tr(keep) / d``, or an absolute lambda.
 
     Args:
@@ -30,7 +34,9 @@ def regularise(keep: Tensor, alpha: float | None, absolute: float | None = None,
     scale = keep.diagonal().sum().item() if trace is None else trace
     strength = absolute if absolute is not None else (alpha or 0.0) * scale / width
     if not (strength > 0 and math.isfinite(strength)):
-        raise TraceError(f"the regulariser lambda is {strength}; it must be positive (alpha {alpha}, keep rows present?)")
+        raise TraceError(
+            f"the regulariser lambda is {strength}; it must be positive (alpha {alpha}, keep rows present?)"
+        )
     return keep + strength * torch.eye(width, dtype=keep.dtype, device=keep.device)
 
 
@@ -43,31 +49,42 @@ def cholesky(matrix: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed.item():
         jitter = 1e-12 * matrix.diagonal().mean()
-        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype))
+        factor, failed = torch.linalg.cholesky_ex(
+            matrix + jitter * torch.eye(len(matrix), dtype=matrix.dtype)
+        )
     if failed.item() or not torch.isfinite(factor).all():
         raise TraceError("the keep matrix is not positive definite; raise alpha")
     return factor
 
 
-def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
-               fixed: Tensor | None = None, grades: Tensor | None = None,
-               moves: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+def projection(
+    differences: Tensor,
+    G: Tensor,
+    strength: float = 1.0,
+    energy: float = 1.0,
+    max_rank: int | None = None,
+    fixed: Tensor | None = None,
+    grades: Tensor | None = None,
+    moves: Tensor | None = None,
+) -> tuple[ContextEdit, dict]:
     """TRACE's closed form: ``dW = -s W D (D^T M D)^-1 D^T M``, the concept's directions gone, exactly.
 
-    Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F`` it changes the keep set least, in the norm of G. M is G^-1 less
-    its part along the fixed rows F: ``M = G^-1 - G^-1 F (F^T G^-1 F)^-1 F^T G^-1``. With ``G = L L^T`` and P the projector off the
-    columns of ``L^-1 F``, everything follows from the singular value decomposition ``P L^-1 D = Q S R^T``; its leading
-    directions, which hold the share ``energy`` of the squared singular values, are projected out.
+    Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F`` it changes the keep set least, in the norm of
+    G. M is G^-1 less its part along the fixed rows F: ``M = G^-1 - G^-1 F (F^T G^-1 F)^-1 F^T G^-1``. With
+    ``G = L L^T`` and P the projector off the columns of ``L^-1 F``, everything follows from the singular
+    value decomposition ``P L^-1 D = Q S R^T``; its leading directions, which hold the share ``energy`` of the
+    squared singular values, are projected out.
 
     Args:
         differences: weighted rows ``c_i - g_i``, ``[n, d]``.
         G: ``[d, d]`` float64, symmetric positive definite.
         strength: s; 0 changes nothing, 1 erases.
-        energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above rounding.
+        energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above
+            rounding.
         max_rank: upper bound of the rank.
         fixed: rows F that must not change at all, ``[k, d]``.
-        grades: ``[n]``, one s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W d_i``. Where rows of different grades
-            are linearly dependent, the values of the least squares.
+        grades: ``[n]``, one s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W d_i``. Where rows
+            of different grades are linearly dependent, the values of the least squares.
         moves: rows m_i ``[n, d]`` that are taken away in place of the d_i: ``W' d_i = W d_i - s s_i W m_i``.
 
     Returns:
@@ -77,7 +94,8 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
     D = differences.double().T
     graded = D if moves is None else moves.double().T
     graded = graded if grades is None else graded * grades
-    if energy < 1 and D.shape[1] >= D.shape[0]:  # only leading directions are wanted, which squaring does not blur
+    # only leading directions are wanted, which squaring does not blur
+    if energy < 1 and D.shape[1] >= D.shape[0]:
         return _project(L, D @ D.T, strength, energy, max_rank, fixed, None if graded is D else graded @ D.T)
     off = _whitened_fixed(L, fixed)
     whitened = _off(off, torch.linalg.solve_triangular(L, D, upper=False))
@@ -87,17 +105,27 @@ def projection(differences: Tensor, G: Tensor, strength: float = 1.0, energy: fl
     return _edit(L, _off(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
 
 
-def projection_from_gram(gram: Tensor, G: Tensor, strength: float = 1.0, energy: float = 1.0, max_rank: int | None = None,
-                         fixed: Tensor | None = None, graded: Tensor | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+def projection_from_gram(
+    gram: Tensor,
+    G: Tensor,
+    strength: float = 1.0,
+    energy: float = 1.0,
+    max_rank: int | None = None,
+    fixed: Tensor | None = None,
+    graded: Tensor | None = None,
+) -> tuple[ContextEdit, dict]:
     """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory.
 
-    ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades; ``M diag(s_i) D^T``, where they have moves.
+    ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades; ``M diag(s_i) D^T``, where they
+        have moves.
     """
     return _project(cholesky(G), gram, strength, energy, max_rank, fixed, graded)
 
 
 def _project(L, gram, strength, energy, max_rank, fixed, graded):
-    """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``; graded, ``D diag(s) D^T`` for S."""
+    """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``;
+    graded, ``D diag(s) D^T`` for S.
+    """
     off = _whitened_fixed(L, fixed)
     half = torch.linalg.solve_triangular(L, gram, upper=False)
     whitened = _off(off, _off(off, torch.linalg.solve_triangular(L, half.T, upper=False)).T)
@@ -105,12 +133,18 @@ def _project(L, gram, strength, energy, max_rank, fixed, graded):
     energies, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     rank, left = _leading(energies, energy, max_rank, floor=1e-13)
     Q = vectors[:, :rank]
-    U = (gram if graded is None else graded) @ torch.linalg.solve_triangular(L.T, Q, upper=True) / energies[:rank]
+    U = (
+        (gram if graded is None else graded)
+        @ torch.linalg.solve_triangular(L.T, Q, upper=True)
+        / energies[:rank]
+    )
     return _edit(L, _off(off, Q), U, strength), {"rank": rank, "energy_left": left}
 
 
 def _edit(L: Tensor, Q: Tensor, U: Tensor, strength: float) -> ContextEdit:
-    """``V = L^-T Q``; the caller has taken rounding along the fixed rows, large for small singular values, off Q again."""
+    """``V = L^-T Q``; the caller has taken rounding along the fixed rows, large for small singular values,
+    off Q again.
+    """
     return ContextEdit(-strength * U, torch.linalg.solve_triangular(L.T, Q, upper=True))
 
 
@@ -122,7 +156,9 @@ def _whitened_fixed(L: Tensor, fixed: Tensor | None) -> Tensor | None:
 
 
 def _off(basis: Tensor | None, columns: Tensor) -> Tensor:
-    """Columns ``[d, n]`` less their part along an orthonormal basis; twice, as one pass leaves rounding behind."""
+    """Columns ``[d, n]`` less their part along an orthonormal basis; twice, as one pass leaves rounding
+    behind.
+    """
     for _ in range(0 if basis is None else 2):
         columns = columns - basis @ (basis.T @ columns)
     return columns
@@ -140,13 +176,19 @@ def _leading(energies: Tensor, energy: float, max_rank: int | None, floor: float
     return rank, (1 - shares[rank - 1]).clamp_min(0).item()
 
 
-def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, tolerance: float = 1e-9,
-          max_rank: int | None = None) -> tuple[ContextEdit, dict]:  # fmt: skip
+def ridge(
+    targets: Tensor,
+    rows: Tensor,
+    G: Tensor,
+    strength: float = 1.0,
+    tolerance: float = 1e-9,
+    max_rank: int | None = None,
+) -> tuple[ContextEdit, dict]:
     """Ridge regression of UCE, MACE, RECE, TRCE-1 (UCE eq. 7; MACE eq. 2): ``dW = W R C^T G^-1``.
 
     Args:
-        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i s_i (g_i - c_i)]`` (s_i: the concept's strength, usually 1), or R^T ``[n, d]``
-            when ``rows`` holds C^T.
+        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i s_i (g_i - c_i)]`` (s_i: the concept's strength, usually
+            1), or R^T ``[n, d]`` when ``rows`` holds C^T.
         rows: C^T ``[n, d]``, or None when ``targets`` is already the product.
         G: ``sum a c c^T + sum b p p^T + lambda I``, ``[d, d]`` float64.
         strength: scales the edit.
@@ -165,17 +207,22 @@ def ridge(targets: Tensor, rows: Tensor, G: Tensor, strength: float = 1.0, toler
     if not (V.any() if U is None else U.any() and V.any()):
         return _nothing(G.shape[0]), {"rank": 0, "truncation": 0.0}
     if U is None and strength and not max_rank and nearly_full(V, tolerance):
-        return ContextEdit(torch.eye(len(V), dtype=V.dtype), strength * V), {"rank": len(V), "truncation": 0.0}
+        return ContextEdit(torch.eye(len(V), dtype=V.dtype), strength * V), {
+            "rank": len(V),
+            "truncation": 0.0,
+        }
     return _truncate(U, V, strength, tolerance, max_rank)
 
 
 def nearly_full(matrix: Tensor, tolerance: float) -> bool:
-    """Whether more than :data:`NEARLY_FULL` of the singular values of X ``[d, d]`` exceed ``tolerance ||X||_F``.
+    """Whether more than :data:`NEARLY_FULL` of the singular values of X ``[d, d]`` exceed ``tolerance
+    ||X||_F``.
 
-    Without an SVD, by a certificate: no singular value of some rows S of X is larger than X's own of the same number (Cauchy
-    interlacing), and all of S exceed the bound t where ``S S^T - t^2 I`` is positive definite, which a Cholesky
-    factorisation shows in a twentieth of the time. Of rows that do not show it nothing is known; the answer is then no, and
-    costs an SVD. t is at least 1e-6 ||X||_F, which float64 resolves in the product.
+    Without an SVD, by a certificate: no singular value of some rows S of X is larger than X's own of the same
+    number (Cauchy interlacing), and all of S exceed the bound t where ``S S^T - t^2 I`` is positive definite,
+    which a Cholesky factorisation shows in a twentieth of the time. Of rows that do not show it nothing is
+    known; the answer is then no, and costs an SVD. t is at least 1e-6 ||X||_F, which float64 resolves in the
+    product.
     """
     count = int(NEARLY_FULL * len(matrix)) + 1
     if count > len(matrix):
@@ -188,7 +235,9 @@ def nearly_full(matrix: Tensor, tolerance: float) -> bool:
 
 
 def _truncate(U: Tensor | None, V: Tensor, strength: float, tolerance: float, max_rank: int | None):
-    """``U V^T`` (``V^T`` for no U) by its singular values above ``tolerance`` times the largest, at most ``max_rank``."""
+    """``U V^T`` (``V^T`` for no U) by its singular values above ``tolerance`` times the largest, at most
+    ``max_rank``.
+    """
     if U is None:
         left, values, right = torch.linalg.svd(V.T)
     else:  # [d, n] with n < d: the singular values of an [n, n] matrix

@@ -15,17 +15,21 @@ SAME = 1e-5  #: rows that differ by less than this share are one row, encoded at
 
 
 class _Sums:
-    """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over keep rows.
+    """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over
+    keep rows.
 
-    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat cost little, for
-    ``projection`` those of d = c - g, which keep their precision where c and g are close. Where the concepts' strengths s
-    differ there are second sums, with s as a factor; where they are all the same it is :attr:`strength`, of the whole edit.
+    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat
+    cost little, for ``projection`` those of d = c - g, which keep their precision where c and g are close.
+    Where the concepts' strengths s differ there are second sums, with s as a factor; where they are all the
+    same it is :attr:`strength`, of the whole edit.
 
-    The projection may be told of rows o that take the place of c, other than the g that stand in d: then what moves is ``m = c - o``,
-    and there are sums over m as well.
+    The projection may be told of rows o that take the place of c, other than the g that stand in d: then what
+    moves is ``m = c - o``, and there are sums over m as well.
     """
 
-    def __init__(self, width: int, solver: str, strengths: Iterable[float] = (1.0,), substituted: bool = False):
+    def __init__(
+        self, width: int, solver: str, strengths: Iterable[float] = (1.0,), substituted: bool = False
+    ):
         """``substituted``: some concept has rows o."""
         values = set(strengths)
         self.strength = values.pop() if len(values) == 1 else 1.0
@@ -36,7 +40,8 @@ class _Sums:
         self._substituted = substituted and solver == "projection"
         self.keep = Gram(width)
         self.count = 0  #: pairs that differ
-        self.rows: list[Tensor] = []  #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
+        #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
+        self.rows: list[Tensor] = []
         self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
         self._starts = 0.0
         self._ridge = solver == "ridge"
@@ -49,14 +54,23 @@ class _Sums:
             # sum a m d^T of those not in rows, and the same with s as a factor
             self._across, self._across_graded = (torch.zeros(width, width, dtype=torch.float64) for _ in "ab")
 
-    def add_pairs(self, erase: Tensor, want: Tensor, weights: Tensor, source: Tensor | None = None,
-                  partners: Sequence[int] = (), strength: float = 1.0, instead: Tensor | None = None) -> None:  # fmt: skip
-        """Add rows c, g ``[n, d]`` of a concept, with weights a ``[n]``; pairs that do not differ (before it) are left out.
+    def add_pairs(
+        self,
+        erase: Tensor,
+        want: Tensor,
+        weights: Tensor,
+        source: Tensor | None = None,
+        partners: Sequence[int] = (),
+        strength: float = 1.0,
+        instead: Tensor | None = None,
+    ) -> None:
+        """Add rows c, g ``[n, d]`` of a concept, with weights a ``[n]``; pairs that do not differ (before it)
+        are left out.
 
         ``instead``: its rows o ``[n, d]``, if it has any; for the projection.
 
-        Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n rows' numbers in
-        it; it must stay as it is until the sums are read.
+        Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n
+        rows' numbers in it; it must stay as it is until the sums are read.
         """
         moved = (weights > 0) & ((erase - want).norm(dim=1) > SAME * erase.norm(dim=1))
         at = moved.nonzero()[:, 0].tolist()
@@ -67,7 +81,12 @@ class _Sums:
             source, partners = want, range(len(want))
         partners = [partners[i] for i in at]
         at = slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at  # a slice needs no copy
-        erase, want, weights, instead = erase[at], want[at], weights[at], want[at] if instead is None else instead[at]
+        erase, want, weights, instead = (
+            erase[at],
+            want[at],
+            weights[at],
+            want[at] if instead is None else instead[at],
+        )
         if self._ridge:
             self._pairs.add(source, partners, erase, weights)
             if self._differ:
@@ -126,12 +145,16 @@ class _Sums:
 
     @property
     def moves(self) -> Tensor | None:
-        """``sqrt(a) m`` of every row of :attr:`rows`, ``[n, d]``, for the projection; None where they are those rows."""
+        """``sqrt(a) m`` of every row of :attr:`rows`, ``[n, d]``, for the projection; None where they are
+        those rows.
+        """
         return torch.cat(self._moves) if self._substituted else None
 
     @property
     def graded(self) -> Tensor | None:
-        """``sum a s m d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ and all m are d."""
+        """``sum a s m d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ and all
+        m are d.
+        """
         if self._substituted:
             return self._across_graded if self._differ else self._across
         return self._graded.value() if self._differ else None

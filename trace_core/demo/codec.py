@@ -15,9 +15,13 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
-        )  # fmt: skip
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -33,11 +37,21 @@ class Codec(nn.Module):
         self.register_buffer("basis", torch.zeros(LATENT_CHANNELS, patch_values))
         self.register_buffer("std", torch.ones(LATENT_CHANNELS))
         self.decoder = nn.Sequential(
-            nn.Conv2d(LATENT_CHANNELS, 128, 3, padding=1), ResBlock(128), ResBlock(128),
-            nn.Conv2d(128, 256, 1), nn.PixelShuffle(2), ResBlock(64), ResBlock(64),
-            nn.Conv2d(64, 128, 1), nn.PixelShuffle(2), ResBlock(32),
-            nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, 12, 3, padding=1), nn.PixelShuffle(2),
-        )  # fmt: skip
+            nn.Conv2d(LATENT_CHANNELS, 128, 3, padding=1),
+            ResBlock(128),
+            ResBlock(128),
+            nn.Conv2d(128, 256, 1),
+            nn.PixelShuffle(2),
+            ResBlock(64),
+            ResBlock(64),
+            nn.Conv2d(64, 128, 1),
+            nn.PixelShuffle(2),
+            ResBlock(32),
+            nn.GroupNorm(8, 32),
+            nn.SiLU(),
+            nn.Conv2d(32, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
 
     def fit_encoder(self, pictures: Tensor) -> None:
         """PCA of the patches of ``pictures`` ``[b, 3, h, w]``: mean, leading directions, their deviations."""

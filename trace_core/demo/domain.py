@@ -33,7 +33,9 @@ FINETUNE = {
 
 def domain() -> Domain:
     judge = load_judge()
-    return Domain({name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities)
+    return Domain(
+        {name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities
+    )
 
 
 def keep_list(concepts: Sequence[Concept]) -> list[str]:

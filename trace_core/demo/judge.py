@@ -12,9 +12,13 @@ HEADS = {"object": list(OBJECTS), "style": list(STYLES), "colour": list(COLOURS)
 
 def _stage(inside: int, outside: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.GroupNorm(8, outside), nn.SiLU(),
-        nn.Conv2d(outside, outside, 3, padding=1), nn.GroupNorm(8, outside), nn.SiLU(),
-    )  # fmt: skip
+        nn.Conv2d(inside, outside, 3, stride=2, padding=1),
+        nn.GroupNorm(8, outside),
+        nn.SiLU(),
+        nn.Conv2d(outside, outside, 3, padding=1),
+        nn.GroupNorm(8, outside),
+        nn.SiLU(),
+    )
 
 
 class Judge(nn.Module):
@@ -22,7 +26,9 @@ class Judge(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(_stage(3, 24), _stage(24, 48), _stage(48, 96), _stage(96, 128), nn.Flatten())
+        self.body = nn.Sequential(
+            _stage(3, 24), _stage(24, 48), _stage(48, 96), _stage(96, 128), nn.Flatten()
+        )
         self.mix = nn.Sequential(nn.Linear(128 * 16, 128), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(classes)) for name, classes in HEADS.items()})
 

@@ -72,7 +72,9 @@ def _patcher(model):
 def _assets(name: str) -> dict[str, Tensor]:
     file = networks.ASSETS / f"{name}.safetensors"
     if not file.is_file():
-        raise TraceError(f"the weights of {name} are missing ({file.name}); install the pack again, or train them anew")
+        raise TraceError(
+            f"the weights of {name} are missing ({file.name}); install the pack again, or train them anew"
+        )
     return {k: v.float() for k, v in load_file(file).items()}
 
 
@@ -88,8 +90,9 @@ def _load_clip_tower(transformer, state: dict[str, Tensor]) -> None:
 def load(name: str):
     """``demo-sd`` or ``demo-flux`` as ``(model, clip, vae)``. A ComfyUI must have been imported.
 
-    ComfyUI can load model and text encoder once more by itself, as it does for a deep clone (its own Train LoRA) and for other
-    devices. The model object is marked with the demo model's name, and so are such copies.
+    ComfyUI can load model and text encoder once more by itself, as it does for a deep clone (its own Train
+    LoRA) and for other devices. The model object is marked with the demo model's name, and so are such
+    copies.
 
     Raises:
         TraceError: for another name, or missing weights.
@@ -114,7 +117,9 @@ def load(name: str):
 
 
 def load_model(name: str, disable_dynamic: bool = False):
-    """The ModelPatcher alone: ComfyUI's way to load it again. Demo models are never under dynamic memory management."""
+    """The ModelPatcher alone: ComfyUI's way to load it again. Demo models are never under dynamic memory
+    management.
+    """
     return load(name)[0]
 
 

@@ -1,4 +1,6 @@
-"""The demo models' networks, built from ComfyUI's own classes: UNetModel, Flux, and its CLIP and T5 text towers."""
+"""The demo models' networks, built from ComfyUI's own classes: UNetModel, Flux, and its CLIP and T5 text
+towers.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def flux_model(dtype: torch.dtype = torch.float32):
 
 
 def initialise(network: nn.Module, zero: tuple[str, ...], seed: int = 0) -> None:
-    """Fill every parameter (ComfyUI's layers never do): fan-in normal, ones for scales, zeros for ``zero`` names."""
+    """Fill every parameter (ComfyUI's layers never do): fan-in normal, ones for scales, zeros for ``zero``
+    names.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, p in network.named_parameters():
         with torch.no_grad():
@@ -64,13 +68,22 @@ def initialise(network: nn.Module, zero: tuple[str, ...], seed: int = 0) -> None
 
 def clip_config(tower: dict, vocab: int) -> dict:
     """Configuration of a CLIP text tower, in the keys that transformers and ComfyUI share."""
-    return {**tower, **sizes.CLIP_COMMON, "vocab_size": vocab, "bos_token_id": vocab - 2, "eos_token_id": vocab - 1,
-            "pad_token_id": vocab - 1, "projection_dim": tower["hidden_size"]}  # fmt: skip
+    return {
+        **tower,
+        **sizes.CLIP_COMMON,
+        "vocab_size": vocab,
+        "bos_token_id": vocab - 2,
+        "eos_token_id": vocab - 1,
+        "pad_token_id": vocab - 1,
+        "projection_dim": tower["hidden_size"],
+    }
 
 
 @contextmanager
 def config_file(config: dict) -> Iterator[str]:
-    """A configuration as a file, for as long as a text model is being built: older ComfyUIs read it from nowhere else."""
+    """A configuration as a file, for as long as a text model is being built: older ComfyUIs read it from
+    nowhere else.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(config))

@@ -17,7 +17,8 @@ UNET_HEADS = 4
 
 #: demo-flux: ComfyUI's Flux
 FLUX = dict(
-    image_model="flux", in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, patch_size=2, vec_in_dim=128,
+    image_model="flux", in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, patch_size=2,
+    vec_in_dim=128,
     context_in_dim=192, hidden_size=192, mlp_ratio=4.0, num_heads=4, depth=2, depth_single_blocks=3,
     axes_dim=[16, 16, 16], theta=10000, qkv_bias=True, guidance_embed=True,
 )  # fmt: skip
@@ -28,7 +29,18 @@ CLIP_SD = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_
 CLIP_FLUX = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
 CLIP_COMMON = dict(hidden_act="quick_gelu", max_position_embeddings=TEXT_LENGTH, layer_norm_eps=1e-5)
 T5 = dict(
-    d_model=192, d_ff=384, d_kv=48, num_heads=4, num_layers=2, dense_act_fn="gelu_pytorch_tanh", is_gated_act=True,
-    feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6, relative_attention_num_buckets=32, pad_token_id=0,
-    eos_token_id=1, model_type="t5", dropout_rate=0.0,
-)  # fmt: skip
+    d_model=192,
+    d_ff=384,
+    d_kv=48,
+    num_heads=4,
+    num_layers=2,
+    dense_act_fn="gelu_pytorch_tanh",
+    is_gated_act=True,
+    feed_forward_proj="gated-gelu",
+    layer_norm_epsilon=1e-6,
+    relative_attention_num_buckets=32,
+    pad_token_id=0,
+    eos_token_id=1,
+    model_type="t5",
+    dropout_rate=0.0,
+)

@@ -1,4 +1,6 @@
-"""The demo models' CLIP objects: ComfyUI's own CLIP, CLIPTextModel and T5, with small configurations and vocabularies."""
+"""The demo models' CLIP objects: ComfyUI's own CLIP, CLIPTextModel and T5, with small configurations and
+vocabularies.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ def _clip_tokenizer(embedding_size: int):
     class DemoClipTokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, **_):
             super().__init__(
-                str(CLIP_TOKENIZER), max_length=sizes.TEXT_LENGTH, embedding_directory=embedding_directory,
-                embedding_size=embedding_size, tokenizer_class=PreTrainedTokenizerFast,
-            )  # fmt: skip
+                str(CLIP_TOKENIZER),
+                max_length=sizes.TEXT_LENGTH,
+                embedding_directory=embedding_directory,
+                embedding_size=embedding_size,
+                tokenizer_class=PreTrainedTokenizerFast,
+            )
 
     return DemoClipTokenizer
 
@@ -36,16 +41,25 @@ def _t5_tokenizer():
     class DemoT5Tokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, **_):
             super().__init__(
-                str(T5_TOKENIZER), embedding_directory=embedding_directory, pad_with_end=False,
-                embedding_size=sizes.T5["d_model"], embedding_key="t5xxl", tokenizer_class=PreTrainedTokenizerFast,
-                has_start_token=False, pad_to_max_length=False, max_length=99999999, min_length=sizes.TEXT_LENGTH,
-            )  # fmt: skip
+                str(T5_TOKENIZER),
+                embedding_directory=embedding_directory,
+                pad_with_end=False,
+                embedding_size=sizes.T5["d_model"],
+                embedding_key="t5xxl",
+                tokenizer_class=PreTrainedTokenizerFast,
+                has_start_token=False,
+                pad_to_max_length=False,
+                max_length=99999999,
+                min_length=sizes.TEXT_LENGTH,
+            )
 
     return DemoT5Tokenizer
 
 
 def _clip_model(tower: dict):
-    """ComfyUI's SDClipModel around a small CLIPTextModel (whose vocabulary size ComfyUI does not read from anywhere)."""
+    """ComfyUI's SDClipModel around a small CLIPTextModel (whose vocabulary size ComfyUI does not read from
+    anywhere).
+    """
     import comfy.clip_model
     import comfy.sd1_clip
 
@@ -62,17 +76,23 @@ def _clip_model(tower: dict):
         def __init__(self, device="cpu", dtype=None, model_options=None, return_projected_pooled=True, **_):
             with config_file(clip_config(tower, vocab)) as config:
                 super().__init__(
-                    device=device, max_length=sizes.TEXT_LENGTH, dtype=dtype, model_class=SmallClipText,
-                    textmodel_json_config=config, return_projected_pooled=return_projected_pooled,
+                    device=device,
+                    max_length=sizes.TEXT_LENGTH,
+                    dtype=dtype,
+                    model_class=SmallClipText,
+                    textmodel_json_config=config,
+                    return_projected_pooled=return_projected_pooled,
                     special_tokens={"start": vocab - 2, "end": vocab - 1, "pad": vocab - 1},
                     model_options=dict(model_options or {}),
-                )  # fmt: skip
+                )
 
     return DemoClipModel
 
 
 def sd_clip():
-    """CLIP object of demo-sd: one causal tower, pads are end tokens, final layer norm, as Stable Diffusion 1.x."""
+    """CLIP object of demo-sd: one causal tower, pads are end tokens, final layer norm, as Stable Diffusion
+    1.x.
+    """
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
@@ -81,7 +101,9 @@ def sd_clip():
 
     class DemoSDClip(comfy.sd1_clip.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
-            super().__init__(device=device, dtype=dtype, clip_model=model_class, model_options=model_options or {})
+            super().__init__(
+                device=device, dtype=dtype, clip_model=model_class, model_options=model_options or {}
+            )
 
     class DemoSDTokenizer(comfy.sd1_clip.SD1Tokenizer):
         def __init__(self, embedding_directory=None, **_):
@@ -92,26 +114,37 @@ def sd_clip():
 
 
 def flux_clip():
-    """CLIP object of demo-flux: T5 rows with unmasked pads, and CLIP's unprojected pooled vector, as FLUX.1."""
+    """CLIP object of demo-flux: T5 rows with unmasked pads, and CLIP's unprojected pooled vector, as
+    FLUX.1.
+    """
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
     import comfy.text_encoders.flux
     import comfy.text_encoders.t5
 
-    clip_class, tokenizer_class = _clip_model(sizes.CLIP_FLUX), _clip_tokenizer(sizes.CLIP_FLUX["hidden_size"])
+    clip_class, tokenizer_class = (
+        _clip_model(sizes.CLIP_FLUX),
+        _clip_tokenizer(sizes.CLIP_FLUX["hidden_size"]),
+    )
     t5_config = {**sizes.T5, "vocab_size": _vocabulary(T5_TOKENIZER)}
 
     class DemoFluxClip(comfy.text_encoders.flux.FluxClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
             torch.nn.Module.__init__(self)
             options = dict(model_options or {})
-            self.clip_l = clip_class(device=device, dtype=dtype, return_projected_pooled=False, model_options=options)
+            self.clip_l = clip_class(
+                device=device, dtype=dtype, return_projected_pooled=False, model_options=options
+            )
             with config_file(t5_config) as config:
                 self.t5xxl = comfy.sd1_clip.SDClipModel(
-                    device=device, dtype=dtype, textmodel_json_config=config, model_options=options,
-                    special_tokens={"end": 1, "pad": 0}, model_class=comfy.text_encoders.t5.T5,
-                )  # fmt: skip
+                    device=device,
+                    dtype=dtype,
+                    textmodel_json_config=config,
+                    model_options=options,
+                    special_tokens={"end": 1, "pad": 0},
+                    model_class=comfy.text_encoders.t5.T5,
+                )
             self.dtypes = {dtype}
 
     class DemoFluxTokenizer(comfy.text_encoders.flux.FluxTokenizer):

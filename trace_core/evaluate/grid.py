@@ -34,8 +34,13 @@ def _wrap(draw: ImageDraw.ImageDraw, text: str, font, width: int, lines: int = 3
     return out
 
 
-def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], title: str = "", scale: int = 2,
-         marked: Sequence[int] = ()) -> Image.Image:  # fmt: skip
+def grid(
+    rows: Sequence[tuple[str, Tensor]],
+    columns: Sequence[str],
+    title: str = "",
+    scale: int = 2,
+    marked: Sequence[int] = (),
+) -> Image.Image:
     """Draw pictures with labels.
 
     Args:
@@ -49,7 +54,10 @@ def grid(rows: Sequence[tuple[str, Tensor]], columns: Sequence[str], title: str 
     height, width = (int(s) * scale for s in rows[0][1].shape[1:3])
     probe = ImageDraw.Draw(Image.new("RGB", (8, 8)))
     heads = [_wrap(probe, text, small, width - GAP) for text in columns]
-    left = max(int(probe.textlength(part, font=font)) for label, _ in rows for part in label.split("\n")) + 2 * GAP
+    left = (
+        max(int(probe.textlength(part, font=font)) for label, _ in rows for part in label.split("\n"))
+        + 2 * GAP
+    )
     top = (28 if title else GAP) + 15 * max(len(h) for h in heads) + GAP
     sheet = Image.new("RGB", (left + len(columns) * (width + GAP), top + len(rows) * (height + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)

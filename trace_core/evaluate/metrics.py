@@ -41,7 +41,8 @@ def drift(latents: Tensor, base_latents: Tensor, pictures: Tensor, base_pictures
         pictures, base_pictures: ``[n, h, w, 3]`` in 0..1.
 
     Returns:
-        ``latent_mse`` (latents have unit variance), ``psnr`` in dB of the pictures (100 where they are equal), ``samples``.
+        ``latent_mse`` (latents have unit variance), ``psnr`` in dB of the pictures (100 where they are
+        equal), ``samples``.
     """
     error = (pictures - base_pictures).square().mean().item()
     return {

@@ -33,7 +33,9 @@ class Domain:
     judge: Callable[[Tensor, str], Tensor]
 
     def locate(self, concept: str) -> tuple[str, str] | None:
-        """``(head, class)`` of a concept, or None if the judge does not know it. Synonyms count as their class."""
+        """``(head, class)`` of a concept, or None if the judge does not know it. Synonyms count as their
+        class.
+        """
         for name, synonyms in self.objects.items():
             if any(same(concept, word) for word in (name, *synonyms)):
                 return "object", name
@@ -53,10 +55,21 @@ def style_prompts(style: str, objects: Sequence[str], count: int) -> list[str]:
 class Evaluator:
     """Samples and judges; the base model's pictures are made once and shared by every evaluation."""
 
-    def __init__(self, model, clip, vae, domain: Domain, samples: int = 20, seed: int = 0,
-                 config: SamplerConfig | None = None, progress: Progress | None = None,
-                 others: int | None = None):  # fmt: skip
-        """``samples`` pictures of each erased class and synonym, ``others`` (the same, unless given) of every other class."""
+    def __init__(
+        self,
+        model,
+        clip,
+        vae,
+        domain: Domain,
+        samples: int = 20,
+        seed: int = 0,
+        config: SamplerConfig | None = None,
+        progress: Progress | None = None,
+        others: int | None = None,
+    ):
+        """``samples`` pictures of each erased class and synonym, ``others`` (the same, unless given) of
+        every other class.
+        """
         self.model, self.clip, self.vae, self.domain = model, clip, vae, domain
         self.samples, self.seed = samples, seed
         self.others = samples if others is None else others
@@ -67,18 +80,24 @@ class Evaluator:
     def pictures(self, model, prompts: Sequence[str], phase: str) -> tuple[Tensor, Tensor]:
         """Latents and pictures; the i-th prompt of a list gets the seed ``seed * 100003 + i``."""
         seeds = [self.seed * 100003 + i for i in range(len(prompts))]
-        latents = sample(model, self.clip, prompts, seeds, self.config, lambda a, b: self.progress(phase, a, b))
+        latents = sample(
+            model, self.clip, prompts, seeds, self.config, lambda a, b: self.progress(phase, a, b)
+        )
         return latents, self.vae.decode(latents)
 
     def base(self, name: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The base model's pictures of a prompt list, cached under a name; a shorter list is the beginning of a longer one."""
+        """The base model's pictures of a prompt list, cached under a name; a shorter list is the beginning
+        of a longer one.
+        """
         if name not in self._base or len(self._base[name][0]) < len(prompts):
             self._base[name] = self.pictures(self.model, prompts, f"base: {name}")
         latents, pictures = self._base[name]
         return latents[: len(prompts)], pictures[: len(prompts)]
 
     def unerased(self) -> dict:
-        """Object and style accuracy of the base model, per class: what the judge says before anything is erased."""
+        """Object and style accuracy of the base model, per class: what the judge says before anything is
+        erased.
+        """
         out = {}
         for head, classes in (("object", list(self.domain.objects)), ("style", list(self.domain.styles))):
             per_class = {}
@@ -92,8 +111,8 @@ class Evaluator:
         """Measure a model with ``concepts`` erased against the base model.
 
         Returns:
-            ``acc_e, acc_s, acc_g, h_o, h_c`` as fractions of 1 (``acc_g`` and ``h_o`` None for styles), ``drift``,
-            ``per_class`` and how it was measured.
+            ``acc_e, acc_s, acc_g, h_o, h_c`` as fractions of 1 (``acc_g`` and ``h_o`` None for styles),
+            ``drift``, ``per_class`` and how it was measured.
 
         Raises:
             ConceptError: if the judge does not know a concept, or objects and styles are mixed.
@@ -134,7 +153,8 @@ class Evaluator:
             "samples_per_class": self.samples,
             "samples_per_other_class": self.others,
             "seed": self.seed,
-            "sampler": f"{self.config.sampler}/{self.config.scheduler}, {self.config.steps} steps, cfg {self.config.cfg}",
+            "sampler": f"{self.config.sampler}/{self.config.scheduler}, {self.config.steps} steps, cfg "
+            f"{self.config.cfg}",
         }
 
     def _locate(self, target: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Attacks on an erasure, by someone who has the erased model: how much of the concept comes back.
 
-* adversarial rows (RECE, arXiv 2407.12383): in closed form, the rows that the erased layers map to where the base layers map
+* adversarial rows (RECE, arXiv 2407.12383): in closed form, the rows that the erased layers map to where the
+base layers map
   the concept's
 * inverted rows (textual inversion, arXiv 2208.01618): rows trained by gradient through the erased network
 """
@@ -34,9 +35,21 @@ RECOGNISED = 0.5  #: share of pictures from which on a concept counts as brought
 Progress = Callable[[str, int, int], None]
 
 
-def recoverability(model, lora: ErasureLora, clip, vae, domain: Domain, concept: str, samples: int = 20, seed: int = 0,
-                   steps: int = 100, every: int = 10, lr: float = 0.02, progress: Progress | None = None,
-                   config: SamplerConfig | None = None) -> dict:  # fmt: skip
+def recoverability(
+    model,
+    lora: ErasureLora,
+    clip,
+    vae,
+    domain: Domain,
+    concept: str,
+    samples: int = 20,
+    seed: int = 0,
+    steps: int = 100,
+    every: int = 10,
+    lr: float = 0.02,
+    progress: Progress | None = None,
+    config: SamplerConfig | None = None,
+) -> dict:
     """Attack an erasure in both ways and let the judge say what comes back. The model is read, never written.
 
     Args:
@@ -50,8 +63,9 @@ def recoverability(model, lora: ErasureLora, clip, vae, domain: Domain, concept:
         progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
 
     Returns:
-        ``plain`` (top-1 of the concept without an attack), ``adversarial_rows`` (with RECE's), ``inversion``: ``curve`` of
-        ``[step, top-1]``, ``recovered_at`` (the first step from which on at least :data:`RECOGNISED` is recognised, or None).
+        ``plain`` (top-1 of the concept without an attack), ``adversarial_rows`` (with RECE's), ``inversion``:
+        ``curve`` of ``[step, top-1]``, ``recovered_at`` (the first step from which on at least
+        :data:`RECOGNISED` is recognised, or None).
 
     Raises:
         ConceptError: if the judge does not know the concept.
@@ -72,25 +86,57 @@ def recoverability(model, lora: ErasureLora, clip, vae, domain: Domain, concept:
         return top1(domain.judge(pictures, head), classes.index(name))
 
     found = {}
-    for label, reader in (("plain", clip), ("adversarial_rows", Rewritten(clip, adversarial_maps(model, erased)))):
-        latents = sample(erased, reader, prompts, seeds, config, lambda a, b, label=label: progress(label, a, b))
+    for label, reader in (
+        ("plain", clip),
+        ("adversarial_rows", Rewritten(clip, adversarial_maps(model, erased))),
+    ):
+        latents = sample(
+            erased, reader, prompts, seeds, config, lambda a, b, label=label: progress(label, a, b)
+        )
         found[label] = recognised(vae.decode(latents))
     prompt = f"a photo of a {concept}" if head == "object" else f"a photo, {concept}"
-    curve = inversion(model, lora, clip, prompt, lambda latents: recognised(vae.decode(latents)), samples, seed, steps, every, lr,
-                      config, progress)  # fmt: skip
+    curve = inversion(
+        model,
+        lora,
+        clip,
+        prompt,
+        lambda latents: recognised(vae.decode(latents)),
+        samples,
+        seed,
+        steps,
+        every,
+        lr,
+        config,
+        progress,
+    )
     reached = next((step for step, share in curve if share >= RECOGNISED), None)
-    return {**found, "inversion": {"curve": curve, "recovered_at": reached, "prompt": prompt, "steps": curve[-1][0], "lr": lr},
-            "concept": concept, "samples": samples, "seed": seed, "lambda": RIDGE, "recognised_from": RECOGNISED}  # fmt: skip
+    return {
+        **found,
+        "inversion": {
+            "curve": curve,
+            "recovered_at": reached,
+            "prompt": prompt,
+            "steps": curve[-1][0],
+            "lr": lr,
+        },
+        "concept": concept,
+        "samples": samples,
+        "seed": seed,
+        "lambda": RIDGE,
+        "recognised_from": RECOGNISED,
+    }
 
 
 # ------------------------------------------------------------------------------------------- adversarial rows
 
 
 def adversarial_map(before: Sequence[Tensor], after: Sequence[Tensor], strength: float = RIDGE) -> Tensor:
-    """RECE, eq. 6: ``A = (sum W'^T W' + lambda I)^-1 (sum W'^T W)``, so that ``c' = A c`` looks to the W' as c to the W.
+    """RECE, eq. 6: ``A = (sum W'^T W' + lambda I)^-1 (sum W'^T W)``, so that ``c' = A c`` looks to the W' as
+    c to the W.
 
     Args:
-        before, after: the layers' text columns W and W', ``[out_i, d]`` each, of the base and of the erased model.
+        before, after: the layers' text columns W and W', ``[out_i, d]`` each, of the base and of the erased
+            model.
         strength: lambda.
 
     Returns:
@@ -150,13 +196,26 @@ class _Rows(Prompts):
         self._made[number] = made
 
 
-def inversion(model, lora: ErasureLora, clip, prompt: str, judge: Callable[[Tensor], float], samples: int = 20, seed: int = 0,
-              steps: int = 100, every: int = 10, lr: float = 0.02, config: SamplerConfig | None = None,
-              progress: Progress | None = None) -> list[list]:  # fmt: skip
-    """Train a prompt's rows until the erased network predicts what the base network predicts for the prompt itself.
+def inversion(
+    model,
+    lora: ErasureLora,
+    clip,
+    prompt: str,
+    judge: Callable[[Tensor], float],
+    samples: int = 20,
+    seed: int = 0,
+    steps: int = 100,
+    every: int = 10,
+    lr: float = 0.02,
+    config: SamplerConfig | None = None,
+    progress: Progress | None = None,
+) -> list[list]:
+    """Train a prompt's rows until the erased network predicts what the base network predicts for the prompt
+    itself.
 
-    Textual inversion (arXiv 2208.01618, eq. 2) on the base model's own trajectories, of the whole prompt's rows (and pooled
-    vector) instead of one word's: ``min_v E ||p'(x, sigma, v) - p0(x, sigma, c)||^2`` by Adam, from the prompt's own rows.
+    Textual inversion (arXiv 2208.01618, eq. 2) on the base model's own trajectories, of the whole prompt's
+    rows (and pooled vector) instead of one word's: ``min_v E ||p'(x, sigma, v) - p0(x, sigma, c)||^2`` by
+    Adam, from the prompt's own rows.
 
     Args:
         judge: ``judge(latents [samples, c, h, w]) -> share recognised``.
@@ -172,10 +231,18 @@ def inversion(model, lora: ErasureLora, clip, prompt: str, judge: Callable[[Tens
     with training_mode(backbone.engine):
         prompts = _Rows(backbone, clip, shape, config.guidance)
         uncond, number = prompts.index(""), prompts.index(prompt)
-        target = backbone.lora_targets("text")[:1]  # an adapter that stays zero; the erasure is the one it starts from
+        # an adapter that stays zero; the erasure is the one it starts from
+        target = backbone.lora_targets("text")[:1]
         with attached(backbone, target, 1, lora, seed) as adapters:
             adapters.use("base")
-            points = _points(backbone, prompts, number, uncond, Sampling(config.steps, cfg, TRAJECTORIES, torch.float32), seed + 1)
+            points = _points(
+                backbone,
+                prompts,
+                number,
+                uncond,
+                Sampling(config.steps, cfg, TRAJECTORIES, torch.float32),
+                seed + 1,
+            )
             adapters.use("start")
             original = prompts.made(number)
             trained = _text(original, backbone)
@@ -187,7 +254,20 @@ def inversion(model, lora: ErasureLora, clip, prompt: str, judge: Callable[[Tens
                 made = _with_text(original, {k: v + scale[k] * change[k] for k, v in trained.items()})
                 if step % every == 0 or step == steps:
                     prompts.put(number, {k: v.detach() for k, v in made.items()})
-                    curve.append([step, _share(backbone, prompts, number, uncond, Sampling(config.steps, cfg, samples), seed, judge)])
+                    curve.append(
+                        [
+                            step,
+                            _share(
+                                backbone,
+                                prompts,
+                                number,
+                                uncond,
+                                Sampling(config.steps, cfg, samples),
+                                seed,
+                                judge,
+                            ),
+                        ]
+                    )
                     if len(curve) > 1 and curve[-1][1] == curve[-2][1] == 1:
                         break
                 if step == steps:
@@ -198,17 +278,25 @@ def inversion(model, lora: ErasureLora, clip, prompt: str, judge: Callable[[Tens
                 with saved_apart(backbone.network):
                     condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in made.items()}
                     out = backbone.predict(x, sigma, condition)
-                    error = ((1 + sigma.square().clamp_max(30)) * (out - wanted).square().mean(dim=(1, 2, 3))).mean()
+                    error = (
+                        (1 + sigma.square().clamp_max(30)) * (out - wanted).square().mean(dim=(1, 2, 3))
+                    ).mean()
                     optimiser.zero_grad()
                     error.backward()
                 optimiser.step()
     return curve
 
 
-def _points(backbone: Backbone, prompts: Prompts, number: int, uncond: int, sampling: Sampling, seed: int) -> tuple[Tensor, ...]:
-    """Points on the base model's trajectories of a prompt: x ``[n, c, h, w]``, sigma ``[n]``, its predictions ``[n, c, h, w]``."""
+def _points(
+    backbone: Backbone, prompts: Prompts, number: int, uncond: int, sampling: Sampling, seed: int
+) -> tuple[Tensor, ...]:
+    """Points on the base model's trajectories of a prompt: x ``[n, c, h, w]``, sigma ``[n]``, its
+    predictions ``[n, c, h, w]``.
+    """
     xs, sigmas, predictions = [], [], []
-    for _, sigma, x, found in trajectories(backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None):
+    for _, sigma, x, found in trajectories(
+        backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None
+    ):
         if found:
             xs.append(x)
             sigmas.append(torch.full((len(x),), sigma, device=x.device))
@@ -217,7 +305,9 @@ def _points(backbone: Backbone, prompts: Prompts, number: int, uncond: int, samp
 
 
 def _text(made: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """What of a condition is text: the rows, and the pooled vector's own columns where the model reads one."""
+    """What of a condition is text: the rows, and the pooled vector's own columns where the model reads
+    one.
+    """
     pooled = backbone.width(POOLED)
     text = {"c_crossattn": made["c_crossattn"]} | ({"y": made["y"][:, :pooled]} if pooled else {})
     return {k: v.detach().float().clone() for k, v in text.items()}
@@ -235,5 +325,7 @@ def _with_text(made: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Te
 @torch.no_grad()
 def _share(backbone, prompts, number: int, uncond: int, sampling: Sampling, seed: int, judge) -> float:
     """What the judge recognises of the pictures of a prompt's present rows, by the network as it is."""
-    *_, last = trajectories(backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None)
+    *_, last = trajectories(
+        backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None
+    )
     return judge(last[2].cpu())

@@ -1,4 +1,6 @@
-"""Trainable LoRA adapters on a ComfyUI network by PEFT, and the network as it was when they come off again."""
+"""Trainable LoRA adapters on a ComfyUI network by PEFT, and the network as it was when they come off
+again.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from ..backbones.weights import is_linear, shape_of
 from ..errors import LoraError
 from ..lora.erasure import ErasureLora
 
-STUDENT, START = "student", "start"  #: PEFT's names of the adapter that is trained, and of the one that is given
+#: PEFT's names of the adapter that is trained, and of the one that is given
+STUDENT, START = "student", "start"
 BASE = "base"  #: neither of them
 
 _STATES = {BASE: [], START: [START], STUDENT: [START, STUDENT]}
@@ -25,8 +28,8 @@ _STATES = {BASE: [], START: [START], STUDENT: [START, STUDENT]}
 class Adapters:
     """The adapters on a network, while they are on it.
 
-    Three states share one set of weights: ``base`` (the model as it came in), ``start`` (with the erasure that training
-    starts from, usually the closed form) and ``student`` (with the trained adapter on top).
+    Three states share one set of weights: ``base`` (the model as it came in), ``start`` (with the erasure
+    that training starts from, usually the closed form) and ``student`` (with the trained adapter on top).
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], dense: bool = False):
@@ -54,13 +57,18 @@ class Adapters:
         return down + [layer.lora_B[STUDENT].weight for layer in self._trained]
 
     def gradients(self) -> list[Tensor]:
-        """Of every B, in the order of the layers; of whole matrices these are the gradients of the weights themselves."""
+        """Of every B, in the order of the layers; of whole matrices these are the gradients of the weights
+        themselves.
+        """
         weights = [layer.lora_B[STUDENT].weight for layer in self._trained]
         return [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
 
     def restrict(self, masks: Sequence[Tensor | None]) -> None:
         """Train no number of B where its mask is False; a mask a layer, or None for all of it."""
-        self._masks = [old if new is None else new if old is None else old & new for old, new in zip(self._masks, masks, strict=True)]
+        self._masks = [
+            old if new is None else new if old is None else old & new
+            for old, new in zip(self._masks, masks, strict=True)
+        ]
 
     def mask_gradients(self) -> None:
         """Clear the gradient of what is not trained; Adam without weight decay then leaves it at zero."""
@@ -80,13 +88,17 @@ class Adapters:
         """
         own = self.parameters()
         if [p.shape for p in own] != [s.shape for s in state]:
-            raise LoraError("the saved adapter has other layers or another rank; resume with the settings it was made with")
+            raise LoraError(
+                "the saved adapter has other layers or another rank; resume with the settings it was made "
+                "with"
+            )
         with torch.no_grad():
             for p, saved in zip(own, state):
                 p.copy_(saved)
 
     def factors(self, rank: int | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-        """The trained adapter alone, ``{module: (up [out, r], down [r, in])}`` float32; up carries PEFT's scale.
+        """The trained adapter alone, ``{module: (up [out, r], down [r, in])}`` float32; up carries PEFT's
+        scale.
 
         Args:
             rank: of whole matrices, which are cut by a singular value decomposition (Eckart and Young, 1936).
@@ -110,13 +122,21 @@ class Adapters:
 
 
 @contextmanager
-def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: ErasureLora | None = None,
-             seed: int = 0, dense: bool = False) -> Iterator[Adapters]:  # fmt: skip
-    """Adapters on the layers ``targets`` of a loaded model; afterwards it is bit for bit and module for module as before.
+def attached(
+    backbone: Backbone,
+    targets: Sequence[str],
+    rank: int,
+    start: ErasureLora | None = None,
+    seed: int = 0,
+    dense: bool = False,
+) -> Iterator[Adapters]:
+    """Adapters on the layers ``targets`` of a loaded model; afterwards it is bit for bit and module for
+    module as before.
 
-    Inside, every weight is an alias that autograd accepts: ComfyUI loads models in inference mode, and inference tensors
-    cannot take part in a backward pass. An alias shares the memory, so nothing is held twice. Layers whose weights are no numbers
-    that PyTorch calculates with (float8, quantised, GGUF) stand behind a :class:`~trace_core.backbones.casting.CastLinear`.
+    Inside, every weight is an alias that autograd accepts: ComfyUI loads models in inference mode, and
+    inference tensors cannot take part in a backward pass. An alias shares the memory, so nothing is held
+    twice. Layers whose weights are no numbers that PyTorch calculates with (float8, quantised, GGUF) stand
+    behind a :class:`~trace_core.backbones.casting.CastLinear`.
 
     Args:
         targets: names below ``backbone.network``, from :meth:`Backbone.lora_targets`.
@@ -132,7 +152,9 @@ def attached(backbone: Backbone, targets: Sequence[str], rank: int, start: Erasu
     names = list(targets)
     shapes = {name: shape_of(module) for name, module in network.named_modules() if name in set(names)}
     if rank < 1 or not names:
-        raise LoraError(f"an adapter of rank {rank} on {len(names)} layers trains nothing; take rank 1 or more")
+        raise LoraError(
+            f"an adapter of rank {rank} on {len(names)} layers trains nothing; take rank 1 or more"
+        )
     narrow = min(min(shape) for shape in shapes.values())
     if rank > narrow:
         raise LoraError(f"rank {rank} exceeds the narrowest layer ({narrow}); choose a smaller one")
@@ -165,7 +187,9 @@ def _inject_start(network: nn.Module, given: dict[str, tuple[Tensor, Tensor]]) -
         for m, (up, down) in given.items():
             layer = network.get_submodule(m)
             if layer.lora_A[START].weight.shape != down.shape or layer.lora_B[START].weight.shape != up.shape:
-                raise LoraError(f"this erasure does not fit the model: {m} is {up.shape[0]} x {down.shape[1]} in the file")
+                raise LoraError(
+                    f"this erasure does not fit the model: {m} is {up.shape[0]} x {down.shape[1]} in the file"
+                )
             layer.lora_A[START].weight.copy_(down)
             layer.lora_B[START].weight.copy_(up)
 
@@ -197,14 +221,18 @@ def _can_be_aliased(tensor: Tensor | None) -> bool:
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """A normal tensor on the same memory. DLPack does not know every type of float8, so those go through as bytes."""
+    """A normal tensor on the same memory. DLPack does not know every type of float8, so those go through
+    as bytes.
+    """
     if "float8" in str(tensor.dtype):
         return torch.from_dlpack(tensor.detach().view(torch.uint8)).view(tensor.dtype)
     return torch.from_dlpack(tensor.detach())
 
 
 class _Before:
-    """A network's modules, parameters, buffers and flags, remembered by reference: what :meth:`restore` puts back."""
+    """A network's modules, parameters, buffers and flags, remembered by reference: what :meth:`restore`
+    puts back.
+    """
 
     def __init__(self, network: nn.Module):
         self.network = network

@@ -1,7 +1,8 @@
 """Right gradients through ComfyUI's networks, with and without gradient checkpointing.
 
-Some of ComfyUI's blocks write into their inputs (FLUX's do, and those of older UNets). Autograd then finds a saved tensor
-changed and refuses, and a checkpoint that keeps the live input computes, silently, a wrong gradient.
+Some of ComfyUI's blocks write into their inputs (FLUX's do, and those of older UNets). Autograd then finds a
+saved tensor changed and refuses, and a checkpoint that keeps the live input computes, silently, a wrong
+gradient.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def training_mode(engine=None) -> Iterator[None]:
 
 @contextmanager
 def saved_apart(network: nn.Module) -> Iterator[None]:
-    """What autograd saves is a copy, safe from blocks that write in place; parameters, which nobody writes, are not copied."""
+    """What autograd saves is a copy, safe from blocks that write in place; parameters, which nobody
+    writes, are not copied.
+    """
     owned = {p.untyped_storage().data_ptr() for p in network.parameters() if is_plain(p)}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -43,10 +46,11 @@ def saved_apart(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(network: nn.Module, blocks: list[str]) -> Iterator[None]:
-    """Keep only each block's input and compute its inside again on the way back (Chen et al., arXiv 1604.06174).
+    """Keep only each block's input and compute its inside again on the way back (Chen et al., arXiv
+    1604.06174).
 
-    PyTorch's own checkpoint keeps the live input and, on the second pass, the live insides; both are wrong for blocks that
-    write in place. Here both are copies.
+    PyTorch's own checkpoint keeps the live input and, on the second pass, the live insides; both are wrong
+    for blocks that write in place. Here both are copies.
     """
     modules = [network.get_submodule(name) for name in blocks]
     try:
@@ -59,7 +63,9 @@ def checkpointed(network: nn.Module, blocks: list[str]) -> Iterator[None]:
 
 
 class _Block:
-    """A module's forward, computed twice. Tensors may be positional or named; other arguments are handed on."""
+    """A module's forward, computed twice. Tensors may be positional or named; other arguments are handed
+    on.
+    """
 
     def __init__(self, module: nn.Module, forward):
         self.module, self.forward = module, forward
@@ -70,7 +76,8 @@ class _Block:
         places = [i for i, v in enumerate(args) if isinstance(v, Tensor)]
         places += [k for k, v in kwargs.items() if isinstance(v, Tensor)]
         given = [args[p] if isinstance(p, int) else kwargs[p] for p in places]
-        kwargs = {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}  # ComfyUI goes on writing into its own
+        # ComfyUI goes on writing into its own
+        kwargs = {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}
 
         def run(tensors):
             new, named = list(args), dict(kwargs)

@@ -25,29 +25,62 @@ PRESETS: dict[str, dict] = {
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Options of the finetune. None stands for the preset's, the objective's or the model family's own value."""
+    """Options of the finetune. None stands for the preset's, the objective's or the model family's own
+    value.
+    """
 
     objective: str = field(default="trace", metadata={"help": "loss: " + ", ".join(OBJECTIVES)})
     preset: str = field(default="balanced", metadata={"help": "how long to train: " + ", ".join(PRESETS)})
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
     window: tuple[float, float] | str | None = field(
-        default=None, metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"}
+        default=None,
+        metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"},
     )
-    steps: int | None = field(default=None, metadata={"help": "optimiser steps; None: the preset's; trace takes twice as many for a style, three times for a combination"})
+    steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "optimiser steps; None: the preset's; trace takes twice as many for a style, three "
+            "times for a combination"
+        },
+    )
     batch: int | None = field(default=None, metadata={"help": "samples a step, over all terms"})
-    trajectories: int | None = field(default=None, metadata={"help": "sampled with the concept's prompts, each time"})
-    keep_trajectories: int | None = field(default=None, metadata={"help": "sampled with keep prompts, once; for a combination trace takes four times the preset's"})
-    refresh: int | None = field(default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"})
+    trajectories: int | None = field(
+        default=None, metadata={"help": "sampled with the concept's prompts, each time"}
+    )
+    keep_trajectories: int | None = field(
+        default=None,
+        metadata={
+            "help": "sampled with keep prompts, once; for a combination trace takes four times the preset's"
+        },
+    )
+    refresh: int | None = field(
+        default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"}
+    )
     rank: int = field(default=8, metadata={"help": "of the trained adapter"})
     lr: float | None = field(default=None, metadata={"help": "AdamW's learning rate at its highest"})
-    lr_scale: float = field(default=1.0, metadata={"help": "by which the objective's own learning rate is multiplied: small networks learn at higher ones"})
+    lr_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "by which the objective's own learning rate is multiplied: small networks learn at "
+            "higher ones"
+        },
+    )
     eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
     scope: str | None = field(default=None, metadata={"help": "layers: " + ", ".join(SCOPES)})
-    saliency: float = field(default=0.0, metadata={"help": "share of each layer's weights in a saliency map (ANT); 0 trains a plain LoRA"})
-    saliency_maps: int = field(default=4, metadata={"help": "maps, a prompt and seed each, that a trained weight must be in"})
-    weights: Mapping[str, float] = field(default_factory=dict, metadata={"help": "weights of the objective's terms by name"})
+    saliency: float = field(
+        default=0.0,
+        metadata={"help": "share of each layer's weights in a saliency map (ANT); 0 trains a plain LoRA"},
+    )
+    saliency_maps: int = field(
+        default=4, metadata={"help": "maps, a prompt and seed each, that a trained weight must be in"}
+    )
+    weights: Mapping[str, float] = field(
+        default_factory=dict, metadata={"help": "weights of the objective's terms by name"}
+    )
     sampling_steps: int = field(default=12, metadata={"help": "steps of a trajectory"})
-    cfg: float | None = field(default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"})
+    cfg: float | None = field(
+        default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"}
+    )
     guidance: float = field(default=3.0, metadata={"help": "FLUX's guidance embedding"})
     width: int = field(default=512, metadata={"help": "of the pictures trained on, pixels"})
     height: int = field(default=512, metadata={"help": "of the pictures trained on, pixels"})
@@ -55,51 +88,90 @@ class FinetuneConfig:
     seed: int = field(default=0, metadata={"help": "of noise, prompts and adapters"})
     preview_every: int = field(default=0, metadata={"help": "steps between previews; 0 for none"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    bank_limit: int = field(default=2 << 30, metadata={"help": "bytes that cached latents and predictions may take"})
+    bank_limit: int = field(
+        default=2 << 30, metadata={"help": "bytes that cached latents and predictions may take"}
+    )
     contexts: Mapping[str, Sequence[str]] = field(
-        default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
+        default_factory=dict,
+        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
     )
 
     def __post_init__(self):
-        for name, value, known in (("objective", self.objective, OBJECTIVES), ("preset", self.preset, PRESETS),
-                                   ("kind", self.kind, ("auto", *KINDS))):  # fmt: skip
+        for name, value, known in (
+            ("objective", self.objective, OBJECTIVES),
+            ("preset", self.preset, PRESETS),
+            ("kind", self.kind, ("auto", *KINDS)),
+        ):
             if value not in known:
                 raise TraceError(f"{name} '{value}' is unknown; use one of {', '.join(known)}")
-        for name, low, high in (("steps", 1, 100_000), ("batch", 4, 4096), ("trajectories", 1, 10_000), ("keep_trajectories", 1, 100_000),
-                                ("refresh", 1, 100_000), ("rank", 1, 1024), ("sampling_steps", 2, 1000), ("lr", 1e-8, 1.0), ("lr_scale", 1e-3, 1e3),
-                                ("eta", 0.0, 10.0), ("cfg", 0.0, 30.0), ("guidance", 0.0, 30.0), ("width", 16, 4096),
-                                ("height", 16, 4096), ("max_grad_norm", 1e-6, 1e6), ("saliency", 0.0, 1.0), ("saliency_maps", 1, 1000), ("preview_every", 0, 100_000)):  # fmt: skip
+        for name, low, high in (
+            ("steps", 1, 100_000),
+            ("batch", 4, 4096),
+            ("trajectories", 1, 10_000),
+            ("keep_trajectories", 1, 100_000),
+            ("refresh", 1, 100_000),
+            ("rank", 1, 1024),
+            ("sampling_steps", 2, 1000),
+            ("lr", 1e-8, 1.0),
+            ("lr_scale", 1e-3, 1e3),
+            ("eta", 0.0, 10.0),
+            ("cfg", 0.0, 30.0),
+            ("guidance", 0.0, 30.0),
+            ("width", 16, 4096),
+            ("height", 16, 4096),
+            ("max_grad_norm", 1e-6, 1e6),
+            ("saliency", 0.0, 1.0),
+            ("saliency_maps", 1, 1000),
+            ("preview_every", 0, 100_000),
+        ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise TraceError(f"{name} is {value}; it must lie between {low} and {high}")
         unknown = set(self.weights) - {t.name for t in OBJECTIVES[self.objective].terms}
         if unknown:
-            raise TraceError(f"objective {self.objective} has no term '{min(unknown)}'; "
-                             f"it has {', '.join(t.name for t in OBJECTIVES[self.objective].terms)}")  # fmt: skip
+            raise TraceError(
+                f"objective {self.objective} has no term '{min(unknown)}'; "
+                f"it has {', '.join(t.name for t in OBJECTIVES[self.objective].terms)}"
+            )
         weights = {t.name: self.weights.get(t.name, t.weight) for t in OBJECTIVES[self.objective].terms}
         wrong = [k for k, v in weights.items() if not 0 <= v < math.inf]
         if wrong:
-            raise TraceError(f"the weight of '{wrong[0]}' is {weights[wrong[0]]}; it must be a number from 0 up")
+            raise TraceError(
+                f"the weight of '{wrong[0]}' is {weights[wrong[0]]}; it must be a number from 0 up"
+            )
         if not any(weights.values()):
-            raise TraceError(f"every term of objective {self.objective} has weight 0; there is nothing to learn")
+            raise TraceError(
+                f"every term of objective {self.objective} has weight 0; there is nothing to learn"
+            )
         if self.checkpointing and any(t.attention for t in OBJECTIVES[self.objective].terms):
-            raise TraceError(f"objective {self.objective} reads attention maps, which checkpointing throws away; turn checkpointing off")
+            raise TraceError(
+                f"objective {self.objective} reads attention maps, which checkpointing throws away; turn "
+                "checkpointing off"
+            )
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
 
-    def resolved(self, kind: str, kind_of_model: str, anchored: bool = False, combined: bool = False) -> FinetuneConfig:
-        """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no overshoot."""
+    def resolved(
+        self, kind: str, kind_of_model: str, anchored: bool = False, combined: bool = False
+    ) -> FinetuneConfig:
+        """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no
+        overshoot.
+        """
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
         objective = OBJECTIVES[self.objective]
-        paper = {**objective.kinds[kind], **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {}),
-                 **(objective.combined if combined else {})}  # fmt: skip
+        paper = {
+            **objective.kinds[kind],
+            **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {}),
+            **(objective.combined if combined else {}),
+        }
         weights = {**paper.pop("weights", {}), **self.weights}
         more = {"steps": paper.pop("longer", 1), "keep_trajectories": paper.pop("wider", 1)}
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
         values |= {k: values[k] * times for k, times in more.items() if k in values}
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
-        if kind_of_model == "flux" and "eta" in values:  # distilled guidance has amplified p0(c) - p0(g) already
+        # distilled guidance has amplified p0(c) - p0(g) already
+        if kind_of_model == "flux" and "eta" in values:
             values["eta"] /= max(1.0, self.guidance)
         if self.window is None:
             values.setdefault("window", AUTO)

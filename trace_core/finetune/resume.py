@@ -1,4 +1,6 @@
-"""A finetune that stopped, as a safetensors file: adapter, optimiser and step. Everything else follows from the seed."""
+"""A finetune that stopped, as a safetensors file: adapter, optimiser and step. Everything else follows
+from the seed.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,21 @@ class TrainingState:
     def take(cls, adapters, optimiser, trainer) -> TrainingState:
         """A copy of where a trainer stands, between two steps."""
         moments = [optimiser.state.get(p, {}) for p in adapters.parameters()]
-        copy = lambda p, state, name: (state[name] if name in state else torch.zeros_like(p)).detach().cpu().clone()  # noqa: E731
+
+        def copy(p, state, name: str):
+            return (state[name] if name in state else torch.zeros_like(p)).detach().cpu().clone()
+
         pairs = list(zip(adapters.parameters(), moments))
         return cls(
-            adapters.state(), [copy(p, m, "exp_avg") for p, m in pairs], [copy(p, m, "exp_avg_sq") for p, m in pairs],
-            trainer.step, trainer.config.window, list(trainer.history), trainer.identity, trainer.scaler.state_dict(),
-        )  # fmt: skip
+            adapters.state(),
+            [copy(p, m, "exp_avg") for p, m in pairs],
+            [copy(p, m, "exp_avg_sq") for p, m in pairs],
+            trainer.step,
+            trainer.config.window,
+            list(trainer.history),
+            trainer.identity,
+            trainer.scaler.state_dict(),
+        )
 
     def put(self, adapters, optimiser, scaler) -> int:
         """Put it back; returns the step to go on with."""
@@ -49,8 +60,11 @@ class TrainingState:
             scaler.load_state_dict(self.scale)
         for p, mean, square in zip(adapters.parameters(), self.mean, self.square):
             if self.step:
-                optimiser.state[p] = {"step": torch.tensor(float(self.step)), "exp_avg": mean.to(p.device, copy=True),
-                                      "exp_avg_sq": square.to(p.device, copy=True)}  # fmt: skip
+                optimiser.state[p] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": mean.to(p.device, copy=True),
+                    "exp_avg_sq": square.to(p.device, copy=True),
+                }
         return self.step
 
     def check(self, trainer) -> None:
@@ -64,7 +78,10 @@ class TrainingState:
             _check_targets(theirs["concepts"], mine.get("concepts", []))
         different = {k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)} - {"concepts"}
         if different:
-            raise LoraError(f"cannot resume: {_difference(min(different), theirs, mine)}; use the same settings, or start anew")
+            raise LoraError(
+                f"cannot resume: {_difference(min(different), theirs, mine)}; use the same settings, or "
+                "start anew"
+            )
 
     def check_concepts(self, concepts) -> None:
         """Refuse the state of a run that erases something else, before a model is loaded.
@@ -82,14 +99,27 @@ class TrainingState:
         Raises:
             LoraError: if the path cannot be written.
         """
-        tensors = {f"{name}.{i}": t.contiguous() for name in ("adapter", "mean", "square") for i, t in enumerate(getattr(self, name))}
-        rest = {"format": FORMAT, "step": self.step, "window": self.window, "history": self.history, "run": self.run, "scale": self.scale}
+        tensors = {
+            f"{name}.{i}": t.contiguous()
+            for name in ("adapter", "mean", "square")
+            for i, t in enumerate(getattr(self, name))
+        }
+        rest = {
+            "format": FORMAT,
+            "step": self.step,
+            "window": self.window,
+            "history": self.history,
+            "run": self.run,
+            "scale": self.scale,
+        }
         try:
             write_whole(path, lambda file: save_file(tensors, file, {"trace.training": json.dumps(rest)}))
         except OSError as error:
             raise LoraError(f"cannot write '{path}': {why(error)}") from error
         except SafetensorError as error:  # it tells errors of the disk so
-            raise LoraError(f"cannot write '{path}': {error}; make room there, or choose another folder") from error
+            raise LoraError(
+                f"cannot write '{path}': {error}; make room there, or choose another folder"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingState:
@@ -103,7 +133,10 @@ class TrainingState:
             with safe_open(path, framework="pt") as file:
                 rest = json.loads((file.metadata() or {}).get("trace.training", "{}"))
                 if not isinstance(rest, dict) or "run" not in rest:  # a checkpoint has gigabytes to read
-                    raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote")
+                    raise LoraError(
+                        f"'{path.name}' is no training state of this library; use the file that --resume "
+                        "wrote"
+                    )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except LoraError:
             raise
@@ -111,31 +144,42 @@ class TrainingState:
             raise LoraError(f"cannot read '{path.name}' as a training state: {error}") from error
         count, names = len(tensors) // 3, ("adapter", "mean", "square")
         try:
-            if rest["format"] != FORMAT or set(tensors) != {f"{name}.{i}" for name in names for i in range(count)}:
+            if rest["format"] != FORMAT or set(tensors) != {
+                f"{name}.{i}" for name in names for i in range(count)
+            }:
                 raise ValueError
             lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
             window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
-            return cls(*lists, int(rest["step"]), window, list(rest["history"]), rest["run"], dict(rest["scale"]))
+            return cls(
+                *lists, int(rest["step"]), window, list(rest["history"]), rest["run"], dict(rest["scale"])
+            )
         except (KeyError, TypeError, ValueError):
-            raise LoraError(f"'{path.name}' is no training state of this library; use the file that --resume wrote") from None
+            raise LoraError(
+                f"'{path.name}' is no training state of this library; use the file that --resume wrote"
+            ) from None
 
 
 def identity(trainer) -> str:
     """JSON of what makes a run the run it is: model, prompts, start, options.
 
-    Not the window, which may have been measured, and not the learning rate, which may be lowered after a divergence.
+    Not the window, which may have been measured, and not the learning rate, which may be lowered after a
+    divergence.
     """
     free = ("window", "contexts", "preview_every", "checkpointing", "lr", "lr_scale")
     options = {k: v for k, v in asdict(trainer.config).items() if k not in free}
     options["start"] = trainer.start.fingerprint if trainer.start else None
     options["concepts"] = trainer.concepts
-    return json.dumps({"base": trainer.backbone.model_hash(), "prompts": trainer.prompts.texts, **options}, sort_keys=True)
+    return json.dumps(
+        {"base": trainer.backbone.model_hash(), "prompts": trainer.prompts.texts, **options}, sort_keys=True
+    )
 
 
 def _check_targets(theirs: list[str], mine: list[str]) -> None:
     if sorted(theirs) != sorted(mine):
-        raise LoraError(f"cannot resume: the training state was made for {listed(theirs)}, this run erases {listed(mine)}; give the same "
-                        "concepts, or another --resume file")  # fmt: skip
+        raise LoraError(
+            f"cannot resume: the training state was made for {listed(theirs)}, this run erases "
+            f"{listed(mine)}; give the same concepts, or another --resume file"
+        )
 
 
 def _difference(name: str, theirs: dict, mine: dict) -> str:
@@ -143,6 +187,9 @@ def _difference(name: str, theirs: dict, mine: dict) -> str:
     was, now = theirs.get(name), mine.get(name)
     if isinstance(was, list) and isinstance(now, list):
         gone, new = ([x for x in a if x not in b] for a, b in ((was, now), (now, was)))
-        shown = lambda some, all_: f"with '{str(some[0])[:60]}'" if some else f"of {len(all_)} entries"  # noqa: E731
-        return f"{name} was a list {shown(gone, was)} and is one {shown(new, now)} (they follow from concepts, anchors and keep list)"
+        shown = lambda some, all_: f"with '{str(some[0])[:60]}'" if some else (f"of {len(all_)} entries")  # noqa: E731
+        return (
+            f"{name} was a list {shown(gone, was)} and is one {shown(new, now)} (they follow from "
+            "concepts, anchors and keep list)"
+        )
     return f"{name} was {str(was)[:80]} and is {str(now)[:80]}"

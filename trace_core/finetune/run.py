@@ -78,7 +78,9 @@ class FinetuneResult:
 
 
 class Diverged(TraceError):
-    """The loss left the numbers. ``state`` is the last good one, to resume from with a lower learning rate."""
+    """The loss left the numbers. ``state`` is the last good one, to resume from with a lower learning
+    rate.
+    """
 
     def __init__(self, message: str, state: TrainingState):
         super().__init__(message)
@@ -88,10 +90,20 @@ class Diverged(TraceError):
 class Trainer:
     """One finetune of one model; :func:`finetune` is the way in."""
 
-    def __init__(self, backbone: Backbone, clip, concepts: Sequence[Concept], keep: Sequence[str], config: FinetuneConfig,
-                 report: Callable[[Progress], None], preview: Callable[[int, Tensor, list[str]], None] | None,
-                 start: ErasureLora | None, region: Tensor | None = None):  # fmt: skip
-        self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()  # [1, 1, h, w]
+    def __init__(
+        self,
+        backbone: Backbone,
+        clip,
+        concepts: Sequence[Concept],
+        keep: Sequence[str],
+        config: FinetuneConfig,
+        report: Callable[[Progress], None],
+        preview: Callable[[int, Tensor, list[str]], None] | None,
+        start: ErasureLora | None,
+        region: Tensor | None = None,
+    ):
+        # [1, 1, h, w]
+        self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
         self.start, self._report, self._preview = start, report, preview
         self.concepts = [c.target for c in concepts]  #: as the training state names them
@@ -114,7 +126,9 @@ class Trainer:
         for concept in concepts:
             kind = concept.kind_and_why(self.config.kind)[0]
             found = prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]))
-            numbers = self.prompts.indices([key for prompt, subject, other, _ in found for key in ((prompt, subject), (other, ""))])
+            numbers = self.prompts.indices(
+                [key for prompt, subject, other, _ in found for key in ((prompt, subject), (other, ""))]
+            )
             out += zip(numbers[::2], numbers[1::2])
             self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
         return out
@@ -122,7 +136,9 @@ class Trainer:
     def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
-        made = keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts)
+        made = keep_prompts(
+            POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
+        )
         return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
 
     # --------------------------------------------------------------------------------------- the bank
@@ -130,7 +146,11 @@ class Trainer:
     def _some(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
         """``count`` of the pairs, all of them before one comes again."""
         generator = torch.Generator().manual_seed(seed)
-        order = [int(i) for _ in range(-(-count // len(pairs))) for i in torch.randperm(len(pairs), generator=generator)]
+        order = [
+            int(i)
+            for _ in range(-(-count // len(pairs)))
+            for i in torch.randperm(len(pairs), generator=generator)
+        ]
         return [pairs[i] for i in order[:count]]
 
     def _needed(self, role: str) -> list[str]:
@@ -151,30 +171,59 @@ class Trainer:
     def fill_bank(self, role: str, adapters: Adapters, fresh: bool) -> None:
         """Sample a role's points; ``fresh``: the student is still what training starts from."""
         config = self.config
-        pairs, count = (self.erase_pairs, config.trajectories) if role == "erase" else (self.keep_pairs, config.keep_trajectories)
+        pairs, count = (
+            (self.erase_pairs, config.trajectories)
+            if role == "erase"
+            else (self.keep_pairs, config.keep_trajectories)
+        )
         turn = 0 if role == "keep" else self.step // config.refresh
-        student = "base" if role == "keep" or self.objective.student == "base" or (fresh and not self.started) else "student"
-        self.bank.sample(role, self._some(pairs, count, config.seed * 7919 + turn), self._needed(role),
-                         config.seed * 104729 + turn * 2 + (role == "keep"), adapters.use, student, self._tick)  # fmt: skip
+        student = (
+            "base"
+            if role == "keep" or self.objective.student == "base" or (fresh and not self.started)
+            else "student"
+        )
+        self.bank.sample(
+            role,
+            self._some(pairs, count, config.seed * 7919 + turn),
+            self._needed(role),
+            config.seed * 104729 + turn * 2 + (role == "keep"),
+            adapters.use,
+            student,
+            self._tick,
+        )
 
     def measure_window(self, adapters: Adapters) -> tuple[float, float]:
         """The window from the base model's own trajectories of the concept."""
         count = min(8, len(self.erase_pairs))
-        self.bank.sample("window", self._some(self.erase_pairs, count, self.config.seed), ["concept", "neutral"], self.config.seed,
-                         adapters.use, "base", self._tick)  # fmt: skip
+        self.bank.sample(
+            "window",
+            self._some(self.erase_pairs, count, self.config.seed),
+            ["concept", "neutral"],
+            self.config.seed,
+            adapters.use,
+            "base",
+            self._tick,
+        )
         return auto_window(self.bank.points.pop("window"))
 
     def mask_by_saliency(self, adapters: Adapters) -> None:
         """ANT, section 3.3: train only the weights whose gradients are large on every prompt and every seed.
 
-        One map a prompt and seed: the largest ``config.saliency`` of each layer's ``|gradient|``; what is in all maps is trained.
-        The released code keeps the smallest.
+        One map a prompt and seed: the largest ``config.saliency`` of each layer's ``|gradient|``; what is in
+        all maps is trained. The released code keeps the smallest.
         """
         count, masks = self.config.saliency_maps, None
         for number in range(count):
             seed = self.config.seed * 6151 + number
-            self.bank.sample("erase", self._some(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
-                             self._needed("erase"), seed, adapters.use, "base", self._tick)  # fmt: skip
+            self.bank.sample(
+                "erase",
+                self._some(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
+                self._needed("erase"),
+                seed,
+                adapters.use,
+                "base",
+                self._tick,
+            )
             self._tick("saliency", number, count)
             total, _ = self.loss(*self.batch(seed))
             total.backward()
@@ -189,22 +238,32 @@ class Trainer:
     # --------------------------------------------------------------------------------------- a step
 
     def batch(self, seed: int | None = None) -> tuple[list[tuple[Term, Points]], list[int]]:
-        """Points of every term for the step, drawn by the seed and the step's number, or by a seed of its own."""
-        generator = torch.Generator().manual_seed(self.config.seed * 15485863 + self.step if seed is None else seed)
+        """Points of every term for the step, drawn by the seed and the step's number, or by a seed of its
+        own.
+        """
+        generator = torch.Generator().manual_seed(
+            self.config.seed * 15485863 + self.step if seed is None else seed
+        )
         terms = self.terms()
         if not terms:
-            raise TraceError(f"no term of {self.objective.name} has points in the window {self.config.window}; widen it")
+            raise TraceError(
+                f"no term of {self.objective.name} has points in the window {self.config.window}; widen it"
+            )
         shares = sum(t.share for t in terms)
         out, numbers = [], []
         for term in terms:
             points = self.bank.points[term.role]
             where = inside(points.percent, self.config.window, term.when).nonzero()[:, 0]
             if not len(where):
-                raise TraceError(f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it")
+                raise TraceError(
+                    f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it"
+                )
             count = max(1, round(self.config.batch * term.share / shares))
             if term.focus:
                 density = term.focus(self.backbone.time_of(points.sigma[where]))
-                drawn = torch.multinomial(density.clamp_min(1e-12), count, replacement=True, generator=generator)
+                drawn = torch.multinomial(
+                    density.clamp_min(1e-12), count, replacement=True, generator=generator
+                )
             else:
                 drawn = torch.randint(len(where), (count,), generator=generator)
             chosen = points[where[drawn]]
@@ -238,22 +297,33 @@ class Trainer:
         if term.error:
             return term.error(out, predictions, sigma)
         target = term.target(predictions, self.config.eta or 0.0)
-        strength = torch.tensor([self.strengths.get(int(n), 1.0) for n in points.prompt], device=out.device).view(-1, 1, 1, 1)
+        strength = torch.tensor(
+            [self.strengths.get(int(n), 1.0) for n in points.prompt], device=out.device
+        ).view(-1, 1, 1, 1)
         if term.name == "erase" and (strength != 1).any():
             target = predictions["concept"] + strength * (target - predictions["concept"])
         return squared_error(out, target, sigma)
 
     def _attention(self, layers: list[tuple[Tensor, Tensor]], points: Points) -> Tensor:
-        """Of every sample, ``[n]``: the attention to the concept, its end and pad rows included, where the concept is."""
+        """Of every sample, ``[n]``: the attention to the concept, its end and pad rows included, where the
+        concept is.
+        """
         device = layers[0][0].device
         if self.region is not None:
-            region = F.interpolate(self.region, points.x.shape[-2:], mode="nearest").expand(len(points), -1, -1, -1).to(device)
+            region = (
+                F.interpolate(self.region, points.x.shape[-2:], mode="nearest")
+                .expand(len(points), -1, -1, -1)
+                .to(device)
+            )
         else:
-            region = points.predictions[REGION].to(device) if REGION in points.predictions else None  # of a style: everywhere
+            # of a style: everywhere
+            region = points.predictions[REGION].to(device) if REGION in points.predictions else None
         return suppression(layers, region, self.prompts.columns(points.prompt, True).to(device))
 
     def learning_rate(self) -> float:
-        """Linear warm-up over the first steps, then a cosine to a twentieth (Loshchilov and Hutter, arXiv 1608.03983)."""
+        """Linear warm-up over the first steps, then a cosine to a twentieth (Loshchilov and Hutter, arXiv
+        1608.03983).
+        """
         warm = max(1, min(10, self.config.steps // 10))
         if self.step < warm:
             return self.config.lr * (self.step + 1) / warm
@@ -266,20 +336,43 @@ class Trainer:
         if self._trained_from is not None and self.step > self._trained_from[0]:
             rate = (self.step - self._trained_from[0]) / max(1e-9, now - self._trained_from[1])
         left = None if rate is None else (self.config.steps - self.step) / rate
-        self._report(Progress(phase, self.step, self.config.steps, done, total, dict(self.losses), rate, left, self.bank.nbytes,
-                              self.backbone.evaluations - self._started_at,
-                              None if self.config.window == AUTO else self.config.window))  # fmt: skip
+        self._report(
+            Progress(
+                phase,
+                self.step,
+                self.config.steps,
+                done,
+                total,
+                dict(self.losses),
+                rate,
+                left,
+                self.bank.nbytes,
+                self.backbone.evaluations - self._started_at,
+                None if self.config.window == AUTO else self.config.window,
+            )
+        )
 
-    def train(self, adapters: Adapters, start: ErasureLora | None, resume: TrainingState | None,
-              checkpoint: Callable[[TrainingState], None] | None) -> None:  # fmt: skip
-        """Run all steps. Everything random follows from the seed and the step's number, so a resumed run is the same run."""
+    def train(
+        self,
+        adapters: Adapters,
+        start: ErasureLora | None,
+        resume: TrainingState | None,
+        checkpoint: Callable[[TrainingState], None] | None,
+    ) -> None:
+        """Run all steps. Everything random follows from the seed and the step's number, so a resumed run
+        is the same run.
+        """
         config, self.started = self.config, bool(start)
         parameters = adapters.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
-        scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)  # small gradients vanish in float16
+        # small gradients vanish in float16
+        scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
         if config.window == AUTO:
-            config = self.config = replace(config, window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters))
+            config = self.config = replace(
+                config,
+                window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters),
+            )
         if any(t.role == "keep" for t in self.terms()):
             self.fill_bank("keep", adapters, True)
         if config.saliency:
@@ -304,7 +397,11 @@ class Trainer:
             adapters.mask_gradients()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
-                raise Diverged(f"the loss is {total.item()} at step {self.step}; lower the learning rate ({config.lr:g})", good)
+                raise Diverged(
+                    f"the loss is {total.item()} at step {self.step}; lower the learning rate "
+                    f"({config.lr:g})",
+                    good,
+                )
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
@@ -314,13 +411,22 @@ class Trainer:
         self._tick("train", self.step, config.steps)
 
     def _maybe_preview(self, adapters: Adapters) -> None:
-        """The same seed and prompts each time: a concept's and a keep prompt, from the base model at step 0, then from the student."""
+        """The same seed and prompts each time: a concept's and a keep prompt, from the base model at step
+        0, then from the student.
+        """
         if not self._preview or not self.config.preview_every or self.step % self.config.preview_every:
             return
         numbers = [self.erase_pairs[0][0], self.keep_pairs[0][0]]
         adapters.use("student" if self.step else "base")
-        *_, last = trajectories(self.backbone, self.prompts, numbers, self.uncond, self.bank.sampling, self.config.seed,
-                                lambda: self._tick("preview", self.step, self.config.steps))  # fmt: skip
+        *_, last = trajectories(
+            self.backbone,
+            self.prompts,
+            numbers,
+            self.uncond,
+            self.bank.sampling,
+            self.config.seed,
+            lambda: self._tick("preview", self.step, self.config.steps),
+        )
         adapters.use("student")
         self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
 
@@ -331,10 +437,19 @@ def largest(values: Tensor, share: float) -> Tensor:
     return values >= values.flatten().kthvalue(values.numel() - count + 1).values
 
 
-def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (), config: FinetuneConfig | None = None,
-             start: ErasureLora | None = None, report: Callable[[Progress], None] | None = None,
-             preview: Callable[[int, Tensor, list[str]], None] | None = None, resume: TrainingState | None = None,
-             checkpoint: Callable[[TrainingState], None] | None = None, region: Tensor | None = None) -> FinetuneResult:  # fmt: skip
+def finetune(
+    model,
+    clip,
+    concepts: Sequence[Concept],
+    keep: Sequence[str] = (),
+    config: FinetuneConfig | None = None,
+    start: ErasureLora | None = None,
+    report: Callable[[Progress], None] | None = None,
+    preview: Callable[[int, Tensor, list[str]], None] | None = None,
+    resume: TrainingState | None = None,
+    checkpoint: Callable[[TrainingState], None] | None = None,
+    region: Tensor | None = None,
+) -> FinetuneResult:
     """Train a LoRA that erases concepts. The model is bit for bit as before, whatever happens.
 
     Args:
@@ -343,13 +458,15 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         concepts: what to erase.
         keep: what must not change; empty means :data:`~trace_core.text.concepts.EVERYDAY`.
         config: options.
-        start: an erasure to start from, usually the closed form, made for this ``model``; it is joined into the result. Keep and
-            unconditional terms refer to the model without it, and so repair what it spoiled.
+        start: an erasure to start from, usually the closed form, made for this ``model``; it is joined into
+            the result. Keep and unconditional terms refer to the model without it, and so repair what it
+            spoiled.
         report: hears :class:`Progress` before every model evaluation; an exception raised in it cancels.
         preview: ``preview(step, latents [2, c, h, w], prompts)``, every ``config.preview_every`` steps.
         resume: a state that ``checkpoint`` was given; the run goes on as if it had not stopped.
         checkpoint: is given a :class:`TrainingState` at every refresh.
-        region: ``[..., h, w]`` above one half where the concept is, for objectives that ask; None: the base model's attention to it.
+        region: ``[..., h, w]`` above one half where the concept is, for objectives that ask; None: the base
+            model's attention to it.
 
     Raises:
         ConceptError, ModelError, LoraError, TraceError: before anything is changed.
@@ -362,7 +479,10 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
     concepts, notes = followed(concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
-        raise ModelError("an erasure with a window is on this model, which a finetune cannot see; apply it after the finetune")
+        raise ModelError(
+            "an erasure with a window is on this model, which a finetune cannot see; apply it after the "
+            "finetune"
+        )
     check_trainable(model)
     check_clip(backbone, clip)
     warnings = check_spelling(TextEncoder(clip), concepts)
@@ -372,12 +492,20 @@ def finetune(model, clip, concepts: Sequence[Concept], keep: Sequence[str] = (),
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
     kept = list(keep) or everyday(concepts)
     concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
-    others = substitutes(concepts, kept, TextEncoder(clip), config.kind, FirstStep(model, clip)) if config.objective == "trace" and config.eta is None else {}
-    config = config.resolved(min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts))
+    others = (
+        substitutes(concepts, kept, TextEncoder(clip), config.kind, FirstStep(model, clip))
+        if config.objective == "trace" and config.eta is None
+        else {}
+    )
+    config = config.resolved(
+        min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts)
+    )
     backbone.load()
     with training_mode(backbone.engine):
         steered = [replace(c, anchor=others.get(c.target, c.anchor)) for c in concepts]
-        trainer = Trainer(backbone, clip, steered, kept, config, report or (lambda _: None), preview, start, region)
+        trainer = Trainer(
+            backbone, clip, steered, kept, config, report or (lambda _: None), preview, start, region
+        )
         if resume:
             resume.check(trainer)
         network = backbone.network
@@ -398,20 +526,39 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     rows = backbone.trained_rows(name, config.scope)
     if rows is None:
         return None
-    mask = torch.zeros(shape_of(backbone.network.get_submodule(name))[0], 1, dtype=torch.bool, device=backbone.device)
+    mask = torch.zeros(
+        shape_of(backbone.network.get_submodule(name))[0], 1, dtype=torch.bool, device=backbone.device
+    )
     mask[rows] = True
     return mask
 
 
 def as_negative_prompts(config: FinetuneConfig, concepts: Sequence[Concept]) -> list[str]:
     """The warning of an overshoot: guidance away from the opposite of a concept draws the concept."""
-    if not (config.eta and any(t.target and t.role == "erase" and "concept" in t.needs for t in OBJECTIVES[config.objective].terms)):
+    if not (
+        config.eta
+        and any(
+            t.target and t.role == "erase" and "concept" in t.needs
+            for t in OBJECTIVES[config.objective].terms
+        )
+    ):
         return []
     names = f"'{concepts[0].target}'" + (f" and {len(concepts) - 1} more" if len(concepts) > 1 else "")
-    return [f"objective {config.objective} steers past its aim (eta {config.eta:g}), so {names} in a negative prompt may be drawn, not avoided"]
+    return [
+        f"objective {config.objective} steers past its aim (eta {config.eta:g}), so {names} in a negative "
+        "prompt may be drawn, not avoided"
+    ]
 
 
-def _result(trainer: Trainer, concepts, others: dict[str, str], kept, factors, start: ErasureLora | None, truncation: float) -> FinetuneResult:
+def _result(
+    trainer: Trainer,
+    concepts,
+    others: dict[str, str],
+    kept,
+    factors,
+    start: ErasureLora | None,
+    truncation: float,
+) -> FinetuneResult:
     config, backbone = trainer.config, trainer.backbone
     adapter = ErasureLora.from_factors(factors)
     if not all(is_finite(f) for pair in adapter.modules.values() for f in pair):
@@ -424,7 +571,11 @@ def _result(trainer: Trainer, concepts, others: dict[str, str], kept, factors, s
     if start:
         lora = ErasureLora.join(start, adapter)
         first = json.loads(start.metadata.get("trace.parameters", "{}"))
-        lora.metadata |= {k: adapter.metadata[k] for k in ("trace.method", "trace.seed", "ss_training_comment", "trace.substitutes") if k in adapter.metadata}
+        lora.metadata |= {
+            k: adapter.metadata[k]
+            for k in ("trace.method", "trace.seed", "ss_training_comment", "trace.substitutes")
+            if k in adapter.metadata
+        }
         lora.metadata["trace.parameters"] = json.dumps({"start": first, **options})
     report = {
         "method": config.objective,

@@ -1,4 +1,6 @@
-"""Where a network is trained: latents on its own sampling trajectories, with the base model's predictions beside them."""
+"""Where a network is trained: latents on its own sampling trajectories, with the base model's predictions
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Prompts:
         self.texts: list[str] = []
 
     def index(self, prompt: str, subject: str = "") -> int:
-        """The number of a prompt, which is encoded when it is new; ``subject`` is the concept in it, for :meth:`columns`.
+        """The number of a prompt, which is encoded when it is new; ``subject`` is the concept in it, for
+        :meth:`columns`.
 
         Raises:
             ConceptError: if it takes more rows than the others, as a batch cannot hold both.
@@ -43,7 +46,9 @@ class Prompts:
         return self.indices([(prompt, subject)])[0]
 
     def indices(self, prompts: Sequence[tuple[str, str]]) -> list[int]:
-        """The numbers of prompts with their subjects, as :meth:`index` gives them; those that are new are encoded together."""
+        """The numbers of prompts with their subjects, as :meth:`index` gives them; those that are new are
+        encoded together.
+        """
         new = list(dict.fromkeys(prompt for prompt, _ in prompts if prompt not in self._index))
         for start in range(0, len(new), TOGETHER):
             part = new[start : start + TOGETHER]
@@ -54,22 +59,29 @@ class Prompts:
 
     def _add(self, prompt: str, clip: Given) -> None:
         made = self._backbone.condition(clip, prompt, self._shape, self._guidance)
-        if self._made and {k: v.shape for k, v in made.items()} != {k: v.shape for k, v in self._made[0].items()}:
+        if self._made and {k: v.shape for k, v in made.items()} != {
+            k: v.shape for k, v in self._made[0].items()
+        }:
             raise ConceptError(f"'{prompt[:60]}' takes more rows of text than the other prompts; shorten it")
         self._index[prompt] = len(self._made)
         self._made.append(made)
         self.texts.append(prompt)
 
     def columns(self, numbers: Tensor | Sequence[int], ends: bool) -> Tensor:
-        """Which text rows are a concept's words, ``[n, m]`` bool; ``ends``: and the end and pad rows, which know it as well.
+        """Which text rows are a concept's words, ``[n, m]`` bool; ``ends``: and the end and pad rows, which
+        know it as well.
 
         Raises:
             ConceptError: if the concept's tokens cannot be found in a prompt.
         """
         self._encoder = self._encoder or TextEncoder(self._clip)
         for n in {int(n) for n in numbers} - set(self._groups):
-            groups, rows = self._encoder.encode(self.texts[n], self._subjects[n]).groups, self._made[n]["c_crossattn"].shape[1]
-            self._groups[n] = (groups + (PAD,) * rows)[:rows]  # padding may be the tokenizer's own here, see same_length
+            groups, rows = (
+                self._encoder.encode(self.texts[n], self._subjects[n]).groups,
+                self._made[n]["c_crossattn"].shape[1],
+            )
+            # padding may be the tokenizer's own here, see same_length
+            self._groups[n] = (groups + (PAD,) * rows)[:rows]
         wanted = torch.tensor([SUBJECT, FIRST_EOT, PAD] if ends else [SUBJECT])
         return torch.stack([torch.isin(torch.tensor(self._groups[int(n)]), wanted) for n in numbers])
 
@@ -118,8 +130,14 @@ class Points:
     @staticmethod
     def join(parts: Sequence[Points]) -> Points:
         """One after the other; all with the same predictions."""
-        out = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Points) if f.name != "predictions"}
-        return Points(**out, predictions={k: torch.cat([p.predictions[k] for p in parts]) for k in parts[0].predictions})
+        out = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts])
+            for f in fields(Points)
+            if f.name != "predictions"
+        }
+        return Points(
+            **out, predictions={k: torch.cat([p.predictions[k] for p in parts]) for k in parts[0].predictions}
+        )
 
 
 @dataclass(frozen=True)
@@ -144,22 +162,33 @@ class Sampling:
 
 
 def schedule(backbone: Backbone, steps: int, offset: float = 0.0) -> tuple[list[float], list[float]]:
-    """Percents and noise levels of a trajectory: the model's largest, then step i at ``(i + offset) / steps`` of its schedule.
+    """Percents and noise levels of a trajectory: the model's largest, then step i at ``(i + offset) / steps``
+    of its schedule.
 
-    An ``offset`` in 0..1, another each time, visits what lies between the steps. There are ``steps + 1`` levels.
+    An ``offset`` in 0..1, another each time, visits what lies between the steps. There are ``steps + 1``
+    levels.
     """
     percents = [0.0, *((i + offset) / steps for i in range(steps))]
     return percents, [backbone.sigma_at(p) for p in percents]
 
 
 @torch.no_grad()
-def trajectories(backbone: Backbone, prompts: Prompts, numbers: Sequence[int], uncond: int, sampling: Sampling,
-                 seed: int, tick: Callable[[], None]) -> Iterator[tuple[float, float, Tensor, dict[str, Tensor]]]:  # fmt: skip
-    """Sample by Euler's method with classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and show every step.
+def trajectories(
+    backbone: Backbone,
+    prompts: Prompts,
+    numbers: Sequence[int],
+    uncond: int,
+    sampling: Sampling,
+    seed: int,
+    tick: Callable[[], None],
+) -> Iterator[tuple[float, float, Tensor, dict[str, Tensor]]]:
+    """Sample by Euler's method with classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and show
+    every step.
 
     Yields:
-        percent, sigma, x ``[n, c, h, w]`` rounded to the bank's type, and the network's predictions at x by name
-        (``prompt``; ``uncond`` under guidance); last, with sigma 0, the finished latents and no predictions.
+        percent, sigma, x ``[n, c, h, w]`` rounded to the bank's type, and the network's predictions at x by
+        name (``prompt``; ``uncond`` under guidance); last, with sigma 0, the finished latents and no
+        predictions.
     """
     generator = torch.Generator().manual_seed(seed)
     offset = torch.rand(1, generator=generator).item()
@@ -190,14 +219,22 @@ def trajectories(backbone: Backbone, prompts: Prompts, numbers: Sequence[int], u
 class TrajectoryBank:
     """Points of two roles, ``erase`` and ``keep``, of bounded size, and the base model's predictions there.
 
-    The erase points are sampled again from the current student: the latents of a model that still draws the concept
-    already show it, and training on them alone leaves its outline. The keep points come from the base model, whose predictions
-    are a by-product of sampling them.
+    The erase points are sampled again from the current student: the latents of a model that still draws the
+    concept already show it, and training on them alone leaves its outline. The keep points come from the base
+    model, whose predictions are a by-product of sampling them.
     """
 
-    def __init__(self, backbone: Backbone, prompts: Prompts, sampling: Sampling, uncond: int, limit: int = 2 << 30):
+    def __init__(
+        self, backbone: Backbone, prompts: Prompts, sampling: Sampling, uncond: int, limit: int = 2 << 30
+    ):
         """``limit``: bytes that all points may take together."""
-        self.backbone, self.prompts, self.sampling, self.uncond, self.limit = backbone, prompts, sampling, uncond, limit
+        self.backbone, self.prompts, self.sampling, self.uncond, self.limit = (
+            backbone,
+            prompts,
+            sampling,
+            uncond,
+            limit,
+        )
         self.points: dict[str, Points] = {}
 
     @property
@@ -209,8 +246,16 @@ class TrajectoryBank:
         latent = torch.Size(self.prompts._shape).numel() * torch.finfo(self.sampling.dtype).bits // 8
         return trajectories * (self.sampling.steps + 1) * latent * (1 + predictions)
 
-    def sample(self, role: str, pairs: Sequence[tuple[int, int]], needed: Sequence[str], seed: int, state: Callable[[str], None],
-               student: str, tick: Tick) -> None:  # fmt: skip
+    def sample(
+        self,
+        role: str,
+        pairs: Sequence[tuple[int, int]],
+        needed: Sequence[str],
+        seed: int,
+        state: Callable[[str], None],
+        student: str,
+        tick: Tick,
+    ) -> None:
         """Replace the points of a role by fresh ones.
 
         Args:
@@ -227,8 +272,10 @@ class TrajectoryBank:
         others = sum(points.nbytes for name, points in self.points.items() if name != role)
         size = self.expected_bytes(len(pairs), len(needed))
         if others + size > self.limit:
-            raise TraceError(f"{len(pairs)} trajectories take {(others + size) >> 20} MB, more than the bank's {self.limit >> 20} MB; "
-                             "use fewer trajectories, fewer steps or a smaller picture")  # fmt: skip
+            raise TraceError(
+                f"{len(pairs)} trajectories take {(others + size) >> 20} MB, more than the bank's "
+                f"{self.limit >> 20} MB; use fewer trajectories, fewer steps or a smaller picture"
+            )
         parts, total, done = [], -(-len(pairs) // self.sampling.batch) * (self.sampling.steps + 1), 0
 
         def sampled():
@@ -239,22 +286,41 @@ class TrajectoryBank:
         state(student)
         for number, at in enumerate(range(0, len(pairs), self.sampling.batch)):
             some = pairs[at : at + self.sampling.batch]
-            steps = trajectories(self.backbone, self.prompts, [p for p, _ in some], self.uncond, self.sampling,
-                                 seed * 1009 + number, sampled)  # fmt: skip
+            steps = trajectories(
+                self.backbone,
+                self.prompts,
+                [p for p, _ in some],
+                self.uncond,
+                self.sampling,
+                seed * 1009 + number,
+                sampled,
+            )
             for percent, sigma, x, found in steps:
                 if sigma:
-                    parts.append(self._points(some, percent, sigma, x, found if student == "base" else {}, needed))
+                    parts.append(
+                        self._points(some, percent, sigma, x, found if student == "base" else {}, needed)
+                    )
         points = Points.join(parts)
         self.points[role] = self._completed(role, points, needed, state, tick)
         state("student")
 
-    def _points(self, pairs, percent: float, sigma: float, x: Tensor, found: dict[str, Tensor], needed) -> Points:
-        """The points of one step. What the base model predicted while it sampled is kept where it is needed."""
+    def _points(
+        self, pairs, percent: float, sigma: float, x: Tensor, found: dict[str, Tensor], needed
+    ) -> Points:
+        """The points of one step. What the base model predicted while it sampled is kept where it is
+        needed.
+        """
         compact = lambda t: t.to(self.sampling.dtype).cpu()  # noqa: E731
         kept = {{"prompt": "concept"}.get(k, k): compact(v) for k, v in found.items()}
         n = len(pairs)
-        return Points(compact(x), torch.full((n,), sigma), torch.full((n,), percent), torch.tensor([p for p, _ in pairs]),
-                      torch.tensor([g for _, g in pairs]), {k: v for k, v in kept.items() if k in needed})  # fmt: skip
+        return Points(
+            compact(x),
+            torch.full((n,), sigma),
+            torch.full((n,), percent),
+            torch.tensor([p for p, _ in pairs]),
+            torch.tensor([g for _, g in pairs]),
+            {k: v for k, v in kept.items() if k in needed},
+        )
 
     @torch.no_grad()
     def _completed(self, role: str, points: Points, needed: Sequence[str], state, tick: Tick) -> Points:
@@ -271,7 +337,9 @@ class TrajectoryBank:
             for at in range(0, len(points), size):
                 tick(f"teacher on {role}", done, total)
                 part, done = points[torch.arange(at, min(at + size, len(points)))], done + 1
-                numbers = {"prompt": part.prompt, "neutral": part.neutral}.get(text, [self.uncond] * len(part))
+                numbers = {"prompt": part.prompt, "neutral": part.neutral}.get(
+                    text, [self.uncond] * len(part)
+                )
                 found.append(evaluate(part, numbers).to(self.sampling.dtype).cpu())
             out[name] = torch.cat(found)
         return replace(points, predictions={**points.predictions, **out})
@@ -285,7 +353,9 @@ class TrajectoryBank:
         layers: list = []
         with self.backbone.attention_maps(layers):
             self._predicted(points, numbers)
-        return focus_region(layers, self.prompts.columns(numbers, False).to(self.backbone.device), points.x.shape[-2:])
+        return focus_region(
+            layers, self.prompts.columns(numbers, False).to(self.backbone.device), points.x.shape[-2:]
+        )
 
 
 REGION = "region"  #: where the concept is, by the base model's attention; not a prediction, but kept like one

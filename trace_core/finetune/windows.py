@@ -18,7 +18,10 @@ def check_window(start: float, end: float) -> None:
         TraceError: naming both ends.
     """
     if not 0 <= start < end <= 1:
-        raise TraceError(f"the window is {start} to {end}; it must be 0 <= start < end <= 1, in percent of the schedule / 100")
+        raise TraceError(
+            f"the window is {start} to {end}; it must be 0 <= start < end <= 1, in percent of the schedule "
+            "/ 100"
+        )
 
 
 def inside(percent: Tensor, window: tuple[float, float], when: str) -> Tensor:
@@ -29,9 +32,11 @@ def inside(percent: Tensor, window: tuple[float, float], when: str) -> Tensor:
 
 
 def influence(points) -> tuple[Tensor, Tensor]:
-    """How much of x0 a concept changes at each noise level: ``sigma^2 ||p0(c) - p0(g)||^2``, a mean over trajectories.
+    """How much of x0 a concept changes at each noise level: ``sigma^2 ||p0(c) - p0(g)||^2``, a mean over
+    trajectories.
 
-    In prediction space the early steps look unimportant, and are not: there an error of the prediction moves x0 by sigma times it.
+    In prediction space the early steps look unimportant, and are not: there an error of the prediction moves
+    x0 by sigma times it.
 
     Returns:
         the percents in ascending order ``[k]``, and the influence at each ``[k]``.
@@ -48,7 +53,8 @@ def auto_window(points) -> tuple[float, float]:
     What is decided before is the closed form's work; there a finetune would change the layout of everything.
 
     Args:
-        points: on the base model's own trajectories of the concept, with predictions ``concept`` and ``neutral``.
+        points: on the base model's own trajectories of the concept, with predictions ``concept`` and
+            ``neutral``.
     """
     percents, size = influence(points)
     widths = torch.diff(percents, append=torch.ones(1))

@@ -38,7 +38,8 @@ from .parts import (
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
 FORMAT = "trace-erasure-1"
 MAX_PARTS = 10_000
-SILENT = 2.0**-100  #: what stands in ``up`` for strength 0: no weight is so small that it would change one, and it can be undone
+#: what stands in ``up`` for strength 0: no weight is so small that it would change one, and it can be undone
+SILENT = 2.0**-100
 
 ARCHITECTURES = {
     "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
@@ -51,22 +52,30 @@ ARCHITECTURES = {
 
 @dataclass
 class ErasureLora:
-    """``{module: (up [out, r], down [r, in])}`` in float16, scale 1 (alpha = rank), and metadata of strings."""
+    """``{module: (up [out, r], down [r, in])}`` in float16, scale 1 (alpha = rank), and metadata of
+    strings.
+    """
 
     modules: dict[str, tuple[Tensor, Tensor]]
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_factors(cls, factors: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float16) -> ErasureLora:
+    def from_factors(
+        cls, factors: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float16
+    ) -> ErasureLora:
         """Round factors to the precision of the file, so that what is applied is what is saved.
 
         Raises:
             LoraError: if a factor does not fit into ``dtype``.
         """
-        modules = {m: (up.to(dtype).contiguous(), down.to(dtype).contiguous()) for m, (up, down) in factors.items()}
+        modules = {
+            m: (up.to(dtype).contiguous(), down.to(dtype).contiguous()) for m, (up, down) in factors.items()
+        }
         for module, pair in modules.items():
             if not all(is_finite(f) for f in pair):
-                raise LoraError(f"the edit of {module} is too large for {dtype}; lower the strength or raise alpha")
+                raise LoraError(
+                    f"the edit of {module} is too large for {dtype}; lower the strength or raise alpha"
+                )
         return cls(modules)
 
     @property
@@ -75,7 +84,9 @@ class ErasureLora:
 
     @property
     def fingerprint(self) -> str:
-        """Tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits; no metadata."""
+        """Tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits; no
+        metadata.
+        """
         digest = hashlib.sha256()
         for module in sorted(self.modules):
             for factor in self.modules[module]:
@@ -85,7 +96,8 @@ class ErasureLora:
 
     @property
     def window(self) -> tuple[float, float]:
-        """The part of the sampling schedule, in shares of it, that the file is made for; (0, 1) if it says nothing.
+        """The part of the sampling schedule, in shares of it, that the file is made for; (0, 1) if it says
+        nothing.
 
         Raises:
             LoraError: if the file says something that is no window.
@@ -93,22 +105,28 @@ class ErasureLora:
         found = self.info().get("trace.window", [0.0, 1.0])
         pair = isinstance(found, list) and len(found) == 2 and all(isinstance(x, Real) for x in found)
         if not pair or not 0 <= found[0] < found[1] <= 1:
-            raise LoraError(f"the trace.window of this file is {str(found)[:40]}, no window; give start and end")
+            raise LoraError(
+                f"the trace.window of this file is {str(found)[:40]}, no window; give start and end"
+            )
         return float(found[0]), float(found[1])
 
     @classmethod
     def join(cls, first: ErasureLora, second: ErasureLora) -> ErasureLora:
-        """Two erasures of one base as one, exact: factors side by side along the rank, so that the edits add up.
+        """Two erasures of one base as one, exact: factors side by side along the rank, so that the edits add
+        up.
 
-        Metadata are the first's, with what only the second has; concepts and keep lists of both. The parts of both stay parts;
-        two edits of the same concepts, such as a closed form and the finetune that started from it, become one.
+        Metadata are the first's, with what only the second has; concepts and keep lists of both. The parts of
+        both stay parts; two edits of the same concepts, such as a closed form and the finetune that started
+        from it, become one.
 
         Raises:
             LoraError: if their bases, windows or the shapes of a shared module differ.
         """
         bases = [lora.info().get("trace.base") for lora in (first, second)]
         if None not in bases and bases[0] != bases[1]:
-            raise LoraError(f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one")
+            raise LoraError(
+                f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one"
+            )
         if first.window != second.window:
             windows = f"{first.window} and {second.window}"
             raise LoraError(f"these erasures have the windows {windows}; apply them one by one")
@@ -129,7 +147,10 @@ class ErasureLora:
         one = len(mine) == len(theirs) == 1 and edit_the_same(mine[0], theirs[0])
         if not one and any(part.concepts for part in (*mine, *theirs)):
             ranks = {m: down.shape[0] for m, (_, down) in first.modules.items()}
-            moved = [replace(p, slices={m: shifted(s, ranks.get(m, 0)) for m, s in p.slices.items()}) for p in theirs]
+            moved = [
+                replace(p, slices={m: shifted(s, ranks.get(m, 0)) for m, s in p.slices.items()})
+                for p in theirs
+            ]
             joined._set_parts([*mine, *moved])
         return joined
 
@@ -139,12 +160,19 @@ class ErasureLora:
         """The edits that this file holds side by side, in the order of their ranks; one, if it says nothing.
 
         Raises:
-            LoraError: if its ``trace.parts`` is not what :func:`~trace_core.lora.parts.parts_entry` writes, or does not fit the layers.
+            LoraError: if its ``trace.parts`` is not what :func:`~trace_core.lora.parts.parts_entry` writes,
+                or does not fit the layers.
         """
         text = self.metadata.get("trace.parts")
         if text is None:
             whole = {m: slice(0, down.shape[0]) for m, (_, down) in self.modules.items()}
-            return [Part(tuple(read_concepts(_parsed(self.metadata.get("trace.concepts")))), whole, kind=self._kind())]
+            return [
+                Part(
+                    tuple(read_concepts(_parsed(self.metadata.get("trace.concepts")))),
+                    whole,
+                    kind=self._kind(),
+                )
+            ]
         entries = _parsed(text)
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_PARTS:
             raise LoraError("the trace.parts of this file is no list of parts; make the file again")
@@ -160,8 +188,8 @@ class ErasureLora:
         wrong = next((m for m, count in used.items() if count != self.modules[m][1].shape[0]), None)
         if wrong:
             raise LoraError(
-                f"the parts of this file have {used[wrong]} ranks of {wrong}, the file has {self.modules[wrong][1].shape[0]}; "
-                "it was changed by other software: make it again"
+                f"the parts of this file have {used[wrong]} ranks of {wrong}, the file has "
+                f"{self.modules[wrong][1].shape[0]}; it was changed by other software: make it again"
             )
         return parts
 
@@ -174,7 +202,8 @@ class ErasureLora:
         """Write down the parts that the modules hold, in order, and what they erase."""
         entries = [parts_entry(part, sorted(self.modules)) for part in parts]
         listed = _parsed(self.metadata.get("trace.concepts"))
-        known = {c[0]: c for c in listed if read_concepts([c])} if isinstance(listed, list) else {}  # may say more than a part does
+        # may say more than a part does
+        known = {c[0]: c for c in listed if read_concepts([c])} if isinstance(listed, list) else {}
         concepts = {json.dumps(c): known.get(c[0], c) for entry in entries for c in entry["concepts"]}
         self.metadata["trace.concepts"] = json.dumps(list(concepts.values()), ensure_ascii=False)
         self.metadata["modelspec.title"] = title_of([c[0] for c in concepts.values()])
@@ -183,11 +212,12 @@ class ErasureLora:
             self.metadata["trace.parts"] = json.dumps(entries, ensure_ascii=False)
 
     def without(self, *targets: str) -> ErasureLora:
-        """The same file without the parts that erase ``targets``. The other parts stay as they are, to the last bit.
+        """The same file without the parts that erase ``targets``. The other parts stay as they are, to the
+        last bit.
 
         Raises:
-            LoraError: naming what the file erases, if a target is not among it, was erased together with something that is not
-                named, or nothing would be left.
+            LoraError: naming what the file erases, if a target is not among it, was erased together with
+                something that is not named, or nothing would be left.
         """
         parts = self.parts()
         check_named(parts, targets, "taken out")
@@ -196,7 +226,9 @@ class ErasureLora:
             raise LoraError(f"without {listed(targets)} nothing is left of this file; do not apply it at all")
         modules = {}
         for module, (up, down) in self.modules.items():
-            ranks = [i for p in left if module in p.slices for i in range(*p.slices[module].indices(down.shape[0]))]
+            ranks = [
+                i for p in left if module in p.slices for i in range(*p.slices[module].indices(down.shape[0]))
+            ]
             if ranks:
                 modules[module] = up[:, ranks].contiguous(), down[ranks].contiguous()
         out = ErasureLora(modules, dict(self.metadata))
@@ -204,11 +236,13 @@ class ErasureLora:
         return out
 
     def graded(self, strengths: Mapping[str, float]) -> ErasureLora:
-        """The same file with some parts stronger or weaker: 1 is as it was made, 0 nothing, below 0 the opposite.
+        """The same file with some parts stronger or weaker: 1 is as it was made, 0 nothing, below 0 the
+        opposite.
 
-        Strengths are remembered and are not relative to each other: 0.5 and then 0.5 is 0.5, and 1 gives back the part as it was
-        made, to the last bit if its factors are in 16 bits: ``up`` is scaled in float32, whose rounding is too small to be seen in
-        the 16. Strength 0 is stored as 2^-100, so that it too can be undone; it adds nothing to a weight.
+        Strengths are remembered and are not relative to each other: 0.5 and then 0.5 is 0.5, and 1 gives back
+        the part as it was made, to the last bit if its factors are in 16 bits: ``up`` is scaled in float32,
+        whose rounding is too small to be seen in the 16. Strength 0 is stored as 2^-100, so that it too can
+        be undone; it adds nothing to a weight.
 
         Args:
             strengths: ``{target: strength}``; all concepts of a part must be named, and with one strength.
@@ -229,7 +263,10 @@ class ErasureLora:
                     scaled[:, ranks] = as_made.float() * (new or SILENT)
             out.modules[module] = scaled.to(made_in) if all(new == 1.0 for *_, new in here) else scaled, down
         names = {dtype: name for name, dtype in DTYPES.items()}
-        dtypes = [names.get(self._made_in(next(iter(p.slices), None), parts), "") if s != 1.0 else "" for p, s in zip(parts, wanted)]
+        dtypes = [
+            names.get(self._made_in(next(iter(p.slices), None), parts), "") if s != 1.0 else ""
+            for p, s in zip(parts, wanted)
+        ]
         out._set_parts([replace(p, strength=s, dtype=d) for p, s, d in zip(parts, wanted, dtypes)])
         return out
 
@@ -253,8 +290,11 @@ class ErasureLora:
         return out
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> ErasureLora:
-        """Read a LoRA of linear layers in ComfyUI's, kohya's, diffusers' or PEFT's key form; float8 becomes float16.
+    def from_state_dict(
+        cls, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    ) -> ErasureLora:
+        """Read a LoRA of linear layers in ComfyUI's, kohya's, diffusers' or PEFT's key form; float8 becomes
+        float16.
 
         Raises:
             LoraError: naming the first key that is unknown, missing, misshapen or not finite.
@@ -265,7 +305,8 @@ class ErasureLora:
         return cls(modules, metadata)
 
     def to_bytes(self, extra: dict[str, str] | None = None, form: str = "comfyui") -> bytes:
-        """The safetensors file, in a key form of :data:`~trace_core.lora.formats.FORMATS`; equal contents give equal bytes.
+        """The safetensors file, in a key form of :data:`~trace_core.lora.formats.FORMATS`; equal contents
+        give equal bytes.
 
         Raises:
             LoraError: if there is nothing to save, or the form has no name for a layer.
@@ -310,7 +351,9 @@ class ErasureLora:
         except (SafetensorError, ValueError, MemoryError) as error:
             if isinstance(error, LoraError):
                 raise
-            raise LoraError(f"'{path.name}' is damaged or no safetensors file ({error}); download it again") from error
+            raise LoraError(
+                f"'{path.name}' is damaged or no safetensors file ({error}); download it again"
+            ) from error
         if not state:
             raise LoraError(f"'{path.name}' holds no layers; it is no erasure LoRA")
         return cls.from_state_dict(state, metadata)
@@ -322,11 +365,17 @@ class ErasureLora:
         return cls.from_state_dict(load(data), header.get("__metadata__"))
 
     def info(self) -> dict:
-        """Metadata with the structured entries parsed, and the size of the edit; what no browser could read stays a string."""
+        """Metadata with the structured entries parsed, and the size of the edit; what no browser could
+        read stays a string.
+        """
         out = {}
         for key, value in self.metadata.items():
             try:
-                out[key] = json.loads(value, parse_constant=_finite, parse_float=_finite) if key.startswith("trace.") else value
+                out[key] = (
+                    json.loads(value, parse_constant=_finite, parse_float=_finite)
+                    if key.startswith("trace.")
+                    else value
+                )
             except (ValueError, RecursionError):
                 out[key] = value
         out["modules"] = len(self.modules)
@@ -343,7 +392,9 @@ def _finite(text: str) -> float:
 
 
 def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as safetensors wants them."""
+    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as
+    safetensors wants them.
+    """
     out, seen = {}, set()
     for key, tensor in state.items():
         tensor = tensor.contiguous()
@@ -372,11 +423,15 @@ def _parsed(text: str | None):
 
 
 def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
-    """The first's, with what only the second has; lists of both without doubles, and a title that names all."""
+    """The first's, with what only the second has; lists of both without doubles, and a title that names
+    all.
+    """
     out, both = {**second.metadata, **first.metadata}, {}
     out.pop("trace.parts", None)
     for key in ("trace.concepts", "trace.keep"):
-        lists = [found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)]
+        lists = [
+            found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)
+        ]
         both[key] = list({json.dumps(entry): entry for found in lists for entry in found}.values())
         if lists:
             out[key] = json.dumps(both[key], ensure_ascii=False)
@@ -391,8 +446,12 @@ def title_of(targets: Sequence[str]) -> str:
     return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
 
 
-def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int) -> dict[str, str]:
-    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers show."""
+def base_metadata(
+    backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int
+) -> dict[str, str]:
+    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers
+    show.
+    """
     architecture, version = ARCHITECTURES[backbone.kind]
     return {
         "trace.format": json.dumps(FORMAT),
@@ -410,5 +469,6 @@ def base_metadata(backbone, concepts: Sequence, keep: Sequence[str], method: str
         "modelspec.title": title_of([c.target for c in concepts]),
         "ss_base_model_version": version,
         "ss_network_module": "networks.lora",
-        "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were used",
+        "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were "
+        "used",
     }

@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")  #: what the process has open, by name
+#: what the process has open, by name
+OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
 TEMPORARY = ".trace-"  #: what a file is called before it is whole
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -19,7 +20,9 @@ def real(path: str | Path) -> Path:
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether a path is no place for a file but something that is written to as it is: ``/dev/stdout``, a pipe."""
+    """Whether a path is no place for a file but something that is written to as it is: ``/dev/stdout``, a
+    pipe.
+    """
     path = Path(path)
     if str(path).startswith(OPEN_FILES):  # they may be redirected to a file, of which nothing is to be lost
         return path.exists()
@@ -67,5 +70,9 @@ def write_whole(path: str | Path, data: bytes | Callable[[Path], object], tempor
 
 def why(error: OSError) -> str:
     """What went wrong, and what to do about it."""
-    remedy = "make room there, or choose another folder" if error.errno in FULL else "choose a folder that you may write to"
+    remedy = (
+        "make room there, or choose another folder"
+        if error.errno in FULL
+        else "choose a folder that you may write to"
+    )
     return f"{error.strerror or error}; {remedy}"

@@ -1,4 +1,6 @@
-"""LoRA files in the key forms that people have: read into ``diffusion_model.<module>`` factors, and written for elsewhere."""
+"""LoRA files in the key forms that people have: read into ``diffusion_model.<module>`` factors, and
+written for elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +20,32 @@ FORMATS = {
     "kohya": "lora_unet_..., as sd-scripts writes them: AUTOMATIC1111, Forge, ComfyUI",
     "diffusers": "unet.... or transformer...., as load_lora_weights of diffusers reads them",
 }
-RANKS = "trace.ranks"  #: metadata of an exported file: ranks of its layers in ComfyUI's names, sorted, before they were made equal
+#: metadata of an exported file: ranks of its layers in ComfyUI's names, sorted, before they were made equal
+RANKS = "trace.ranks"
 
 SUFFIX = re.compile(
     r"^(?P<name>[A-Za-z0-9_.]+?)\.(?:(?P<old>lora|lora_linear_layer)\.(?P<way>up|down)\.weight|lora_(?P<part>up|down|A|B)(?:\.default)?\.weight|"
     r"(?P<alpha>alpha))$"
 )
-PROCESSOR = re.compile(r"^(?P<name>[A-Za-z0-9_.]+)\.processor\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<way>up|down)\.weight$")
+PROCESSOR = re.compile(
+    r"^(?P<name>[A-Za-z0-9_.]+)\.processor\.(?P<layer>to_q|to_k|to_v|to_out)_lora\.(?P<way>up|down)\.weight$"
+)
 PART = {"up": "up", "down": "down", "A": "down", "B": "up"}
 TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoder|text_encoders\.|lora_prior_te|clip_[lg]\.|t5xxl\.)")
-OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT", "lora_mid": "a CP-LoRA",
+OTHER_KINDS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa",
+    "oft_": "OFT", "lora_mid": "a CP-LoRA",
                ".diff_": "a difference of whole weights"}  # fmt: skip
-CONVOLUTION = re.compile(r"\.(op|conv|skip_connection|in_layers\.2|out_layers\.3)$|^input_blocks\.0\.0$|^out\.2$")
+CONVOLUTION = re.compile(
+    r"\.(op|conv|skip_connection|in_layers\.2|out_layers\.3)$|^input_blocks\.0\.0$|^out\.2$"
+)
 
 
 # ------------------------------------------------------------------------------------------- reading
 
 
 def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of a LoRA in ComfyUI's, kohya's, diffusers' or PEFT's keys: ``{diffusion_model.<module>: (up, down)}``, scale 1.
+    """Factors of a LoRA in ComfyUI's, kohya's, diffusers' or PEFT's keys: ``{diffusion_model.<module>: (up,
+    down)}``, scale 1.
 
     Raises:
         LoraError: naming the first key that is unknown, missing, misshapen or not finite.
@@ -83,7 +92,10 @@ def _split(key: str) -> tuple[str, str]:
         raise _stranger(key, f"it is of {other}, not of a plain LoRA")
     found, way = PROCESSOR.match(key), None
     if found:
-        name, way = f"{found['name']}.{found['layer']}{'.0' if found['layer'] == 'to_out' else ''}", found["way"]
+        name, way = (
+            f"{found['name']}.{found['layer']}{'.0' if found['layer'] == 'to_out' else ''}",
+            found["way"],
+        )
     else:
         found = SUFFIX.match(key)
         if found:
@@ -96,7 +108,10 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _stranger(key: str, because: str = "") -> LoraError:
-    return LoraError(f"'{key[:80]}' is no key of an erasure LoRA; use the stock LoRA loader for this file{': ' if because else ''}{because}")
+    return LoraError(
+        f"'{key[:80]}' is no key of an erasure LoRA; use the stock LoRA loader for this "
+        f"file{': ' if because else ''}{because}"
+    )
 
 
 def _plain(name: str) -> str | None:
@@ -106,15 +121,22 @@ def _plain(name: str) -> str | None:
     for prefix in ("lora_unet_", "lora_transformer_", "lycoris_"):
         if name.startswith(prefix):
             dotted = names.unflattened(name[len(prefix) :])
-            known = dotted and any(form.match(dotted) for form in (names.OWN, names.IN_DIFFUSERS_UNET, names.IN_DIFFUSERS_FLUX))
+            known = dotted and any(
+                form.match(dotted) for form in (names.OWN, names.IN_DIFFUSERS_UNET, names.IN_DIFFUSERS_FLUX)
+            )
             return dotted if known else None
     name = name.removeprefix("base_model.model.").removeprefix("model.diffusion_model.").removeprefix("unet.")
     name = name.removeprefix("transformer.")
-    return name if any(form.match(name) for form in (names.OWN, names.IN_DIFFUSERS_UNET, names.IN_DIFFUSERS_FLUX)) else None
+    return (
+        name
+        if any(form.match(name) for form in (names.OWN, names.IN_DIFFUSERS_UNET, names.IN_DIFFUSERS_FLUX))
+        else None
+    )
 
 
 def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``up [out, r]``, ``down [r, in]`` of one layer with its alpha in ``up``; convolutions flattened, float8 as float16.
+    """``up [out, r]``, ``down [r, in]`` of one layer with its alpha in ``up``; convolutions flattened, float8
+    as float16.
 
     Raises:
         LoraError: naming the layer.
@@ -128,7 +150,9 @@ def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if up.ndim == down.ndim == 4 and up.shape[2:] == (1, 1):
         up, down = up.flatten(1), down.flatten(1)
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
-        raise LoraError(f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit")
+        raise LoraError(
+            f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit"
+        )
     if not (up.is_floating_point() and down.is_floating_point()):
         raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point")
     if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
@@ -138,11 +162,15 @@ def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if alpha.numel() != 1:
         raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one")
     rank = torch.tensor(float(down.shape[0]))
-    if alpha.float().item() == rank.to(alpha.dtype).float().item():  # a converter may have rounded it with the rest
+    # a converter may have rounded it with the rest
+    if alpha.float().item() == rank.to(alpha.dtype).float().item():
         return up, down
     scaled = (up.float() * (alpha.float().item() / rank.item())).to(up.dtype)
     if not torch.isfinite(scaled).all():
-        raise LoraError(f"{module} has an alpha of {alpha.float().item():g}, which {up.dtype} cannot hold; the file is damaged")
+        raise LoraError(
+            f"{module} has an alpha of {alpha.float().item():g}, which {up.dtype} cannot hold; the file is "
+            "damaged"
+        )
     return scaled, down
 
 
@@ -152,15 +180,25 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _side_by_side(own: str, some: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One layer of several of diffusers'; exact. Where all have the same ``down``, it stays one; missing ones get no edit."""
+    """One layer of several of diffusers'; exact. Where all have the same ``down``, it stays one; missing
+    ones get no edit.
+    """
     sizes = names.shares(own)
     units = {up.shape[0] / sizes[i] for i, (up, _) in some.items()}
-    if len(units) > 1 or len({down.shape[1] for _, down in some.values()}) > 1 or not next(iter(units)).is_integer():
-        raise LoraError(f"the parts of {own} have shapes that do not fit each other: "
-                        f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in some.values())}")  # fmt: skip
+    if (
+        len(units) > 1
+        or len({down.shape[1] for _, down in some.values()}) > 1
+        or not next(iter(units)).is_integer()
+    ):
+        raise LoraError(
+            f"the parts of {own} have shapes that do not fit each other: "
+            f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in some.values())}"
+        )
     unit = int(next(iter(units)))
     first = min(some)
-    shared = all(down.shape == some[first][1].shape and torch.equal(down, some[first][1]) for _, down in some.values())
+    shared = all(
+        down.shape == some[first][1].shape and torch.equal(down, some[first][1]) for _, down in some.values()
+    )
     like = max((up for up, _ in some.values()), key=lambda t: t.element_size())
     rank = some[first][1].shape[0] if shared else sum(down.shape[0] for _, down in some.values())
     up, at = like.new_zeros(unit * sum(sizes), rank), 0
@@ -168,7 +206,9 @@ def _side_by_side(own: str, some: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[
         rows, mine = unit * sum(sizes[:i]), some[i][0]
         up[rows : rows + len(mine), at : at + mine.shape[1]] = mine.to(like.dtype)
         at += 0 if shared else mine.shape[1]
-    down = some[first][1] if shared else torch.cat([some[i][1].to(some[first][1].dtype) for i in sorted(some)])
+    down = (
+        some[first][1] if shared else torch.cat([some[i][1].to(some[first][1].dtype) for i in sorted(some)])
+    )
     return (_swapped(up), down) if own == names.SWAPPED else (up, down)
 
 
@@ -176,13 +216,19 @@ def _swapped(up: Tensor) -> Tensor:
     return torch.cat(up.chunk(2)[::-1])
 
 
-def _as_they_were(modules: dict[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
+def _as_they_were(
+    modules: dict[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Without the empty ranks that :func:`write` filled up with, so that the file is as it was before."""
     try:
         ranks = json.loads(metadata.get(RANKS, "null"))
     except (ValueError, RecursionError):
         ranks = None
-    if not isinstance(ranks, list) or len(ranks) != len(modules) or not all(type(r) is int and r > 0 for r in ranks):
+    if (
+        not isinstance(ranks, list)
+        or len(ranks) != len(modules)
+        or not all(type(r) is int and r > 0 for r in ranks)
+    ):
         return modules
     out = {}
     for module, rank in zip(sorted(modules), ranks):
@@ -198,11 +244,12 @@ def _as_they_were(modules: dict[str, tuple[Tensor, Tensor]], metadata: Mapping[s
 def write(lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of an :class:`~trace_core.lora.ErasureLora` in a form of :data:`FORMATS`.
 
-    In diffusers' form every layer has the same rank, the others' filled up with zeros: its versions before 0.36 take the scale of
-    one layer for all, which is 1 only then.
+    In diffusers' form every layer has the same rank, the others' filled up with zeros: its versions before
+    0.36 take the scale of one layer for all, which is 1 only then.
 
     Raises:
-        LoraError: naming a layer that the form has no name for, or if the file does not say which family it is for.
+        LoraError: naming a layer that the form has no name for, or if the file does not say which family it
+            is for.
     """
     if form not in FORMATS:
         raise LoraError(f"format '{form}' is unknown; use one of {', '.join(FORMATS)}")
@@ -214,9 +261,14 @@ def write(lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     own = {m.removeprefix(PREFIX): pair for m, pair in lora.modules.items()}
     solid = next((name for name in own if CONVOLUTION.search(name)), None)
     if solid:
-        raise LoraError(f"{solid} is a convolution, which this library writes in ComfyUI's form only; leave --format out")
+        raise LoraError(
+            f"{solid} is a convolution, which this library writes in ComfyUI's form only; leave --format out"
+        )
     if form == "kohya":
-        return _kohya(own, kind), metadata | {"ss_network_dim": str(lora.rank), "ss_network_alpha": str(lora.rank)}
+        return _kohya(own, kind), metadata | {
+            "ss_network_dim": str(lora.rank),
+            "ss_network_alpha": str(lora.rank),
+        }
     ranks = [lora.modules[m][1].shape[0] for m in sorted(lora.modules)]
     if len(set(ranks)) > 1:
         metadata[RANKS] = json.dumps(ranks)
@@ -237,15 +289,27 @@ def family(lora) -> str:
     if any(names.flux_to_diffusers(name) for name in own):
         return "flux"
     widths = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-    found = next((widths[w] for name, w in own.items() if name.endswith((".attn2.to_k", ".attn2.to_v")) and w in widths), None)
+    found = next(
+        (
+            widths[w]
+            for name, w in own.items()
+            if name.endswith((".attn2.to_k", ".attn2.to_v")) and w in widths
+        ),
+        None,
+    )
     if found is None:
-        raise LoraError("this file does not say which family of models it is for, and its layers do not show it; only an erasure of "
-                        "TRACE, or one with cross-attention keys or values, can be written in another form")  # fmt: skip
+        raise LoraError(
+            "this file does not say which family of models it is for, and its layers do not show it; only "
+            "an erasure of TRACE, or one with cross-attention keys or values, can be written in another "
+            "form"
+        )
     return found
 
 
 def _kohya(own: Mapping[str, tuple[Tensor, Tensor]], kind: str) -> dict[str, Tensor]:
-    """sd-scripts names the layers of SD 1 and 2 as diffusers does, those of SDXL and FLUX as the networks themselves."""
+    """sd-scripts names the layers of SD 1 and 2 as diffusers does, those of SDXL and FLUX as the networks
+    themselves.
+    """
     theirs = _unet_names(own) if kind in ("sd1", "sd2") else dict.fromkeys(own)
     out = {}
     for name, (up, down) in own.items():
@@ -262,28 +326,39 @@ def _diffusers(own: Mapping[str, tuple[Tensor, Tensor]], kind: str, rank: int) -
     for name, (up, down) in own.items():
         more = rank - down.shape[0]
         if more:
-            up, down = torch.cat([up, up.new_zeros(len(up), more)], 1), torch.cat([down, down.new_zeros(more, down.shape[1])])
+            up, down = (
+                torch.cat([up, up.new_zeros(len(up), more)], 1),
+                torch.cat([down, down.new_zeros(more, down.shape[1])]),
+            )
         if kind == "flux":
             parts = names.flux_to_diffusers(name)
             if parts is None:
                 raise LoraError(f"{name} has no counterpart in diffusers' FLUX")
             sizes = names.shares(name)
             if len(up) % sum(sizes):
-                raise LoraError(f"{name} has {len(up)} rows, which do not divide into {' + '.join(map(str, sizes))} parts; "
-                                "the file is of no FLUX.1 network")  # fmt: skip
+                raise LoraError(
+                    f"{name} has {len(up)} rows, which do not divide into {' + '.join(map(str, sizes))} "
+                    "parts; the file is of no FLUX.1 network"
+                )
             up = _swapped(up) if name == names.SWAPPED else up
             pieces = up.split([len(up) // sum(sizes) * s for s in sizes])
             layers = {f"transformer.{part}": (piece, down) for part, piece in zip(parts, pieces)}
         else:
             solid = _is_solid(name, kind)
-            layers = {f"unet.{theirs[name]}": (up[:, :, None, None], down[:, :, None, None]) if solid else (up, down)}
+            layers = {
+                f"unet.{theirs[name]}": (up[:, :, None, None], down[:, :, None, None])
+                if solid
+                else (up, down)
+            }
         for layer, (u, d) in layers.items():
             out[f"{layer}.lora_A.weight"], out[f"{layer}.lora_B.weight"] = d, u
     return out
 
 
 def _is_solid(name: str, kind: str) -> bool:
-    """SD 1's spatial transformers begin and end with a convolution of one pixel; the others' with a linear layer."""
+    """SD 1's spatial transformers begin and end with a convolution of one pixel; the others' with a linear
+    layer.
+    """
     return kind == "sd1" and name.endswith((".proj_in", ".1.proj_out"))
 
 
@@ -292,5 +367,8 @@ def _unet_names(own) -> dict[str, str]:
     theirs = {name: names.unet_to_diffusers(name, count) if count else None for name in own}
     missing = next((name for name, found in theirs.items() if found is None), None)
     if missing:
-        raise LoraError(f"{missing} has no counterpart in diffusers' UNet; only files for networks of SD's shape can be written so")
+        raise LoraError(
+            f"{missing} has no counterpart in diffusers' UNet; only files for networks of SD's shape can be "
+            "written so"
+        )
     return theirs

@@ -1,4 +1,6 @@
-"""An ErasureLora on a model: as the patches of the stock LoRA loader, or within a window of the sampling schedule."""
+"""An ErasureLora on a model: as the patches of the stock LoRA loader, or within a window of the sampling
+schedule.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from ..errors import LoraError, ModelError
 from . import rounding
 from .erasure import ARCHITECTURES, ErasureLora
 
-RECORD = "trace_erasures"  #: key of ``model_options``: a tuple of dicts, one an erasure on the model, in order
+#: key of ``model_options``: a tuple of dicts, one an erasure on the model, in order
+RECORD = "trace_erasures"
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,11 @@ def check_fits(model, lora: ErasureLora) -> None:
     """
     engine_of(model)
     base = lora.info().get("trace.base")  # what somebody wrote into a file: it may be anything
-    made_for = base["kind"] if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES else "another architecture"
+    made_for = (
+        base["kind"]
+        if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES
+        else "another architecture"
+    )
     for module, (up, down) in lora.modules.items():
         layer = layer_at(model.model, module) if module.startswith(PREFIX) else None
         wanted = None if layer is None else shape_of(layer)
@@ -64,14 +71,15 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
         return None
     title = lora.metadata.get("modelspec.title", "this erasure")
     return (
-        f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), or on this "
-        "one at another precision; between finetunes of one base it mostly holds: check the pictures"
+        f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), "
+        "or on this one at another precision; between finetunes of one base it mostly holds: check the "
+        "pictures"
     )
 
 
 def erasures_on(model) -> tuple[dict, ...]:
-    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end, and of
-    a warning about ``rounding`` if there is one.
+    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end,
+    and of a warning about ``rounding`` if there is one.
 
     Raises:
         ModelError: if ``model`` is no ComfyUI model.
@@ -81,18 +89,21 @@ def erasures_on(model) -> tuple[dict, ...]:
     return tuple(model.model_options.get(RECORD, ()))
 
 
-def apply(model, lora: ErasureLora, strength: float = 1.0, start: float | None = 0.0, end: float | None = 1.0):
+def apply(
+    model, lora: ErasureLora, strength: float = 1.0, start: float | None = 0.0, end: float | None = 1.0
+):
     """A clone of ``model`` with the erasure; the model itself, and its weights, are untouched.
 
-    Over the whole schedule the erasure is patches. Over a part of it, it is added in the forward pass while sigma is
-    in the window, so that every step outside is the model's without it, to the last bit. That uses ComfyUI's one
-    ``model_function_wrapper`` slot: a wrapper that is there is called, one that is set later must call ours.
+    Over the whole schedule the erasure is patches. Over a part of it, it is added in the forward pass while
+    sigma is in the window, so that every step outside is the model's without it, to the last bit. That uses
+    ComfyUI's one ``model_function_wrapper`` slot: a wrapper that is there is called, one that is set later
+    must call ours.
 
     Args:
         model: ComfyUI ModelPatcher.
         strength: 0 returns the model as it is, 1 the erasure as made.
-        start, end: window in shares of the sampling schedule, as in ComfyUI's own timestep ranges, ends included; None
-            takes the file's.
+        start, end: window in shares of the sampling schedule, as in ComfyUI's own timestep ranges, ends
+            included; None takes the file's.
 
     Raises:
         ModelError: if ``model`` is no ComfyUI model, or has no schedule to have a window in.
@@ -101,11 +112,18 @@ def apply(model, lora: ErasureLora, strength: float = 1.0, start: float | None =
     check_fits(model, lora)
     start, end = _window(lora, start, end)
     if not isinstance(strength, Real) or not math.isfinite(strength):
-        raise LoraError(f"strength is {strength}; it must be a finite number, 1 applies the erasure as it was made")
+        raise LoraError(
+            f"strength is {strength}; it must be a finite number, 1 applies the erasure as it was made"
+        )
     if strength == 0 or not lora.modules:
         return model.clone()
-    entry = {"fingerprint": lora.fingerprint, "title": lora.metadata.get("modelspec.title", ""),
-             "strength": float(strength), "start": start, "end": end}  # fmt: skip
+    entry = {
+        "fingerprint": lora.fingerprint,
+        "title": lora.metadata.get("modelspec.title", ""),
+        "strength": float(strength),
+        "start": start,
+        "end": end,
+    }
     whole = (start, end) == (0.0, 1.0)
     rounded = rounding.warning(model, lora, strength) if whole else None
     entry |= {"rounding": rounded} if rounded else {}
@@ -132,7 +150,9 @@ def _doubled(model, entry: dict) -> str | None:
     for other in erasures_on(model):
         apart = entry["end"] <= other["start"] or other["end"] <= entry["start"]
         if other["fingerprint"] == entry["fingerprint"] and not apart:
-            return f"'{entry['title'] or entry['fingerprint']}' is on this model already; its strengths add up"
+            return (
+                f"'{entry['title'] or entry['fingerprint']}' is on this model already; its strengths add up"
+            )
     return None
 
 
@@ -144,7 +164,10 @@ def _patched(model, lora: ErasureLora, strength: float):
     accepted = clone.add_patches(patches, strength)
     missing = set(patches) - set(accepted)
     if missing or len(patches) != len(lora.modules):
-        raise LoraError(f"the model did not accept {len(missing) or len(lora.modules) - len(patches)} of the LoRA's layers")
+        raise LoraError(
+            f"the model did not accept {len(missing) or len(lora.modules) - len(patches)} of the LoRA's "
+            "layers"
+        )
     return clone
 
 
@@ -164,12 +187,13 @@ def _gated(model, lora: ErasureLora, strength: float, start: float, end: float):
 class SigmaGate:
     """A ``model_function_wrapper`` that adds low-rank paths to modules while sigma is in a window.
 
-    The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are there
-    for the one call and are taken off again however it ends.
+    The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are
+    there for the one call and are taken off again however it ends.
 
-    They go on the model that is called. That need not be the one the erasure was applied to (see :func:`called_model`); where a
-    wrapper hides which it is, they go on that one, and if the call then runs none of the edited layers it is an error: a step in
-    the window that is not erased must not pass for one that is.
+    They go on the model that is called. That need not be the one the erasure was applied to (see
+    :func:`called_model`); where a wrapper hides which it is, they go on that one, and if the call then runs
+    none of the edited layers it is an error: a step in the window that is not erased must not pass for one
+    that is.
     """
 
     def __init__(self, model, paths: dict[str, _Path], start: float, end: float, previous=None):
@@ -199,19 +223,23 @@ class SigmaGate:
                 hook.remove()
         if not touched:
             raise ModelError(
-                "an erasure with a window met none of its layers in a sampling step inside the window, so that the step would not "
-                "be erased: another node answers for the model (a cache such as EasyCache) or calls a copy of it in its own way; "
-                "take that node off, or apply the erasure with start 0 and end 1"
+                "an erasure with a window met none of its layers in a sampling step inside the window, so "
+                "that the step would not be erased: another node answers for the model (a cache such as "
+                "EasyCache) or calls a copy of it in its own way; take that node off, or apply the erasure "
+                "with start 0 and end 1"
             )
         return out
 
     def inside(self, sigma: Tensor, model=None) -> bool | Tensor:
         """Whether sigma is in the window: True, False, or a mask ``[batch]`` where its entries differ.
 
-        The schedule is the one that ``model`` samples with now, also if a node changed it after the erasure was applied.
+        The schedule is the one that ``model`` samples with now, also if a node changed it after the erasure
+        was applied.
         """
         schedule = (self.model if model is None else model).model_sampling
-        mask = (sigma <= schedule.percent_to_sigma(self.start)) & (sigma >= schedule.percent_to_sigma(self.end))
+        mask = (sigma <= schedule.percent_to_sigma(self.start)) & (
+            sigma >= schedule.percent_to_sigma(self.end)
+        )
         found = set(mask.flatten().tolist())
         return mask if len(found) == 2 else found.pop()
 
@@ -224,7 +252,9 @@ class SigmaGate:
         try:
             return model.get_submodule(name)
         except AttributeError as error:
-            raise ModelError(f"{name} is gone from the model since the erasure was applied; apply it again") from error
+            raise ModelError(
+                f"{name} is gone from the model since the erasure was applied; apply it again"
+            ) from error
 
     def _after(self, previous) -> SigmaGate:
         if previous is self.previous:
@@ -232,11 +262,15 @@ class SigmaGate:
         return SigmaGate(self.model, self.paths, self.start, self.end, previous)
 
     def __deepcopy__(self, memo: dict) -> SigmaGate:
-        """``clone()`` copies ``model_options`` deeply: the model and the factors must not be copied with them."""
+        """``clone()`` copies ``model_options`` deeply: the model and the factors must not be copied with
+        them.
+        """
         return self._after(copy.deepcopy(self.previous, memo))
 
     def to(self, target) -> SigmaGate:
-        """ComfyUI moves a wrapper with the model, to a device or dtype. Ours casts again when it next runs."""
+        """ComfyUI moves a wrapper with the model, to a device or dtype. Ours casts again when it next
+        runs.
+        """
         for path in self.paths.values():
             path.forget()
         return self._after(self.previous.to(target) if hasattr(self.previous, "to") else self.previous)
@@ -282,22 +316,25 @@ class _Path:
             return edited
         if output.shape[0] != rows.shape[0]:
             raise ModelError(
-                f"{self.name} has {output.shape[0]} rows for a batch of {rows.shape[0]} at different sigmas, of which "
-                "only some are in the window; sample them one by one"
+                f"{self.name} has {output.shape[0]} rows for a batch of {rows.shape[0]} at different "
+                "sigmas, of which only some are in the window; sample them one by one"
             )
         return torch.where(rows.to(output.device).view(-1, *[1] * (output.ndim - 1)), edited, output)
 
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key, casts = (like.device, like.dtype), self._casts  # another thread may forget them meanwhile
         if key not in casts:
-            with torch.inference_mode(False), torch.no_grad():  # a later backward cannot use inference tensors
+            # a later backward cannot use inference tensors
+            with torch.inference_mode(False), torch.no_grad():
                 up = self.up.to(like.device, torch.float32) * self.strength
                 casts[key] = self.down.to(like.device, like.dtype, copy=True), up.to(like.dtype)
         return casts[key]
 
 
 def _hook(path: _Path, rows: Tensor | None, touched: set[str]) -> Callable:
-    """A forward hook for one call of the model, in the thread that made it: other threads may be at the same modules."""
+    """A forward hook for one call of the model, in the thread that made it: other threads may be at the
+    same modules.
+    """
     thread = threading.get_ident()
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:

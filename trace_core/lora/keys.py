@@ -1,8 +1,9 @@
-"""Names of a network's layers in the key forms of LoRA files: ComfyUI's (the network's own), kohya's, diffusers'.
+"""Names of a network's layers in the key forms of LoRA files: ComfyUI's (the network's own), kohya's,
+diffusers'.
 
-Sources of the correspondence: ComfyUI's ``comfy/utils.py`` (``unet_to_diffusers``, ``flux_to_diffusers``), diffusers'
-``scripts/convert_original_stable_diffusion_to_diffusers.py`` and ``convert_flux_to_diffusers.py``. Strings only; what happens to
-the tensors is in :mod:`.formats`.
+Sources of the correspondence: ComfyUI's ``comfy/utils.py`` (``unet_to_diffusers``, ``flux_to_diffusers``),
+diffusers' ``scripts/convert_original_stable_diffusion_to_diffusers.py`` and ``convert_flux_to_diffusers.py``.
+Strings only; what happens to the tensors is in :mod:`.formats`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}  # fmt: skip
-UNET = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in",
-        "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2", "out.0": "conv_norm_out",
+UNET = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+        "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
+        "out.0": "conv_norm_out",
         "out.2": "conv_out"}  # fmt: skip
 
-#: FLUX's own layers and those of diffusers that stand side by side in each: rows of one are the rows of the others, in order
+#: FLUX's own layers and those of diffusers that stand side by side in each: rows of one are the rows of the
+#: others, in order
 FLUX = {"txt_in": ("context_embedder",), "img_in": ("x_embedder",), "final_layer.linear": ("proj_out",),
         "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
         "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
@@ -26,29 +31,47 @@ FLUX = {"txt_in": ("context_embedder",), "img_in": ("x_embedder",), "final_layer
         "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
         "final_layer.adaLN_modulation.1": ("norm_out.linear",)}  # fmt: skip
 DOUBLE = {"img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.proj": ("attn.to_out.0",),
-          "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.proj": ("attn.to_add_out",),
-          "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",), "txt_mlp.0": ("ff_context.net.0.proj",),
-          "txt_mlp.2": ("ff_context.net.2",), "img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",)}  # fmt: skip
-SINGLE = {"linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), "linear2": ("proj_out",), "modulation.lin": ("norm.linear",)}
-SWAPPED = "final_layer.adaLN_modulation.1"  #: its two halves are shift and scale; in diffusers scale and shift
+          "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+          "txt_attn.proj": ("attn.to_add_out",),
+          "img_mlp.0": ("ff.net.0.proj",), "img_mlp.2": ("ff.net.2",), "txt_mlp.0": ("ff_context.net.0.proj",
+          ),
+          "txt_mlp.2": ("ff_context.net.2",), "img_mod.lin": ("norm1.linear",),
+          "txt_mod.lin": ("norm1_context.linear",)}  # fmt: skip
+SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation.lin": ("norm.linear",),
+}
+#: its two halves are shift and scale; in diffusers scale and shift
+SWAPPED = "final_layer.adaLN_modulation.1"
 
 #: Words of a flattened name that hold an underscore themselves
-WORDS = ("down_blocks up_blocks mid_block input_blocks middle_block output_blocks transformer_blocks single_transformer_blocks "
-         "double_blocks single_blocks to_q to_k to_v to_out to_add_out add_q_proj add_k_proj add_v_proj proj_in proj_out proj_mlp "
-         "time_emb_proj conv_shortcut conv_in conv_out conv_norm_out emb_layers in_layers out_layers skip_connection time_embed label_emb "
-         "time_embedding add_embedding linear_1 linear_2 img_attn txt_attn img_mlp txt_mlp img_mod txt_mod img_in txt_in time_in vector_in "
-         "guidance_in in_layer out_layer final_layer adaLN_modulation ff_context context_embedder x_embedder time_text_embed text_embedder "
-         "timestep_embedder guidance_embedder norm1_context norm_out").split()  # fmt: skip
+WORDS = ("down_blocks up_blocks mid_block input_blocks middle_block output_blocks transformer_blocks "
+         "single_transformer_blocks double_blocks single_blocks to_q to_k to_v to_out to_add_out "
+         "add_q_proj add_k_proj add_v_proj proj_in proj_out proj_mlp time_emb_proj conv_shortcut conv_in "
+         "conv_out conv_norm_out emb_layers in_layers out_layers skip_connection time_embed label_emb "
+         "time_embedding add_embedding linear_1 linear_2 img_attn txt_attn img_mlp txt_mlp img_mod txt_mod "
+         "img_in txt_in time_in vector_in guidance_in in_layer out_layer final_layer adaLN_modulation "
+         "ff_context context_embedder x_embedder time_text_embed text_embedder timestep_embedder "
+         "guidance_embedder norm1_context norm_out").split()  # fmt: skip
 TOKEN = re.compile(f"({'|'.join(sorted(WORDS, key=len, reverse=True))}|[A-Za-z0-9]+)(?:_|$)")
 
-IN_DIFFUSERS_UNET = re.compile(r"^(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_out|conv_norm_out)\b")
-IN_DIFFUSERS_FLUX = re.compile(r"^(transformer_blocks|single_transformer_blocks|time_text_embed|context_embedder|x_embedder|norm_out)\b|^proj_out$")
-OWN = re.compile(r"^(input_blocks|middle_block|output_blocks|time_embed|label_emb|out|double_blocks|single_blocks|txt_in|img_in|time_in|"
-                 r"vector_in|guidance_in|final_layer)\.|^(txt_in|img_in)$")  # fmt: skip
+IN_DIFFUSERS_UNET = re.compile(
+    r"^(down_blocks|up_blocks|mid_block|time_embedding|add_embedding|conv_in|conv_out|conv_norm_out)\b"
+)
+IN_DIFFUSERS_FLUX = re.compile(
+    r"^(transformer_blocks|single_transformer_blocks|time_text_embed|context_embedder|x_embedder|norm_out)\b|^proj_out$"
+)
+OWN = re.compile(
+    r"^(input_blocks|middle_block|output_blocks|time_embed|label_emb|out|double_blocks|single_blocks|txt_in|img_in|time_in|"
+    r"vector_in|guidance_in|final_layer)\.|^(txt_in|img_in)$"
+)
 
 
 def unflattened(name: str) -> str | None:
-    """``down_blocks_0_attentions_0_proj_in`` -> ``down_blocks.0.attentions.0.proj_in``; None if it is no such name."""
+    """``down_blocks_0_attentions_0_proj_in`` -> ``down_blocks.0.attentions.0.proj_in``; None if it is no
+    such name.
+    """
     words, at = [], 0
     while at < len(name):
         found = TOKEN.match(name, at)
@@ -63,7 +86,9 @@ def unflattened(name: str) -> str | None:
 
 
 def blocks_per_level(own: Iterable[str]) -> int | None:
-    """How many residual blocks a level has, from the names of layers in ComfyUI's form: 2 in every SD; None if none fits."""
+    """How many residual blocks a level has, from the names of layers in ComfyUI's form: 2 in every SD;
+    None if none fits.
+    """
     places = set()
     for name in own:
         found = re.match(r"input_blocks\.(\d+)\.(\d+)\.(op\b)?", name)
@@ -96,7 +121,9 @@ def unet_to_diffusers(name: str, count: int) -> str | None:
 
 
 def unet_from_diffusers(names: Iterable[str]) -> dict[str, str | None]:
-    """ComfyUI's name of each of a UNet's layers in diffusers' names; how many residual blocks a level has is seen from all of them."""
+    """ComfyUI's name of each of a UNet's layers in diffusers' names; how many residual blocks a level has
+    is seen from all of them.
+    """
     names = list(names)
     count = _count(names)
     attended = {m[1] for name in names if (m := re.match(r"up_blocks\.(\d+)\.attentions\.", name))}
@@ -120,7 +147,9 @@ def _unet_own(name: str, count: int, attended: set[str]) -> str | None:
     if name in basic:
         return basic[name]
     resnet = {theirs: own for own, theirs in RESNET.items()}
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)$", name)
+    found = re.match(
+        r"(down|up)_blocks\.(\d+)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)$", name
+    )
     if found:
         way, level, what, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
         first = level * (count + 1) + (way == "down")
@@ -159,13 +188,15 @@ def flux_from_diffusers(name: str) -> tuple[str, int] | None:
         if name in parts:
             return own, 0
     found = re.match(r"(single_)?transformer_blocks\.(\d+)\.(.+)$", name)
-    for own, parts in ((SINGLE if found[1] else DOUBLE).items() if found else ()):
+    for own, parts in (SINGLE if found[1] else DOUBLE).items() if found else ():
         if found[3] in parts:
             return f"{'single' if found[1] else 'double'}_blocks.{found[2]}.{own}", parts.index(found[3])
     return None
 
 
 def shares(own: str) -> tuple[int, ...]:
-    """How the rows of a FLUX layer are divided among its parts: queries, keys, values alike, four times as many for the MLP."""
+    """How the rows of a FLUX layer are divided among its parts: queries, keys, values alike, four times as
+    many for the MLP.
+    """
     count = len(flux_to_diffusers(own) or (own,))
     return (1, 1, 1, 4)[:count] if count > 1 else (1,)

@@ -23,7 +23,8 @@ class Part:
     Attributes:
         concepts: what was erased together, in this one edit.
         slices: ``{module: ranks}``; modules that the part does not touch are missing.
-        strength: what its ``up`` has been multiplied by since it was made; see :meth:`~trace_core.lora.ErasureLora.graded`.
+        strength: what its ``up`` has been multiplied by since it was made; see
+            :meth:`~trace_core.lora.ErasureLora.graded`.
         kind: kind of the concepts, as in :data:`~trace_core.text.concepts.KINDS`, or auto.
         dtype: precision that ``up`` had before it was graded; empty for a part that never was.
     """
@@ -44,19 +45,31 @@ class Part:
 
 
 def entry_of(concept) -> list:
-    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a combination; its kind where it
-    was given."""
-    more = [concept.strength, list(concept.parts)] if concept.parts else [concept.strength] if concept.strength != 1 else []
+    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a
+    combination; its kind where it was given.
+    """
+    more = (
+        [concept.strength, list(concept.parts)]
+        if concept.parts
+        else [concept.strength]
+        if concept.strength != 1
+        else []
+    )
     if concept.kind_given:
         more = [concept.strength, list(concept.parts), concept.kind_given]
     return [concept.target, concept.anchor, concept.weight, *more]
 
 
 def parts_entry(part: Part, modules: Sequence[str]) -> dict:
-    """A part as it stands in ``trace.parts``; ``ranks`` is how many it has of every module in alphabetical order, or of all alike."""
+    """A part as it stands in ``trace.parts``; ``ranks`` is how many it has of every module in alphabetical
+    order, or of all alike.
+    """
     ranks = [s.stop - s.start if (s := part.slices.get(m)) else 0 for m in modules]
-    out = {"concepts": [entry_of(c) for c in part.concepts], "strength": part.strength,
-           "ranks": ranks[0] if len(set(ranks)) == 1 else ranks}  # fmt: skip
+    out = {
+        "concepts": [entry_of(c) for c in part.concepts],
+        "strength": part.strength,
+        "ranks": ranks[0] if len(set(ranks)) == 1 else ranks,
+    }
     return out | {k: v for k, v in (("kind", part.kind), ("dtype", part.dtype)) if v not in ("", "auto")}
 
 
@@ -73,7 +86,9 @@ def read_part(entry, where: str, modules: int) -> tuple[Part, list[int]]:
     ranks = entry.get("ranks")
     counts = [ranks] * modules if isinstance(ranks, int) else ranks
     fits = isinstance(counts, list) and len(counts) == modules
-    if not fits or not all(isinstance(r, int) and not isinstance(r, bool) and 0 <= r < 1 << 24 for r in counts):
+    if not fits or not all(
+        isinstance(r, int) and not isinstance(r, bool) and 0 <= r < 1 << 24 for r in counts
+    ):
         raise LoraError(f"{where} does not say which ranks are its own; make the file again")
     kind, dtype = entry.get("kind", "auto"), entry.get("dtype", "")
     if kind not in ("auto", *KINDS) or dtype not in ("", *DTYPES):
@@ -99,13 +114,17 @@ def grades(parts: Sequence[Part], strengths: Mapping[str, float]) -> list[float]
     """
     for target, value in strengths.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= MAX_STRENGTH:
-            raise LoraError(f"the strength of '{target[:60]}' is {str(value)[:20]}; it must lie between -10 and 10")
+            raise LoraError(
+                f"the strength of '{target[:60]}' is {str(value)[:20]}; it must lie between -10 and 10"
+            )
     check_named(parts, list(strengths), "graded")
     out = []
     for part in parts:
         given = {float(v) for t, v in strengths.items() if any(part.names([t]))}
         if len(given) > 1:
-            raise LoraError(f"{listed(part.targets)} were erased in one edit, which has one strength, not {sorted(given)}")
+            raise LoraError(
+                f"{listed(part.targets)} were erased in one edit, which has one strength, not {sorted(given)}"
+            )
         out.append(given.pop() if given else part.strength)
     return out
 
@@ -119,15 +138,18 @@ def check_named(parts: Sequence[Part], targets: Sequence[str], verb: str) -> Non
     known = list(dict.fromkeys(t for part in parts for t in part.targets))
     for target in targets:
         if not any(same(target, other) for other in known):
-            raise LoraError(f"'{target[:60]}' is not erased by this file; it erases {listed(known) or 'nothing that it names'}")
+            raise LoraError(
+                f"'{target[:60]}' is not erased by this file; it erases "
+                f"{listed(known) or 'nothing that it names'}"
+            )
     for part in parts:
         named = part.names(targets)
         if any(named) and not all(named):
             one = next(t for t, n in zip(part.targets, named) if n)
             rest = listed([t for t, n in zip(part.targets, named) if not n])
             raise LoraError(
-                f"'{one}' was erased together with {rest}, in one edit, and cannot be {verb} alone; name them all, or erase them one "
-                f"by one and fuse the files. This file erases {listed(known)}"
+                f"'{one}' was erased together with {rest}, in one edit, and cannot be {verb} alone; name "
+                f"them all, or erase them one by one and fuse the files. This file erases {listed(known)}"
             )
 
 
@@ -143,11 +165,20 @@ def read_concepts(entries) -> list[Concept]:
         form = isinstance(entry, list) and len(entry) >= 3 and all(isinstance(t, str) for t in entry[:2])
         if form and entry[0].strip() and _is_number(entry[2]) and entry[2] > 0:
             both = entry[4] if len(entry) > 4 else []
-            combined = isinstance(both, list) and len(both) == 2 and all(isinstance(t, str) and t.strip() for t in both)
+            combined = (
+                isinstance(both, list)
+                and len(both) == 2
+                and all(isinstance(t, str) and t.strip() for t in both)
+            )
             kind = entry[5] if len(entry) > 5 and entry[5] in KINDS else ""
             out.append(Concept(*entry[:3], parts=tuple(both) if combined else (), kind_given=kind))
     return out
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 and math.isfinite(value)
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) < 1e9
+        and math.isfinite(value)
+    )

@@ -1,4 +1,6 @@
-"""What is lost when ComfyUI rounds patched weights to the precision of the file: on float8 it can be as much as a small edit itself."""
+"""What is lost when ComfyUI rounds patched weights to the precision of the file: on float8 it can be as
+much as a small edit itself.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ NUMBERS = 1 << 20  #: of each layer, in whole rows
 
 
 def noise(model, lora: ErasureLora, strength: float = 1.0) -> float:
-    """``||round(W + dW) - (W + dW)|| / ||dW||`` over some layers, rounded as ComfyUI rounds patched weights; 0 where it does not.
+    """``||round(W + dW) - (W + dW)|| / ||dW||`` over some layers, rounded as ComfyUI rounds patched weights;
+    0 where it does not.
 
     GGUF weights stay as they are, and the patch is added to what they are dequantised to.
     """
@@ -38,13 +41,17 @@ def noise(model, lora: ErasureLora, strength: float = 1.0) -> float:
 
 @torch.no_grad()
 def _kept(model, layer, tensor: Tensor, wanted: Tensor, key: str) -> Tensor:
-    """What a layer keeps of a weight ``[rows, in]`` float32 that it is given: as its ``set_weight`` does, on a copy."""
+    """What a layer keeps of a weight ``[rows, in]`` float32 that it is given: as its ``set_weight`` does,
+    on a copy.
+    """
     engine = engine_of(model)
     seed = compat.seed_of(engine, key)
     if hasattr(tensor, "requantize_from_float"):
         options = {"scale": "recalculate", "stochastic_rounding": seed, "inplace_ops": True}
         return tensor.requantize_from_float(wanted.clone(), **options).dequantize().float()
-    if hasattr(tensor, "tensor_type") and getattr(layer, "is_ggml_quantized", lambda **_: True)(weight=tensor):
+    if hasattr(tensor, "tensor_type") and getattr(layer, "is_ggml_quantized", lambda **_: True)(
+        weight=tensor
+    ):
         return wanted
     scale = getattr(layer, "scale_weight", None)
     scale = 1.0 if scale is None else scale.detach().to(wanted.device, wanted.dtype)
@@ -58,7 +65,7 @@ def warning(model, lora: ErasureLora, strength: float = 1.0) -> str | None:
         return None
     module = next(m for m in sorted(lora.modules) if layer_at(model.model, m) is not None)
     return (
-        f"the rounding of the patched weights to {storage_of(stored(model, module + '.weight'))} adds noise of {100 * share:.0f} % of "
-        "this edit's size; with start 0 and end 0.999 the erasure is added in the forward pass, which is not rounded, or load the "
-        "model's bf16 or fp16 file"
+        f"the rounding of the patched weights to {storage_of(stored(model, module + '.weight'))} adds noise "
+        f"of {100 * share:.0f} % of this edit's size; with start 0 and end 0.999 the erasure is added in "
+        "the forward pass, which is not rounded, or load the model's bf16 or fp16 file"
     )

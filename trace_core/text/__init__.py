@@ -1,1 +1,3 @@
-"""What users write, and the rows that a model reads of it: concepts, templates, keep list, encoding, alignment."""
+"""What users write, and the rows that a model reads of it: concepts, templates, keep list, encoding,
+alignment.
+"""

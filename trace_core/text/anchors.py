@@ -1,9 +1,10 @@
 """Anchors that are erased themselves.
 
-An edit maps the rows of a concept onto those of its anchor as the base model has them, W' c = W g. Where g is erased as well, what
-``W g`` draws is what must go: two lines ``cat -> dog`` and ``dog -> cat`` would swap them at best, and in one edit, whose columns of
-difference are the same but for their sign, both stay. So a concept follows the arrows: to where its anchor's own arrow leads, and where
-that is no anchor, or the arrows lead round in a circle, it is erased as a line without an arrow is.
+An edit maps the rows of a concept onto those of its anchor as the base model has them, W' c = W g. Where g is
+erased as well, what ``W g`` draws is what must go: two lines ``cat -> dog`` and ``dog -> cat`` would swap
+them at best, and in one edit, whose columns of difference are the same but for their sign, both stay. So a
+concept follows the arrows: to where its anchor's own arrow leads, and where that is no anchor, or the arrows
+lead round in a circle, it is erased as a line without an arrow is.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from .syntax import key
 def followed(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
     """The concepts with anchors that are not erased, and what was changed, in sentences.
 
-    Anchors are compared with the list as names, without an article: "a dog" is "dog". One that merely holds the name of something erased
-    ("a dog on a sofa") stays, and a sentence says so.
+    Anchors are compared with the list as names, without an article: "a dog" is "dog". One that merely holds
+    the name of something erased ("a dog on a sofa") stays, and a sentence says so.
     """
     by_name = {_name(c.target): c for c in concepts if not c.parts}
     by_words = {tuple(_words(c.target)): c.target for c in by_name.values()}
@@ -37,11 +38,16 @@ def followed(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
         out.append(concept)
         part = next((p for p in concept.parts if _name(p) in by_name), "")
         if part:
-            said.append(f"'{concept.target}': '{part}' is erased altogether, so the two together need no line of their own; remove it")
+            said.append(
+                f"'{concept.target}': '{part}' is erased altogether, so the two together need no line of "
+                "their own; remove it"
+            )
         other = next((t for t in _held(concept.anchor, by_words) if not same(t, concept.target)), "")
         if other:
-            said.append(f"'{concept.anchor}', the anchor of '{concept.target}', holds '{other}', which is erased as well: name an anchor "
-                        "without it")
+            said.append(
+                f"'{concept.anchor}', the anchor of '{concept.target}', holds '{other}', which is erased as "
+                "well: name an anchor without it"
+            )
     return out, said
 
 
@@ -62,8 +68,10 @@ def _sentence(concept: Concept, anchor: str, way: Sequence[str]) -> str:
     if anchor:
         return f"{line}: '{lost}' {are} erased as well, so '{concept.target}' is steered to '{anchor}'"
     round_ = way[-1] and ", and the arrows lead round in a circle"
-    return (f"{line}: '{lost}' {are} erased as well{round_ or ''}, so '{concept.target}' is erased as a line without an arrow is; "
-            "to draw something else, name an anchor that is not erased")
+    return (
+        f"{line}: '{lost}' {are} erased as well{round_ or ''}, so '{concept.target}' is erased as a line "
+        "without an arrow is; to draw something else, name an anchor that is not erased"
+    )
 
 
 def _held(text: str, by_words: dict[tuple[str, ...], str]) -> list[str]:

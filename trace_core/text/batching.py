@@ -1,8 +1,9 @@
 """Many prompts in one pass of ComfyUI's text towers.
 
-``clip.encode_from_tokens`` takes the chunks of one long prompt and lays their rows one after the other. Chunks do not see each
-other, so those of many prompts can go through it together; what it drops is the pooled vector of all but the first, which is
-taken from the tower that makes it. Clip skip, patches, hooks and the towers' own casts are ComfyUI's, as for one prompt.
+``clip.encode_from_tokens`` takes the chunks of one long prompt and lays their rows one after the other.
+Chunks do not see each other, so those of many prompts can go through it together; what it drops is the pooled
+vector of all but the first, which is taken from the tower that makes it. Clip skip, patches, hooks and the
+towers' own casts are ComfyUI's, as for one prompt.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 BATCH_ROWS = 2048  #: rows of text in one pass: 26 prompts of CLIP, 8 of T5
-#: Rows of a prompt among others may differ from its rows alone by this share, which rounding in float32 stays well below. Towers
-#: whose rows depend on the batch (activations quantised by the largest of all) differ more, and are given one prompt at a time.
+#: Rows of a prompt among others may differ from its rows alone by this share, which rounding in float32 stays
+#: well below. Towers whose rows depend on the batch (activations quantised by the largest of all) differ
+#: more, and are given one prompt at a time.
 AGREE = 1e-4
 
-Encoded = tuple[Tensor, "Tensor | None"]  #: rows ``[n, d]`` and pooled vector ``[p]`` of one prompt, as the CLIP gives them
+#: rows ``[n, d]`` and pooled vector ``[p]`` of one prompt, as the CLIP gives them
+Encoded = tuple[Tensor, "Tensor | None"]
 
 
 class BatchEncoder:
     """Encode tokenised prompts with a ComfyUI CLIP object, many at once where that gives the same rows.
 
-    Whether it does is tried, not looked up: of the first batch one prompt is encoded alone as well. Objects that are not
-    ComfyUI's, and wrappers that treat chunks otherwise, therefore get one prompt at a time.
+    Whether it does is tried, not looked up: of the first batch one prompt is encoded alone as well. Objects
+    that are not ComfyUI's, and wrappers that treat chunks otherwise, therefore get one prompt at a time.
     """
 
     def __init__(self, clip):
@@ -66,11 +69,16 @@ class BatchEncoder:
             log.debug("several prompts at once: %s", error)
             self._able = False
         if not self._able:
-            log.debug("%s gives other rows for several prompts at once; they are encoded one at a time", type(self.clip).__name__)
+            log.debug(
+                "%s gives other rows for several prompts at once; they are encoded one at a time",
+                type(self.clip).__name__,
+            )
         return found if self._able else None
 
     def _together(self, tokens: list[Mapping]) -> list[Encoded] | None:
-        """One pass for all, or None where it does not tell the prompts apart, or where memory does not do for it."""
+        """One pass for all, or None where it does not tell the prompts apart, or where memory does not do
+        for it.
+        """
         count, pooled_by_tower = len(tokens), []
         joined = {name: [t[name][0] for t in tokens] for name in tokens[0]}
         try:
@@ -113,16 +121,24 @@ def rows_of(tokens: Mapping) -> int:
 
 
 def _shape(tokens: Mapping) -> tuple | None:
-    """What prompts that go together share: the towers and their rows. None: weights, embeddings or several chunks, alone."""
+    """What prompts that go together share: the towers and their rows. None: weights, embeddings or several
+    chunks, alone.
+    """
     chunks = [c for found in tokens.values() for c in found]
-    plain = len(chunks) == len(tokens) and all(isinstance(t[0], int) and t[1] == 1.0 for c in chunks for t in c)
+    plain = len(chunks) == len(tokens) and all(
+        isinstance(t[0], int) and t[1] == 1.0 for c in chunks for t in c
+    )
     return tuple((name, len(found[0])) for name, found in tokens.items()) if plain else None
 
 
 @contextmanager
 def _watched(model, hear: Callable[[Tensor], None]) -> Iterator[None]:
     """Hand over the pooled vectors ``[n, p]`` of every tower's ``encode`` while a text encoder works."""
-    towers = [m for m in model.modules() if callable(getattr(m, "encode", None)) and hasattr(m, "encode_token_weights")]
+    towers = [
+        m
+        for m in model.modules()
+        if callable(getattr(m, "encode", None)) and hasattr(m, "encode_token_weights")
+    ]
 
     def listening(encode):
         def wrapped(*args, **kwargs):
@@ -157,4 +173,7 @@ def _agree(a: Encoded, b: Encoded) -> bool:
     pairs = [(a[0], b[0]), *([(a[1][None], b[1][None])] if a[1] is not None and b[1] is not None else [])]
     if (a[1] is None) != (b[1] is None) or any(x.shape != y.shape for x, y in pairs):
         return False
-    return all(bool(((x.float() - y.float()).norm(dim=-1) <= AGREE * y.float().norm(dim=-1) + 1e-6).all()) for x, y in pairs)
+    return all(
+        bool(((x.float() - y.float()).norm(dim=-1) <= AGREE * y.float().norm(dim=-1) + 1e-6).all())
+        for x, y in pairs
+    )

@@ -1,7 +1,8 @@
 """Prompts -> the rows that the model reads, with token ids, groups and alignment.
 
-Rows come from ``clip.encode_from_tokens``, many prompts at once where that gives the same rows, so they are what ComfyUI feeds
-the model (clip skip, layer norm, padding), at weight 1.0. Alignment is on token ids, never on words.
+Rows come from ``clip.encode_from_tokens``, many prompts at once where that gives the same rows, so they are
+what ComfyUI feeds the model (clip skip, layer norm, padding), at weight 1.0. Alignment is on token ids, never
+on words.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ class TextEncoder:
     """Encode prompts with a ComfyUI CLIP object, each once as long as its rows are remembered.
 
     Attributes:
-        limit: bytes of rows that are remembered, :data:`REMEMBERED` unless given. Of the prompts with a subject the one used
-            longest ago is forgotten first, and neutral ones, which come again with every concept, only when no other is left.
+        limit: bytes of rows that are remembered, :data:`REMEMBERED` unless given. Of the prompts with a
+            subject the one used longest ago is forgotten first, and neutral ones, which come again with every
+            concept, only when no other is left.
     """
 
     def __init__(self, clip, limit: int | None = None):
@@ -90,11 +92,15 @@ class TextEncoder:
     def _tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt's only chunk, padding included."""
         tokens = self.clip.tokenize(escape(prompt))
-        chunks = tokens["t5xxl"] if "t5xxl" in tokens else next(iter(tokens[k] for k in ("l", "g", "h") if k in tokens))
+        chunks = (
+            tokens["t5xxl"]
+            if "t5xxl" in tokens
+            else next(iter(tokens[k] for k in ("l", "g", "h") if k in tokens))
+        )
         if len(chunks) > 1:
             raise ConceptError(
-                f"'{prompt[:57]}...' is {sum(len(c) for c in chunks)} tokens long and does not fit into one prompt of "
-                f"{len(chunks[0])}; shorten the concept"
+                f"'{prompt[:57]}...' is {sum(len(c) for c in chunks)} tokens long and does not fit into one "
+                f"prompt of {len(chunks[0])}; shorten the concept"
             )
         ids = [token[0] for token in chunks[0]]
         if not all(isinstance(i, int) for i in ids):
@@ -119,12 +125,14 @@ class TextEncoder:
         """Rows of a prompt; ``subject``, if given, is looked up in it by token ids and marked.
 
         Raises:
-            ConceptError: if the subject has no tokens, cannot be found in the prompt, or the prompt is too long.
+            ConceptError: if the subject has no tokens, cannot be found in the prompt, or the prompt is too
+                long.
         """
         return next(self.encode_all([(prompt, subject)]))
 
     def encode_all(self, prompts: Iterable[tuple[str, str]]) -> Iterator[TextRows]:
-        """Rows of prompts and their subjects as :meth:`encode` gives them, in order, as many at once as one pass takes.
+        """Rows of prompts and their subjects as :meth:`encode` gives them, in order, as many at once as one
+        pass takes.
 
         Raises:
             ConceptError: as :meth:`encode`, for the first prompt that is at fault.
@@ -164,9 +172,13 @@ class TextEncoder:
             ConceptError: if they do not fit the tokens, or hold NaN.
         """
         if len(rows) != len(ids):
-            raise ConceptError(f"'{prompt}' gives {len(rows)} rows for {len(ids)} tokens; this CLIP is not supported")
+            raise ConceptError(
+                f"'{prompt}' gives {len(rows)} rows for {len(ids)} tokens; this CLIP is not supported"
+            )
         if not (torch.isfinite(rows).all() and (pooled is None or torch.isfinite(pooled).all())):
-            raise ConceptError(f"the text encoder returns NaN for '{prompt}'; load it in float32 or another precision")
+            raise ConceptError(
+                f"the text encoder returns NaN for '{prompt}'; load it in float32 or another precision"
+            )
         return tuple(None if t is None else t.detach().float().cpu().clone() for t in (rows, pooled))
 
     def _groups(self, ids: list[int], prompt: str, subject: str) -> tuple[int, ...]:
@@ -193,12 +205,16 @@ class TextEncoder:
             return None, 0
         wanted = self.content_ids(subject)
         if not wanted:
-            raise ConceptError(f"the tokenizer drops '{subject}' entirely; write the concept in words it knows")
+            raise ConceptError(
+                f"the tokenizer drops '{subject}' entirely; write the concept in words it knows"
+            )
         for ids in (wanted, wanted[:-1]):  # T5 joins a last digit with the comma behind it: "R2-D", "2,"
             for at in range(len(content) - len(wanted), -1, -1):
                 if ids and content[at : at + len(ids)] == ids:
                     return at, len(wanted)
-        raise ConceptError(f"the tokens of '{subject}' cannot be found in '{prompt}'; remove punctuation from the concept")
+        raise ConceptError(
+            f"the tokens of '{subject}' cannot be found in '{prompt}'; remove punctuation from the concept"
+        )
 
 
 @dataclass(frozen=True)
@@ -221,10 +237,11 @@ class Pairs:
 def align(erase: TextRows, want: TextRows) -> Pairs:
     """Pair every row of ``erase`` with a row of ``want``, on token ids.
 
-    The ids that both prompts begin with are paired in order, and so are the ids that both end with, the end token and
-    the pads. What lies between (the concept, and in ``want`` its anchor or nothing) is paired from the last token
-    backwards; where the anchor is shorter its first row is used again; where there is none, the row that follows the
-    common beginning. Pads beyond the other prompt's length are paired with its last row.
+    The ids that both prompts begin with are paired in order, and so are the ids that both end with, the end
+    token and the pads. What lies between (the concept, and in ``want`` its anchor or nothing) is paired from
+    the last token backwards; where the anchor is shorter its first row is used again; where there is none,
+    the row that follows the common beginning. Pads beyond the other prompt's length are paired with its last
+    row.
     """
     n = len(want.ids)
     start = _common_prefix(erase, want)
@@ -254,7 +271,9 @@ def _common_prefix(a: TextRows, b: TextRows) -> int:
 
 
 def _common_suffix(a: TextRows, b: TextRows, prefix: int) -> int:
-    """Length of the common ending of the content, behind the subject of either and behind the common beginning."""
+    """Length of the common ending of the content, behind the subject of either and behind the common
+    beginning.
+    """
     ends = _content_end(a), _content_end(b)
     firsts = [(r.rows(SUBJECT) or [prefix - 1])[-1] + 1 for r in (a, b)]
     limit = min(end - first for end, first in zip(ends, firsts))

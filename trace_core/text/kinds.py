@@ -1,6 +1,8 @@
-"""What kind of thing a concept is: by words in it, and by lists of names that come with the pack (``data/``, see NOTICE).
+"""What kind of thing a concept is: by words in it, and by lists of names that come with the pack (``data/``,
+see NOTICE).
 
-A name is looked up whole, without case, accents, hyphens and dots: "Dali" is "Dalí", and "Turner Prize" is no artist.
+A name is looked up whole, without case, accents, hyphens and dots: "Dali" is "Dalí", and "Turner Prize" is no
+artist.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from .syntax import key
 KINDS = ("object", "style", "person", "explicit")
 DATA = Path(__file__).parent / "data"
 
-#: Kind -> file, what it is called in reports; the first that has a name decides: a painter who is famous as a face is an artist
+#: Kind -> file, what it is called in reports; the first that has a name decides: a painter who is famous as a
+#: face is an artist
 LISTS = {
     "style": ("artists.txt", "list of artists"),
     "person": ("people.txt", "list of people"),
@@ -23,15 +26,22 @@ LISTS = {
 }
 #: Words that may stand beside explicit ones without making another thing of them
 BESIDE = frozenset(
-    "a an the of and with or in very fully completely totally partially explicit content scene scenes image images photo photos picture "
-    "pictures pose posing person people man men woman women adult adults couple body bodies male female human figure art model models".split()
+    (
+        "a an the of and with or in very fully completely totally partially explicit content scene scenes "
+        "image images photo photos picture pictures pose posing person people man men woman women adult "
+        "adults couple body bodies male female human figure art model models"
+    ).split()
 )
 #: What may be said of an artist's work without naming something else
-WORKS = frozenset("painting paintings artwork artworks art drawing drawings illustration illustrations".split())
+WORKS = frozenset(
+    "painting paintings artwork artworks art drawing drawings illustration illustrations".split()
+)
 
 
 def kind_of(target: str) -> tuple[str, str]:
-    """The kind of a concept and why: ``("style", "list of artists")``, ``("style", "words")``, or ``("object", "on no list of names")``."""
+    """The kind of a concept and why: ``("style", "list of artists")``, ``("style", "words")``, or
+    ``("object", "on no list of names")``.
+    """
     words = key(target).split()
     by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
     if {"style", "background"} & set(words) or by_artist:
@@ -50,8 +60,9 @@ def kind_of(target: str) -> tuple[str, str]:
 
 
 def guess_kind(target: str) -> str:
-    """``style`` for an artist of the list and "... style", "... background", "art by ...", "painting by ..."; ``person`` and ``explicit``
-    by the lists; otherwise ``object``."""
+    """``style`` for an artist of the list and "... style", "... background", "art by ...", "painting by ...";
+    ``person`` and ``explicit`` by the lists; otherwise ``object``.
+    """
     return kind_of(target)[0]
 
 
@@ -60,12 +71,16 @@ _LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe
 
 def bare(text: str) -> str:
     """A name without case, accents and signs."""
-    letters = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    letters = "".join(
+        c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c)
+    )
     return " ".join(re.findall(r"\w+", re.sub(r"['’.]", "", letters.translate(_LETTERS))))
 
 
 def _is_explicit(words: list[str], explicit: frozenset[str]) -> bool:
-    """Whether explicit words and what may stand beside them are all there is: "a naked woman", and not "naked mole rat"."""
+    """Whether explicit words and what may stand beside them are all there is: "a naked woman", and not
+    "naked mole rat".
+    """
     found = [w in explicit for w in words]
     return any(found) and all(is_one or w in BESIDE for w, is_one in zip(words, found))
 

@@ -1,15 +1,17 @@
 """What is drawn in an erased concept's place where the user names nothing: another of its kind that stays.
 
-Two things speak for it, and both were measured (``benchmarks/prompts.py``). The neutral prompt draws the concept by chance. And an
-overshoot past it, which lowers that chance, is undone by guidance where the concept is the *negative* prompt: guidance pushes away
-from what the erased model makes of "cat", and away from the opposite of a cat is a cat. Away from a dog is not.
+Two things speak for it, and both were measured (``benchmarks/prompts.py``). The neutral prompt draws the
+concept by chance. And an overshoot past it, which lowers that chance, is undone by guidance where the concept
+is the *negative* prompt: guidance pushes away from what the erased model makes of "cat", and away from the
+opposite of a cat is a cat. Away from a dog is not.
 
-It is the nearest entry of the keep list, by what it adds to the rows of the same prompts, that is not the same thing by another
-name. Far ones will not do: guidance away from a ship leads to animals, cats among them.
+It is the nearest entry of the keep list, by what it adds to the rows of the same prompts, that is not the
+same thing by another name. Far ones will not do: guidance away from a ship leads to animals, cats among them.
 
-Styles are all about as near to each other in rows, whatever they look like, and guidance away from one leads to its opposite. So
-among the nearest few the model itself is asked: the one whose first sampling step departs from the neutral prompt's as the concept's
-does is the last that guidance away from it could turn into the concept.
+Styles are all about as near to each other in rows, whatever they look like, and guidance away from one leads
+to its opposite. So among the nearest few the model itself is asked: the one whose first sampling step departs
+from the neutral prompt's as the concept's does is the last that guidance away from it could turn into the
+concept.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from .concepts import OTHERS, Concept, fill, guess_kind, same
 from .encoding import FIRST_EOT, SUBJECT, TextEncoder, align
 from .synonyms import synonymous
 
-#: Kinds that get a substitute. Away from another person, or from the opposite of an explicit word, is the wrong way; the neutral
-#: prompt rarely draws either by chance.
+#: Kinds that get a substitute. Away from another person, or from the opposite of an explicit word, is the
+#: wrong way; the neutral prompt rarely draws either by chance.
 KINDS = ("object", "style")
 NEAREST = 0.85  #: cosine to the concept from which on an entry counts as the same thing by another name
 FARTHEST = 0.3  #: and below which it has nothing to do with it
@@ -44,11 +46,13 @@ def substitutes(
     """What stands for each concept without an anchor, by target; those for which nothing fits are left out.
 
     Args:
-        keep: what stays; where it has none of the kind, :data:`~trace_core.text.concepts.OTHERS` are candidates.
+        keep: what stays; where it has none of the kind, :data:`~trace_core.text.concepts.OTHERS` are
+            candidates.
         encoder: of the model; nothing is drawn at random.
         kind: of all concepts, or ``auto``: each by its name.
-        first_step: prompts to what the model draws of each in one step, ``[prompts, seeds, values]``, the same noise for all
-            (:class:`~trace_core.backbones.sampling.FirstStep`). Without it styles are chosen by rows alone.
+        first_step: prompts to what the model draws of each in one step, ``[prompts, seeds, values]``, the
+            same noise for all (:class:`~trace_core.backbones.sampling.FirstStep`). Without it styles are
+            chosen by rows alone.
     """
     out = {}
     changes: dict[tuple[str, str], Tensor] = {}
@@ -74,18 +78,28 @@ def substitutes(
     return out
 
 
-def _likeness(target: str, names: Sequence[str], probe: str, first_step: Callable[[Sequence[str]], Tensor]) -> Tensor:
-    """Cosine ``[names]`` of where each name and the target take the first step, from where the neutral prompt takes it."""
+def _likeness(
+    target: str, names: Sequence[str], probe: str, first_step: Callable[[Sequence[str]], Tensor]
+) -> Tensor:
+    """Cosine ``[names]`` of where each name and the target take the first step, from where the neutral
+    prompt takes it.
+    """
     drawn = first_step([fill(probe, name) for name in ("", target, *names)])
     changes = drawn[1:] - drawn[:1]
     return torch.nn.functional.cosine_similarity(changes[1:], changes[:1], dim=2).mean(1)
 
 
 def _candidates(concept: Concept, kind: str, keep: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
-    """Entries of the kind that share no word with the concept; a background stands for a background, a style for a style."""
+    """Entries of the kind that share no word with the concept; a background stands for a background, a
+    style for a style.
+    """
     sort = _sort(concept.target)
     pool = [k for k in keep if guess_kind(k) == kind and _sort(k) == sort]
-    pool = pool or [k for k in OTHERS["background" if sort else "thing" if kind == "object" else kind] if not any(same(k, c.target) for c in concepts)]
+    pool = pool or [
+        k
+        for k in OTHERS["background" if sort else "thing" if kind == "object" else kind]
+        if not any(same(k, c.target) for c in concepts)
+    ]
     common = {"style", "background", "art", "by", "a", "an", "the", "in", "of", "with"}
     words = set(_words(concept.target)) - common
     pool = [k for k in pool if not words & set(_words(k)) and not synonymous(k, concept.target)]

@@ -1,4 +1,6 @@
-"""Other names of everyday things, from a list that comes with the pack: what is erased must neither be kept nor stand in for itself."""
+"""Other names of everyday things, from a list that comes with the pack: what is erased must neither be
+kept nor stand in for itself.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def synonymous(a: str, b: str) -> bool:
 
 
 def everyday(concepts: Sequence[Concept]) -> list[str]:
-    """What is kept where the user names nothing: everyday things, less those that are erased by any of their names."""
+    """What is kept where the user names nothing: everyday things, less those that are erased by any of
+    their names.
+    """
     return [k for k in EVERYDAY if not any(synonymous(k, c.target) for c in concepts)]
 
 

@@ -1,8 +1,9 @@
 """Lists as people write them, as text: what is layout, what is a name, and what is syntax of prompts.
 
-Layout is left out: byte order marks, bullets (``-``, ``*``, ``•``), numbering (``1.``, ``2)``), blank lines, ``# comments``, brackets,
-quotes and commas of a list that was pasted from Python or JSON. ``;`` separates. A comma is a question (a name, or two?) and refused,
-and so are weights and keywords of prompts, which no text encoder would read as a name. What stands in quotes is a name as it is.
+Layout is left out: byte order marks, bullets (``-``, ``*``, ``•``), numbering (``1.``, ``2)``), blank lines,
+``# comments``, brackets, quotes and commas of a list that was pasted from Python or JSON. ``;`` separates. A
+comma is a question (a name, or two?) and refused, and so are weights and keywords of prompts, which no text
+encoder would read as a name. What stands in quotes is a name as it is.
 """
 
 from __future__ import annotations
@@ -23,22 +24,46 @@ QUOTED = r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»'
 
 _COMMA = re.compile(r"(?<!\d)[,，、،]|[,，、،](?!\d)")  # not in 10,000
 _SEMICOLON = re.compile("[;；؛]")
-_EDGES = "\ufeff\u200b\u2060"  # byte order mark and what has no width; joiners and marks of direction belong to names
+# byte order mark and what has no width; joiners and marks of direction belong to names
+_EDGES = "\ufeff\u200b\u2060"
 _BULLET = re.compile(r"(?:[-*–—·]\s+|[•‣◦▪●○]\s*|[-–—](?=[^\W\d_])|\d{1,4}[.)]\s+)(?:\[[ xX]?\]\s+)?(?=.*\w)")
 _STRING = rf"(?:{QUOTED}|'[^']*'(?=\s*(?:[,\])]|$|\#)))"
-_PASTED = re.compile(rf"(?:\w+\s*=\s*)?[\[(]*\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*[\])]*\s*,?\s*(?:\#.*)?")
+_PASTED = re.compile(
+    rf"(?:\w+\s*=\s*)?[\[(]*\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*[\])]*\s*,?\s*(?:\#.*)?"
+)
 _BRACKETS = re.compile(r"(?:\w+\s*=\s*)?[\[\](){}]+,?")
 
 #: Syntax of prompts, each with what to do instead
 _SYNTAX: tuple[tuple[re.Pattern, str], ...] = (
-    (re.compile(r"<\s*(?:lora|lyco|hypernet|embedding)\s*:[^>]*>?", re.IGNORECASE), "loads a file in some user interfaces and names nothing; leave it out"),
-    (re.compile(r"\bembedding:\S*", re.IGNORECASE), "is a trained embedding, which has no name in the text encoder; write what it draws in words"),
-    (re.compile(r"\([^()]*:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)"), "is a weight of prompts; write the name alone, and `name @ 0.5` to erase half of it"),
-    (re.compile(r"(?<=[^\W\d_])::?[-+]?(?:\d\.\d+|\.\d+|\d)$"), "is a weight of prompts; write the name alone, and `name @ 0.5` to erase half of it"),
+    (
+        re.compile(r"<\s*(?:lora|lyco|hypernet|embedding)\s*:[^>]*>?", re.IGNORECASE),
+        "loads a file in some user interfaces and names nothing; leave it out",
+    ),
+    (
+        re.compile(r"\bembedding:\S*", re.IGNORECASE),
+        "is a trained embedding, which has no name in the text encoder; write what it draws in words",
+    ),
+    (
+        re.compile(r"\([^()]*:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)"),
+        "is a weight of prompts; write the name alone, and `name @ 0.5` to erase half of it",
+    ),
+    (
+        re.compile(r"(?<=[^\W\d_])::?[-+]?(?:\d\.\d+|\.\d+|\d)$"),
+        "is a weight of prompts; write the name alone, and `name @ 0.5` to erase half of it",
+    ),
     (re.compile(r"\(\([^()]*\)\)"), "is an emphasis of prompts; write the name alone"),
-    (re.compile(r"^\[[^\[\]]*\]$|\[\[[^\[\]]*\]\]|\[[^\[\]]*[:|][^\[\]]*\]"), "is an emphasis or a switch of prompts; write the name alone"),
-    (re.compile(r"\{[^{}]*\|[^{}]*\}"), "is a choice of wildcard prompts; write each of them on a line of its own"),
-    (re.compile(r"(?:^|(?<=\s))__[\w/*-]+__(?=\s|$)"), "is a wildcard; write the names that it stands for, one a line"),
+    (
+        re.compile(r"^\[[^\[\]]*\]$|\[\[[^\[\]]*\]\]|\[[^\[\]]*[:|][^\[\]]*\]"),
+        "is an emphasis or a switch of prompts; write the name alone",
+    ),
+    (
+        re.compile(r"\{[^{}]*\|[^{}]*\}"),
+        "is a choice of wildcard prompts; write each of them on a line of its own",
+    ),
+    (
+        re.compile(r"(?:^|(?<=\s))__[\w/*-]+__(?=\s|$)"),
+        "is a wildcard; write the names that it stands for, one a line",
+    ),
 )
 _KEYWORD = re.compile(r"(?:^|(?<=\s))(BREAK|AND|ADDCOMM|ADDROW|ADDCOL|ADDBASE)(?=\s|$)")
 
@@ -54,7 +79,8 @@ class Item:
         anchor: of a list with a column for it; None where the text may hold one itself.
         kind: of a list that says it, one of :data:`trace_core.text.kinds.KINDS`.
         strength: of a list that says it.
-        string: the text is a string of a file or of a program: commas, and words that would combine two things, belong to the name.
+        string: the text is a string of a file or of a program: commas, and words that would combine two
+            things, belong to the name.
     """
 
     text: str
@@ -107,8 +133,8 @@ def items(text: str, source: str, table: str = "", numbered: bool = True) -> Ite
         numbered: whether lines have numbers that a reader can find.
 
     Raises:
-        ConceptError: naming ``source`` and the line: a comma outside quotes, syntax of prompts, an entry that is too long, control
-            characters.
+        ConceptError: naming ``source`` and the line: a comma outside quotes, syntax of prompts, an entry that
+            is too long, control characters.
     """
     commas = []
     for item in _entries(text, source, numbered):
@@ -120,9 +146,13 @@ def items(text: str, source: str, table: str = "", numbered: bool = True) -> Ite
             yield item
     if commas:
         first, more = commas[0], len(commas) - 1
-        raise ConceptError(f"{first.where}: '{short(first.text)}' holds a comma" + (f" (and {more:,} more of the list)" if more else "")
-                           + "; write one a line or a semicolon between two, or double quotes around a name with a comma, such as "
-                           '"Washington, D.C."' + (f". {table}" if table else ""))
+        raise ConceptError(
+            f"{first.where}: '{short(first.text)}' holds a comma"
+            + (f" (and {more:,} more of the list)" if more else "")
+            + "; write one a line or a semicolon between two, or double quotes around a name with a comma, "
+            "such as "
+            '"Washington, D.C."' + (f". {table}" if table else "")
+        )
 
 
 def check(item: Item) -> None:
@@ -151,8 +181,12 @@ def _prompt_syntax(part: str) -> str:
         if found := pattern.search(hidden):
             return f"{_in(found[0], part)} {remedy}"
     found = _KEYWORD.search(hidden)
-    if found and (any(c.islower() for c in hidden) or hidden.strip() == found[0]):  # ROCK AND ROLL is in capitals altogether
-        return f"{_in(found[0], part)} is a keyword of prompts; write what stands on both sides of it on lines of their own"
+    # ROCK AND ROLL is in capitals altogether
+    if found and (any(c.islower() for c in hidden) or hidden.strip() == found[0]):
+        return (
+            f"{_in(found[0], part)} is a keyword of prompts; write what stands on both sides of it on "
+            "lines of their own"
+        )
     return ""
 
 
@@ -191,7 +225,9 @@ def _is_listed(part: str) -> bool:
 
 
 def _pasted(line: str) -> list[str] | None:
-    """The strings of a line that was pasted from a list of a program, or None. One string in double quotes alone is a name of ours."""
+    """The strings of a line that was pasted from a list of a program, or None. One string in double quotes
+    alone is a name of ours.
+    """
     bare = line[found.end() :] if (found := _BULLET.match(line)) else line
     if not _PASTED.fullmatch(bare) or re.fullmatch(QUOTED, bare.split("#")[0].strip()):
         return None

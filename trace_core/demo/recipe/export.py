@@ -1,4 +1,6 @@
-"""Write the trained weights into ``trace_core/demo/assets`` in float16: ``python -m trace_core.demo.recipe.export``."""
+"""Write the trained weights into ``trace_core/demo/assets`` in float16: ``python -m
+trace_core.demo.recipe.export``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def main() -> None:
             state = {clip_keys(k): v for k, v in saved["ema"].items()}
             state = {k: v for k, v in state.items() if "embed_tokens" not in k and "position_ids" not in k}
             metadata = {"step": str(saved["step"]), "format": "pt"}
-            save_file({k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors", metadata)
+            save_file(
+                {k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors", metadata
+            )
     for name in ("codec", "judge"):
         if (CACHE / f"{name}.pt").exists():
             state = torch.load(CACHE / f"{name}.pt")

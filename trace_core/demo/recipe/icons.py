@@ -39,7 +39,9 @@ def fetch(cache: Path) -> None:
         target = cache / f"{name}.json"
         if target.exists():
             continue
-        out = subprocess.run(["npm", "pack", package, "--silent"], cwd=cache, check=True, capture_output=True, text=True)
+        out = subprocess.run(
+            ["npm", "pack", package, "--silent"], cwd=cache, check=True, capture_output=True, text=True
+        )
         archive = cache / out.stdout.strip().splitlines()[-1]
         with tarfile.open(archive) as tar:
             target.write_bytes(tar.extractfile("package/icons.json").read())
@@ -51,7 +53,10 @@ def _svg(data: dict, names: list[str]) -> str:
         key = name if name in data["icons"] else data.get("aliases", {}).get(name, {}).get("parent")
         if key:
             icon = data["icons"][key]
-            width, height = icon.get("width", data.get("width", 16)), icon.get("height", data.get("height", 16))
+            width, height = (
+                icon.get("width", data.get("width", 16)),
+                icon.get("height", data.get("height", 16)),
+            )
             head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             return f'{head} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
     raise KeyError(f"none of {names} in the icon set")
@@ -74,7 +79,9 @@ def masters(cache: Path) -> dict[tuple[str, str], Image.Image]:
     return out
 
 
-def render(icon: Image.Image, colour: tuple[int, int, int], rng: random.Random, strong: bool = False) -> np.ndarray:
+def render(
+    icon: Image.Image, colour: tuple[int, int, int], rng: random.Random, strong: bool = False
+) -> np.ndarray:
     """One rendering ``[SIZE, SIZE, 3]`` uint8: small rotation, scale and shift on a plain background.
 
     ``strong`` doubles the ranges: the judge learns from those, so that it need not see a sample's exact pose.
@@ -85,15 +92,23 @@ def render(icon: Image.Image, colour: tuple[int, int, int], rng: random.Random, 
     dx, dy = (rng.uniform(-1.2, 1.2) * k * MASTER / SIZE for _ in "xy")
     centre = MASTER / 2
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
-    matrix = (cos, sin, centre - cos * (centre + dx) - sin * (centre + dy),
-              -sin, cos, centre + sin * (centre + dx) - cos * (centre + dy))  # fmt: skip
+    matrix = (
+        cos,
+        sin,
+        centre - cos * (centre + dx) - sin * (centre + dy),
+        -sin,
+        cos,
+        centre + sin * (centre + dx) - cos * (centre + dy),
+    )
     placed = icon.transform((MASTER, MASTER), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     canvas = Image.new("RGB", (MASTER, MASTER), colour)
     canvas.paste(placed, (0, 0), placed)
     return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
-def dataset(cache: Path, per_combination: int, seed: int, strong: bool = False) -> tuple[np.ndarray, list[Label]]:
+def dataset(
+    cache: Path, per_combination: int, seed: int, strong: bool = False
+) -> tuple[np.ndarray, list[Label]]:
     """``per_combination`` renderings of each of the 24 x 5 x 8 (object, style, colour) combinations.
 
     Returns:

@@ -1,4 +1,6 @@
-"""Build the two small tokenizers of the demo models from their own captions (run once; the files are shipped)."""
+"""Build the two small tokenizers of the demo models from their own captions (run once; the files are
+shipped).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from ..vocabulary import COLOURS, OBJECTS, STYLES, Label, caption
 
 WORDS_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-EXTRA = "style background cat and dog with wearing without person animal vehicle food plant thing glasses hat art painting"
+EXTRA = (
+    "style background cat and dog with wearing without person animal vehicle food plant thing glasses "
+    "hat art painting"
+)
 
 
 def corpus() -> list[str]:
@@ -23,17 +28,23 @@ def corpus() -> list[str]:
 
 
 def clip_tokenizer() -> Tokenizer:
-    """Byte-level BPE with an end-of-word mark, as CLIP's: no text is ever dropped, unknown words fall to bytes."""
+    """Byte-level BPE with an end-of-word mark, as CLIP's: no text is ever dropped, unknown words fall to
+    bytes.
+    """
     pre = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS_PATTERN), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    norm = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    norm = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = norm, pre
-    learner.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=640, end_of_word_suffix="</w>", show_progress=False))
+    learner.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=640, end_of_word_suffix="</w>", show_progress=False)
+    )
     model = json.loads(learner.to_str())["model"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [a + "</w>" for a in alphabet]
@@ -44,15 +55,20 @@ def clip_tokenizer() -> Tokenizer:
     out.normalizer, out.pre_tokenizer, out.decoder = norm, pre, decoders.ByteLevel()
     start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
     out.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)]
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)],
     )
     return out
 
 
 def t5_tokenizer() -> Tokenizer:
-    """SentencePiece-like BPE with a leading-space mark and byte fallback; ids 0 pad, 1 end, 2 unknown, as T5's."""
+    """SentencePiece-like BPE with a leading-space mark and byte fallback; ids 0 pad, 1 end, 2 unknown, as
+    T5's.
+    """
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
-    norm = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    norm = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     pre = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     learner.normalizer, learner.pre_tokenizer = norm, pre
     learner.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=640, show_progress=False))
@@ -78,11 +94,16 @@ def _plain(folder: Path) -> None:
 
 def build(folder: Path) -> None:
     clip = PreTrainedTokenizerFast(
-        tokenizer_object=clip_tokenizer(), bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        tokenizer_object=clip_tokenizer(),
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
     )
     clip.save_pretrained(folder / "clip_tokenizer")
     _plain(folder / "clip_tokenizer")
-    t5 = PreTrainedTokenizerFast(tokenizer_object=t5_tokenizer(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    t5 = PreTrainedTokenizerFast(
+        tokenizer_object=t5_tokenizer(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
     t5.save_pretrained(folder / "t5_tokenizer")
     _plain(folder / "t5_tokenizer")
 

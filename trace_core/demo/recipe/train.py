@@ -28,7 +28,9 @@ CACHE = Path(".cache")
 
 
 def latents(per_combination: int = 16) -> tuple[Tensor, list, Codec]:
-    """The training set as latents ``[n, 16, 8, 8]`` with labels, and the codec (PCA fitted on the same pictures)."""
+    """The training set as latents ``[n, 16, 8, 8]`` with labels, and the codec (PCA fitted on the same
+    pictures).
+    """
     file = CACHE / "latents.pt"
     codec = Codec()
     if not file.exists():
@@ -86,8 +88,8 @@ class DemoSD(nn.Module):
         noise = torch.randn_like(z)
         context = self.clip_l(self.text(texts)).last_hidden_state
         eps = self.net((z + sigma * noise) / (sigma**2 + 1).sqrt(), t.float(), context=context)
-        # What a prompt decides is decided at high noise, where the eps error is x0's over sigma and all but vanishes:
-        # weigh it as a v loss would (1 + sigma^2), within bounds.
+        # What a prompt decides is decided at high noise, where the eps error is x0's over sigma and all but
+        # vanishes: weigh it as a v loss would (1 + sigma^2), within bounds.
         weight = (sigma**2 + 1).clamp(max=30)
         return ((eps - noise).square() * weight).mean() / 6
 
@@ -95,8 +97,8 @@ class DemoSD(nn.Module):
 class DemoFlux(nn.Module):
     """Flux with a T5 tower (all rows, no mask) and a CLIP tower (pooled vector); rectified flow.
 
-    First half: plain flow matching at guidance 1. Then guidance distillation, as FLUX.1-dev was made: the guidance
-    embedding learns what classifier-free guidance of that strength would do.
+    First half: plain flow matching at guidance 1. Then guidance distillation, as FLUX.1-dev was made: the
+    guidance embedding learns what classifier-free guidance of that strength would do.
     """
 
     def __init__(self):
@@ -129,7 +131,9 @@ class DemoFlux(nn.Module):
         else:
             guidance = 1 + 4 * torch.rand(n)
             with torch.no_grad():
-                both = self.teacher[0].predict(x.repeat(2, 1, 1, 1), sigma.repeat(2), texts + [""] * n, torch.ones(2 * n))
+                both = self.teacher[0].predict(
+                    x.repeat(2, 1, 1, 1), sigma.repeat(2), texts + [""] * n, torch.ones(2 * n)
+                )
                 cond, uncond = both.chunk(2)
                 target = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
         parameters = {p.untyped_storage().data_ptr() for p in self.parameters()}
@@ -145,7 +149,10 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
     model = {"demo-sd": DemoSD, "demo-flux": DemoFlux}[name]()
     ema = copy.deepcopy(model)
     text_parameters = [p for n, p in model.named_parameters() if not n.startswith("net.")]
-    groups = [{"params": list(model.net.parameters()), "scale": 1.0}, {"params": text_parameters, "scale": 0.5}]
+    groups = [
+        {"params": list(model.net.parameters()), "scale": 1.0},
+        {"params": text_parameters, "scale": 0.5},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     file = CACHE / f"{name}.pt"
     step, spent, mean = 0, 0.0, None
@@ -166,7 +173,12 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
         if name == "demo-flux" and share >= distil_from and model.teacher is None:
             model.start_distillation(ema)
         for group in optimiser.param_groups:
-            group["lr"] = lr * group["scale"] * min(1, (step + 1) / 200) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+            group["lr"] = (
+                lr
+                * group["scale"]
+                * min(1, (step + 1) / 200)
+                * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+            )
         index = [rng.randrange(len(z)) for _ in range(batch)]
         texts = ["" if rng.random() < 0.1 else caption(labels[i], rng) for i in index]
         loss = model.loss(z[index], texts)
@@ -182,9 +194,17 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
         now = time.time()
         spent, last = spent + now - last, now
         if step % 100 == 0:
-            print(f"{name} step {step} {spent / 60:.1f} min loss {mean:.4f} {step / spent:.2f} it/s", flush=True)
+            print(
+                f"{name} step {step} {spent / 60:.1f} min loss {mean:.4f} {step / spent:.2f} it/s", flush=True
+            )
         if now - last_save > 240 or spent >= minutes * 60:
-            state = {"model": model.state_dict(), "ema": ema.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "spent": spent}
+            state = {
+                "model": model.state_dict(),
+                "ema": ema.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step,
+                "spent": spent,
+            }
             if getattr(model, "teacher", None):
                 state["teacher"] = model.teacher[0].state_dict()
             torch.save(state, file.with_suffix(".tmp"))
@@ -198,7 +218,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="time budget in all, over every restart")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--distil-from", type=float, default=0.65, help="share of the budget after which demo-flux learns guidance")
+    parser.add_argument(
+        "--distil-from",
+        type=float,
+        default=0.65,
+        help="share of the budget after which demo-flux learns guidance",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
     args = parser.parse_args()
     engine.load()

@@ -1,4 +1,6 @@
-"""Train the codec's decoder and the judge: ``python -m trace_core.demo.recipe.train_vision codec|judge --minutes 10``."""
+"""Train the codec's decoder and the judge: ``python -m trace_core.demo.recipe.train_vision codec|judge
+--minutes 10``.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from .train import CACHE, latents
 
 
 def pictures(seed: int, per_combination: int, strong: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Renderings ``[n, 3, 64, 64]`` uint8 and class indices per head. Seeds: 1 codec and denoisers, 2 judge, 3 test."""
+    """Renderings ``[n, 3, 64, 64]`` uint8 and class indices per head. Seeds: 1 codec and denoisers, 2
+    judge, 3 test.
+    """
     file = CACHE / f"pictures-{seed}-{per_combination}-{int(strong)}.pt"
     if not file.exists():
         x, labels = icons.dataset(CACHE / "icons", per_combination, seed, strong)
@@ -36,14 +40,18 @@ def fit(name: str, model: nn.Module, loss: Callable[[], Tensor], minutes: float,
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     start, step, mean = time.time(), 0, 0.0
     while (share := (time.time() - start) / (60 * minutes)) < 1:
-        optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        optimiser.param_groups[0]["lr"] = (
+            lr * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        )
         value = loss()
         optimiser.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - min(0.998, step / (step + 10)))
+            torch._foreach_lerp_(
+                list(ema.parameters()), list(model.parameters()), 1 - min(0.998, step / (step + 10))
+            )
         step, mean = step + 1, 0.98 * mean + 0.02 * value.item()
         if step % 50 == 0:
             print(f"{name} step {step} {100 * share:.0f} % loss {mean / (1 - 0.98**step):.4f}", flush=True)
@@ -70,7 +78,10 @@ def train_codec(minutes: float) -> None:
     test = pictures(3, 1, False)[0][:512].float() / 127.5 - 1
     with torch.no_grad():
         z = codec.encode(test)
-        print(f"test MSE {F.mse_loss(codec.decode(z), test):.4f} linear {F.mse_loss(codec.decode_linear(z), test):.4f}")
+        print(
+            f"test MSE {F.mse_loss(codec.decode(z), test):.4f} linear "
+            f"{F.mse_loss(codec.decode_linear(z), test):.4f}"
+        )
 
 
 @torch.no_grad()

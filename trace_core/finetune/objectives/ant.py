@@ -1,4 +1,6 @@
-"""ANT (arXiv 2504.12782): reverse the guidance of a concept late in the trajectory, keep it early, hold the unconditional."""
+"""ANT (arXiv 2504.12782): reverse the guidance of a concept late in the trajectory, keep it early, hold
+the unconditional.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,29 @@ def reversed_guidance(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
     return predictions["uncond"] - eta * (predictions["concept"] - predictions["uncond"])
 
 
-#: All linear layers, as the released multi-concept code's; the single-concept one trains the whole network. Paper, table 6: weights (lambda1, lambda2, lambda3) and t' of 50 steps counted down; t' = 43 leaves the first 7 of 50 alone.
-_ART = {"scope": "linear", "eta": 1.0, "window": (0.06, 1.0), "weights": {"early": 0.4, "uncond late": 0.5, "uncond early": 0.2}}
-#: The paper erases no objects; with the window of persons two that were tried on demo-sd stayed, so they get that of art.
+#: All linear layers, as the released multi-concept code's; the single-concept one trains the whole network.
+#: Paper, table 6: weights (lambda1, lambda2, lambda3) and t' of 50 steps counted down; t' = 43 leaves the
+#: first 7 of 50 alone.
+_ART = {
+    "scope": "linear",
+    "eta": 1.0,
+    "window": (0.06, 1.0),
+    "weights": {"early": 0.4, "uncond late": 0.5, "uncond early": 0.2},
+}
+#: The paper erases no objects; with the window of persons two that were tried on demo-sd stayed, so they get
+#: that of art.
 _PERSON = {**_ART, "window": (0.2, 1.0)}
-_EXPLICIT = {"scope": "linear", "eta": 1.0, "window": (0.14, 1.0), "weights": {"early": 1.0, "uncond late": 0.5, "uncond early": 0.5}}
+_EXPLICIT = {
+    "scope": "linear",
+    "eta": 1.0,
+    "window": (0.14, 1.0),
+    "weights": {"early": 1.0, "uncond late": 0.5, "uncond early": 0.5},
+}
 
 ANT = Objective(
     name="ant",
-    source="ANT (arXiv 2504.12782), figure 1 and table 6; the released code's dead unconditional gradients are live here",
+    source="ANT (arXiv 2504.12782), figure 1 and table 6; the released code's dead unconditional gradients "
+    "are live here",
     student="student",
     terms=(
         Term("erase", "erase", "prompt", "late", ("uncond", "concept"), reversed_guidance),

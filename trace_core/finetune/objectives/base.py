@@ -1,4 +1,5 @@
-"""Objectives as tables of terms, most of them a squared error in the network's own prediction space (eps, v or velocity).
+"""Objectives as tables of terms, most of them a squared error in the network's own prediction space (eps, v
+or velocity).
 
 In x0 space the same error would be weighted by sigma squared, and what happens late would vanish.
 """
@@ -17,7 +18,8 @@ SIGMA_SQUARED = 30.0  #: bound of the weight of noisy steps; SD's sigmas reach 1
 
 @dataclass(frozen=True)
 class Term:
-    """A loss over points of one role: unless it has an ``error`` of its own, ``weight * mean ||student - target||^2``.
+    """A loss over points of one role: unless it has an ``error`` of its own, ``weight * mean ||student -
+    target||^2``.
 
     Attributes:
         name: shown beside its curve.
@@ -54,10 +56,11 @@ class Objective:
         source: paper and equation.
         student: whose trajectories the erase points are on: ``student`` or ``base``.
         terms: in the order of a step's batch.
-        kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper; ``longer`` multiplies
-            the preset's steps.
+        kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper;
+            ``longer`` multiplies the preset's steps.
         flux: the same for FLUX, over ``kinds``.
-        combined: the same where a combined concept is erased, over both; ``wider`` multiplies the preset's keep trajectories.
+        combined: the same where a combined concept is erased, over both; ``wider`` multiplies the preset's
+            keep trajectories.
         unconditional: keep points are sampled without a prompt, not from the keep list.
     """
 
@@ -77,10 +80,11 @@ def predicted(name: str) -> Callable[[Mapping[str, Tensor], float], Tensor]:
 
 
 def squared_error(prediction: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Of every sample, ``(1 + min(sigma^2, S)) ||prediction - target||^2 / n``: the error of the prediction and that of x0.
+    """Of every sample, ``(1 + min(sigma^2, S)) ||prediction - target||^2 / n``: the error of the prediction
+    and that of x0.
 
-    An error of eps moves x0 by sigma times as much. Without the second part the steps that decide what a picture shows weigh
-    next to nothing; without the first, what happens late vanishes.
+    An error of eps moves x0 by sigma times as much. Without the second part the steps that decide what a
+    picture shows weigh next to nothing; without the first, what happens late vanishes.
     """
     weight = 1 + sigma.square().clamp_max(SIGMA_SQUARED)
     return weight * (prediction - target).square().mean(dim=(1, 2, 3))

@@ -1,4 +1,6 @@
-"""ESD (arXiv 2303.07345): negative guidance at every time step, on trajectories of the model that still draws the concept."""
+"""ESD (arXiv 2303.07345): negative guidance at every time step, on trajectories of the model that still
+draws the concept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from .base import Objective, Term
 
 
 def negative_guidance(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
-    """ESD, eq. 7: ``p0(0) - eta (p0(c) - p0(0))``, the paper's form; its later code's eta is larger by one."""
+    """ESD, eq. 7: ``p0(0) - eta (p0(c) - p0(0))``, the paper's form; its later code's eta is larger by
+    one.
+    """
     return predictions["uncond"] - eta * (predictions["concept"] - predictions["uncond"])
 
 

@@ -21,17 +21,21 @@ def focal_density(t: Tensor) -> Tensor:
     return torch.sigmoid(gamma * (t - first)) - torch.sigmoid(gamma * (t - last))
 
 
-#: Cross-attention keys and values (the released code trains both; only keys shape the maps). One LoRA a concept, fused later.
-#: No term holds on to anything else: the paper's low rate does.
+#: Cross-attention keys and values (the released code trains both; only keys shape the maps). One LoRA a
+#: concept, fused later. No term holds on to anything else: the paper's low rate does.
 _PAPER = {"scope": "text", "eta": 0.0, "window": (0.0, 1.0), "lr": 1e-4}
-#: Neither paper nor code has FLUX. At that rate its text columns hardly lose attention; EraseAnything trains the same loss there at 1e-3.
+#: Neither paper nor code has FLUX. At that rate its text columns hardly lose attention; EraseAnything trains
+#: the same loss there at 1e-3.
 _FLUX = {"lr": 5e-4}
 
 MACE = Objective(
     name="mace",
-    source="MACE (arXiv 2403.06135), eq. 3 and eq. 5; the region is the concept's own attention, not another model's segmentation",
+    source="MACE (arXiv 2403.06135), eq. 3 and eq. 5; the region is the concept's own attention, not "
+    "another model's segmentation",
     student="base",
-    terms=(Term("attention", "erase", "prompt", "all", ("region",), None, attention=True, focus=focal_density),),
+    terms=(
+        Term("attention", "erase", "prompt", "all", ("region",), None, attention=True, focus=focal_density),
+    ),
     kinds=dict.fromkeys(KINDS, _PAPER),
     flux=dict.fromkeys(KINDS, _FLUX),
 )

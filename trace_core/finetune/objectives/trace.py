@@ -12,8 +12,9 @@ from .base import Objective, Term, predicted
 def erase_target(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
     """TRACE's late target ``p0(g) - eta (p0(c) - p0(g))``: neutral, or past it by eta.
 
-    g is the same prompt with the concept's anchor or substitute (see :mod:`trace_core.text.substitutes`), or without the concept; TRACE and
-    ANT take the empty prompt, whose pictures have neither the style nor the setting that the prompt asked for.
+    g is the same prompt with the concept's anchor or substitute (see :mod:`trace_core.text.substitutes`), or
+    without the concept; TRACE and ANT take the empty prompt, whose pictures have neither the style nor the
+    setting that the prompt asked for.
     """
     neutral = predictions["neutral"]
     return neutral - eta * (predictions["concept"] - neutral) if eta else neutral
@@ -32,7 +33,8 @@ TRACE = Objective(
     # past neutral the concept would be drawn where it is the negative prompt; a substitute makes up for it
     kinds={
         "object": {"eta": 0.0},
-        "style": {"eta": 0.0, "window": (0.0, 1.0), "longer": 2},  # all of the schedule decides a style: there is more to learn
+        # all of the schedule decides a style: there is more to learn
+        "style": {"eta": 0.0, "window": (0.0, 1.0), "longer": 2},
         "person": {"eta": 0.0},
         "explicit": {"eta": 0.0},
     },

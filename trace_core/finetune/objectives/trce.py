@@ -1,4 +1,6 @@
-"""TRCE (arXiv 2503.07389), stage 2: early in the trajectory, nearer to the safe prediction than to the concept's, by a margin."""
+"""TRCE (arXiv 2503.07389), stage 2: early in the trajectory, nearer to the safe prediction than to the
+concept's, by a margin.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,16 @@ MARGIN = 0.01
 
 
 def amplified(predictions: Mapping[str, Tensor], name: str) -> Tensor:
-    """``p0(y) + 15 (p0(y) - p0(0))``: the safe or the concept's prediction, pushed away from the unconditional one."""
+    """``p0(y) + 15 (p0(y) - p0(0))``: the safe or the concept's prediction, pushed away from the
+    unconditional one.
+    """
     return predictions[name] + GUIDANCE * (predictions[name] - predictions["uncond"])
 
 
 def contrast(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
-    """TRCE's margin loss of every sample: ``max(0, ||e - prefer||^2 - ||e - reject||^2 + m)``, norms per number; ``[n]``."""
+    """TRCE's margin loss of every sample: ``max(0, ||e - prefer||^2 - ||e - reject||^2 + m)``, norms per
+    number; ``[n]``.
+    """
     near = (prediction - amplified(predictions, "neutral")).square().mean(dim=(1, 2, 3))
     far = (prediction - amplified(predictions, "concept")).square().mean(dim=(1, 2, 3))
     return (near - far + MARGIN).clamp_min(0)
@@ -35,13 +41,24 @@ _PAPER = {"scope": "image", "eta": 0.0, "window": (0.0, 0.5)}
 
 TRCE = Objective(
     name="trce",
-    source="TRCE (arXiv 2503.07389), stage 2; gradients are cleared at every step, latents and times belong together",
+    source="TRCE (arXiv 2503.07389), stage 2; gradients are cleared at every step, latents and times belong "
+    "together",
     student="base",
     unconditional=True,
     terms=(
         Term("steer", "erase", "prompt", "late", _STEER, None, weight=0.5, error=contrast),
         Term("steer uncond", "erase", "uncond", "late", _STEER, None, weight=0.5, error=contrast),
-        Term("preserve", "keep", "uncond", "all", ("start uncond",), predicted("start uncond"), weight=100.0, share=2.0, error=plain_error),
+        Term(
+            "preserve",
+            "keep",
+            "uncond",
+            "all",
+            ("start uncond",),
+            predicted("start uncond"),
+            weight=100.0,
+            share=2.0,
+            error=plain_error,
+        ),
     ),
     kinds=dict.fromkeys(("object", "style", "person", "explicit"), _PAPER),
 )

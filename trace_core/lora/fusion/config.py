@@ -25,15 +25,29 @@ Progress = Callable[[str, int, int], None]
 class FusionConfig:
     """Options of the fusion."""
 
-    mode: str = field(default="fuse", metadata={"help": "fuse: eq. 7; sum: put side by side, as several LoRA loaders would"})
-    integration: float = field(default=1.0, metadata={"help": "mu: how silent an adapter shall be on the others' rows; 1 is MACE"})
-    keep_weight: float = field(default=0.1, metadata={"help": "beta: weight of an entry of the keep set against a concept"})
+    mode: str = field(
+        default="fuse", metadata={"help": "fuse: eq. 7; sum: put side by side, as several LoRA loaders would"}
+    )
+    integration: float = field(
+        default=1.0, metadata={"help": "mu: how silent an adapter shall be on the others' rows; 1 is MACE"}
+    )
+    keep_weight: float = field(
+        default=0.1, metadata={"help": "beta: weight of an entry of the keep set against a concept"}
+    )
     alpha: float = field(default=1e-3, metadata={"help": "lambda, relative to the trace of the Gram matrix"})
-    weighting: str = field(default="group", metadata={"help": "group: token groups count alike; row: rows do, as in MACE's sums"})
-    start: str = field(default="held", metadata={"help": "start token: held at the mean response, or a row like any other (MACE)"})
-    max_rank: int | None = field(default=None, metadata={"help": "upper bound of a layer's rank; the parts become one"})
+    weighting: str = field(
+        default="group", metadata={"help": "group: token groups count alike; row: rows do, as in MACE's sums"}
+    )
+    start: str = field(
+        default="held",
+        metadata={"help": "start token: held at the mean response, or a row like any other (MACE)"},
+    )
+    max_rank: int | None = field(
+        default=None, metadata={"help": "upper bound of a layer's rank; the parts become one"}
+    )
     contexts: Mapping[str, Sequence[str]] = field(
-        default_factory=dict, metadata={"help": "more templates by kind of concept; {} is the concept's place"}
+        default_factory=dict,
+        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
     )
 
     def __post_init__(self):
@@ -41,9 +55,13 @@ class FusionConfig:
             if getattr(self, name) not in known:
                 raise TraceError(f"{name} '{getattr(self, name)}' is unknown; use one of {', '.join(known)}")
         if not 0 <= self.integration <= 1e6:
-            raise TraceError(f"integration is {self.integration}; it must lie between 0 and a million, 1 is MACE's fusion")
+            raise TraceError(
+                f"integration is {self.integration}; it must lie between 0 and a million, 1 is MACE's fusion"
+            )
         if not 0 <= self.keep_weight <= 1e6:
-            raise TraceError(f"keep_weight is {self.keep_weight}; it must lie between 0 (no keep set) and a million")
+            raise TraceError(
+                f"keep_weight is {self.keep_weight}; it must lie between 0 (no keep set) and a million"
+            )
         if not 0 < self.alpha < math.inf:
             raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
         if self.max_rank is not None and self.max_rank < 1:
@@ -52,7 +70,8 @@ class FusionConfig:
 
 @dataclass
 class Adapter:
-    """One of the erasures that are fused, as it enters: strengths undone, so that they can be set again afterwards.
+    """One of the erasures that are fused, as it enters: strengths undone, so that they can be set again
+    afterwards.
 
     A file of several parts is one adapter: what shall stay is its response on all of its concepts' rows.
     """
@@ -86,7 +105,10 @@ def parse_strengths(text: str, source: str = "strengths") -> dict[str, float]:
         except ValueError:
             strength = math.nan
         if not name or not abs(strength) <= MAX_STRENGTH:
-            raise LoraError(f"{source}, line {number}: '{line[:60]}' is not CONCEPT = NUMBER from -10 to 10, such as `cat = 0.5`")
+            raise LoraError(
+                f"{source}, line {number}: '{line[:60]}' is not CONCEPT = NUMBER from -10 to 10, such as "
+                "`cat = 0.5`"
+            )
         if any(same(name, other) for other in out):
             raise LoraError(f"{source}, line {number}: '{name[:60]}' is given twice; remove one")
         out[name] = strength

@@ -15,8 +15,11 @@ from .config import Adapter, FusionConfig, timed
 from .sums import Stream
 
 
-def assemble(adapters: Sequence[Adapter], streams: Sequence[Stream], config: FusionConfig, clock: dict) -> tuple[ErasureLora, dict | None]:
-    """The fused factors, part by part along the rank; layers that do not read the text's rows have theirs side by side.
+def assemble(
+    adapters: Sequence[Adapter], streams: Sequence[Stream], config: FusionConfig, clock: dict
+) -> tuple[ErasureLora, dict | None]:
+    """The fused factors, part by part along the rank; layers that do not read the text's rows have theirs
+    side by side.
 
     Returns:
         the erasure without metadata, and what :func:`_cut` lost, where a largest rank is asked for.
@@ -33,7 +36,9 @@ def assemble(adapters: Sequence[Adapter], streams: Sequence[Stream], config: Fus
                 for stream, slices in places:
                     if module in slices[number]:
                         text = stream.solved[number][slices[number][module]]
-                        up, down = balance(up.double(), torch.cat([text, down[:, stream.width :].double()], 1))
+                        up, down = balance(
+                            up.double(), torch.cat([text, down[:, stream.width :].double()], 1)
+                        )
                 found.append((up, down))
             factors[module] = torch.cat([up for up, _ in found], 1), torch.cat([down for _, down in found])
         if config.max_rank is None:
@@ -50,7 +55,9 @@ def _cut(factors: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> tuple[Erasu
 
 
 def compress(lora: ErasureLora, rank: int) -> tuple[ErasureLora, dict]:
-    """A file of lower rank, strengths baked in; its concepts become one part. With what was lost, as in the report."""
+    """A file of lower rank, strengths baked in; its concepts become one part. With what was lost, as in
+    the report.
+    """
     concepts = list({c.target: c for part in lora.parts() for c in part.concepts}.values())
     out, lost = _cut(lora.modules, rank)
     out.metadata |= lora.metadata
@@ -59,14 +66,19 @@ def compress(lora: ErasureLora, rank: int) -> tuple[ErasureLora, dict]:
 
 
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product, both factors of every rank of about the same norm; by powers of two, so that ``up`` keeps its digits."""
+    """The same product, both factors of every rank of about the same norm; by powers of two, so that
+    ``up`` keeps its digits.
+    """
     ratio = down.norm(dim=1) / up.norm(dim=0)
-    power = torch.where((ratio > 0) & torch.isfinite(ratio), ratio, torch.ones_like(ratio)).log2().div(2).round()
+    power = (
+        torch.where((ratio > 0) & torch.isfinite(ratio), ratio, torch.ones_like(ratio)).log2().div(2).round()
+    )
     return up * torch.exp2(power), down * torch.exp2(-power)[:, None]
 
 
 def truncate(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The nearest product of rank ``rank``, without the dense one: QR of both factors, SVD of what stands between.
+    """The nearest product of rank ``rank``, without the dense one: QR of both factors, SVD of what stands
+    between.
 
     Returns:
         up ``[out, k]``, down ``[k, in]``, and the relative Frobenius error.
@@ -85,7 +97,11 @@ def parts_of(adapters: Sequence[Adapter], lora: ErasureLora) -> list[Part]:
     out, at = [], dict.fromkeys(lora.modules, 0)
     for adapter in adapters:
         for part in adapter.parts:
-            out.append(replace(part, slices={m: slice(at[m] + s.start, at[m] + s.stop) for m, s in part.slices.items()}))
+            out.append(
+                replace(
+                    part, slices={m: slice(at[m] + s.start, at[m] + s.stop) for m, s in part.slices.items()}
+                )
+            )
         for module, (_, down) in adapter.lora.modules.items():
             at[module] += down.shape[0]
     return out

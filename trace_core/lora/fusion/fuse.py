@@ -31,9 +31,16 @@ class FusionResult:
     report: dict
 
 
-def fuse(model, clip, loras: Sequence[ErasureLora], keep: Sequence[str] = (), config: FusionConfig | None = None,
-         strengths: Mapping[str, float] | None = None, progress: Progress | None = None,
-         names: Sequence[str] | None = None) -> FusionResult:  # fmt: skip
+def fuse(
+    model,
+    clip,
+    loras: Sequence[ErasureLora],
+    keep: Sequence[str] = (),
+    config: FusionConfig | None = None,
+    strengths: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+    names: Sequence[str] | None = None,
+) -> FusionResult:
     """Fuse erasures of one base model, each of which says in its metadata what it erases.
 
     Args:
@@ -42,12 +49,14 @@ def fuse(model, clip, loras: Sequence[ErasureLora], keep: Sequence[str] = (), co
         loras: one or more. One that was fused before enters as a whole, and its parts stay parts.
         keep: what must not change; empty means what the erasures themselves kept, less what is now erased.
         config: options.
-        strengths: ``{target: strength}`` of parts in the result, as in :meth:`~trace_core.lora.ErasureLora.graded`.
+        strengths: ``{target: strength}`` of parts in the result, as in
+            :meth:`~trace_core.lora.ErasureLora.graded`.
         progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
         names: what errors and the report call the erasures.
 
     Raises:
-        LoraError: naming the erasure: it does not say what it erases, it does not fit the model, or bases or windows differ.
+        LoraError: naming the erasure: it does not say what it erases, it does not fit the model, or bases or
+            windows differ.
         ConceptError, ModelError, TraceError: before anything is changed.
     """
     config, begin = config or FusionConfig(), time.perf_counter()
@@ -127,33 +136,46 @@ def check_compatible(loras: Sequence[ErasureLora], names: Sequence[str]) -> None
             raise LoraError(f"{name} changes nothing; leave it out")
         if not all(part.concepts for part in lora.parts()):
             raise LoraError(
-                f"{name} does not say what it erases, so nobody knows on which prompts it must act; only erasures of TRACE can be "
-                "fused: apply it beside the fused file, with a LoRA loader of its own"
+                f"{name} does not say what it erases, so nobody knows on which prompts it must act; only "
+                "erasures of TRACE can be fused: apply it beside the fused file, with a LoRA loader of its "
+                "own"
             )
         if lora.window != loras[0].window:
             raise LoraError(
-                f"{name} is for the window {lora.window}, {names[0]} for {loras[0].window}; one file has one window: fuse those "
-                "that agree, and apply the files one by one"
+                f"{name} is for the window {lora.window}, {names[0]} for {loras[0].window}; one file has "
+                "one window: fuse those that agree, and apply the files one by one"
             )
-    bases = {name: base for name, lora in zip(names, loras) if isinstance(base := lora.info().get("trace.base"), dict)}
+    bases = {
+        name: base
+        for name, lora in zip(names, loras)
+        if isinstance(base := lora.info().get("trace.base"), dict)
+    }
     for name, base in bases.items():
         first, other = next(iter(bases.items()))
         if base.get("kind") != other.get("kind"):
-            raise LoraError(f"{name} is for {base.get('kind')} models, {first} for {other.get('kind')}; fuse those of one family")
+            raise LoraError(
+                f"{name} is for {base.get('kind')} models, {first} for {other.get('kind')}; fuse those of "
+                "one family"
+            )
         if base.get("hash") != other.get("hash"):
             raise LoraError(
-                f"{name} was made on another base ({base.get('hash')}) than {first} ({other.get('hash')}); make all on one base"
+                f"{name} was made on another base ({base.get('hash')}) than {first} ({other.get('hash')}); "
+                "make all on one base"
             )
 
 
 def _own_keep(adapters: Sequence[Adapter], concepts: Sequence[Concept]) -> list[str]:
     """What the erasures kept, less what is erased now; everyday things, if they do not say."""
     lists = [a.lora.info().get("trace.keep") for a in adapters]
-    found = dict.fromkeys(k for kept in lists if isinstance(kept, list) for k in kept if isinstance(k, str) and k.strip())
+    found = dict.fromkeys(
+        k for kept in lists if isinstance(kept, list) for k in kept if isinstance(k, str) and k.strip()
+    )
     return [k for k in found if not any(same(k, c.target) for c in concepts)] if found else everyday(concepts)
 
 
-def _metadata(backbone: Backbone, adapters: Sequence[Adapter], concepts, keep, config: FusionConfig) -> dict[str, str]:
+def _metadata(
+    backbone: Backbone, adapters: Sequence[Adapter], concepts, keep, config: FusionConfig
+) -> dict[str, str]:
     """As of any fresh erasure; base and window are those of what was fused."""
     options = {k: v for k, v in asdict(config).items() if k != "contexts"}
     options["methods"] = sorted({str(a.lora.info().get("trace.method", "")) for a in adapters})
@@ -164,7 +186,9 @@ def _metadata(backbone: Backbone, adapters: Sequence[Adapter], concepts, keep, c
 
 
 def _figures(adapters: Sequence[Adapter], streams: Sequence[Stream], lora: ErasureLora) -> dict:
-    """Layers by kind, ranks, and of every stream the residual and the change of the keep rows, fused and summed."""
+    """Layers by kind, ranks, and of every stream the residual and the change of the keep rows, fused and
+    summed.
+    """
     fused = {layer.module: stream.name for stream in streams for layer in stream.layers}
     kinds: dict[str, dict] = {}
     for module, (up, down) in lora.modules.items():
@@ -175,12 +199,21 @@ def _figures(adapters: Sequence[Adapter], streams: Sequence[Stream], lora: Erasu
     out: dict = {"layers": kinds, "rank": lora.rank, "parts": len(lora.parts()), "streams": {}}
     for stream in streams:
         out["streams"][stream.name] = {
-            how: {"residual_mean": sum(f["residual"]) / len(f["residual"]), "residual_worst": max(f["residual"]),
-                  "keep_change": f["keep_change"]} for how, f in stream.figures.items()}  # fmt: skip
+            how: {
+                "residual_mean": sum(f["residual"]) / len(f["residual"]),
+                "residual_worst": max(f["residual"]),
+                "keep_change": f["keep_change"],
+            }
+            for how, f in stream.figures.items()
+        }
     out["adapters"] = [
-        {"name": adapter.name, "concepts": [c.target for c, _ in adapter.concepts],
-         "residual": {s.name: {how: f["residual"][i] for how, f in s.figures.items()} for s in streams}}
-        for i, adapter in enumerate(adapters)]  # fmt: skip
+        {
+            "name": adapter.name,
+            "concepts": [c.target for c, _ in adapter.concepts],
+            "residual": {s.name: {how: f["residual"][i] for how, f in s.figures.items()} for s in streams},
+        }
+        for i, adapter in enumerate(adapters)
+    ]
     return out
 
 
@@ -192,16 +225,27 @@ def _warnings(model, adapters: Sequence[Adapter], report: dict, streams: Sequenc
         for concept, _ in adapter.concepts:
             twice = next((name for target, name in named.items() if same(target, concept.target)), None)
             if twice:
-                out.append(f"'{concept.target}' is erased by {twice} and by {adapter.name}; on its prompts the result is their mean")
+                out.append(
+                    f"'{concept.target}' is erased by {twice} and by {adapter.name}; on its prompts the "
+                    "result is their mean"
+                )
             named.setdefault(concept.target, adapter.name)
     notes = followed([c for a in adapters for c, _ in a.concepts])[1] if len(adapters) > 1 else []
-    out += [f"{note.split(', so ')[0]}: on its prompts that may be drawn; erase them in one list instead" for note in notes if ", so " in note]
+    out += [
+        f"{note.split(', so ')[0]}: on its prompts that may be drawn; erase them in one list instead"
+        for note in notes
+        if ", so " in note
+    ]
     beside = {kind: v for kind, v in report["layers"].items() if v["how"] == "side by side"}
     if beside and report["method"] == "fuse" and len(adapters) > 1:
-        out.append(f"{sum(v['layers'] for v in beside.values())} layers do not read the text's rows and cannot be fused by them "
-                   f"({', '.join(list(beside)[:4])}): there the erasures are added up")  # fmt: skip
+        out.append(
+            f"{sum(v['layers'] for v in beside.values())} layers do not read the text's rows and cannot be "
+            f"fused by them ({', '.join(list(beside)[:4])}): there the erasures are added up"
+        )
     for stream in streams:
         if report["parameters"]["max_rank"] is None and report["rank"] > stream.width:
-            out.append(f"rank {report['rank']} is more than the {stream.width} numbers of the {stream.name}: max_rank makes it smaller, "
-                       "but its concepts can no longer be taken out one by one")  # fmt: skip
+            out.append(
+                f"rank {report['rank']} is more than the {stream.width} numbers of the {stream.name}: "
+                "max_rank makes it smaller, but its concepts can no longer be taken out one by one"
+            )
     return out

@@ -49,7 +49,8 @@ class Packed:
 
 
 class Stream:
-    """All layers that read the same text (rows of tokens, or the pooled vector), and what eq. 7 needs to know of it.
+    """All layers that read the same text (rows of tokens, or the pooled vector), and what eq. 7 needs to know
+    of it.
 
     Attributes:
         layers: those of the model that at least one adapter changes.
@@ -63,7 +64,9 @@ class Stream:
 
     def __init__(self, backbone: Backbone, name: str, adapters: Sequence[Adapter], config: FusionConfig):
         self.name, self.width, self.config = name, backbone.width(name), config
-        self.layers = [layer for layer in backbone.layers(name) if any(layer.module in a.lora.modules for a in adapters)]
+        self.layers = [
+            layer for layer in backbone.layers(name) if any(layer.module in a.lora.modules for a in adapters)
+        ]
         self.products: list[Tensor] = []
         self.solved: list[Tensor] = []
         self.figures: dict = {}
@@ -93,7 +96,9 @@ class Stream:
         return torch.cat(found).double() if found else torch.zeros(0, self.width, dtype=torch.float64)
 
     def add_adapter(self, adapter: Adapter, own: Tensor, weight: float, starts: float) -> None:
-        """Take in ``S_i`` ``[d, d]`` of all the adapter's concepts, whose weights sum to ``weight``; ``starts``: trace of start rows."""
+        """Take in ``S_i`` ``[d, d]`` of all the adapter's concepts, whose weights sum to ``weight``;
+        ``starts``: trace of start rows.
+        """
         stacked = self.stacked(adapter)
         self.gram += own
         self.own.add(own)
@@ -127,25 +132,42 @@ class Stream:
                     solved = hold(solved, self.fixed, share * self._held[number], factor)
                 self.solved.append(solved)
 
-    def measure(self, backbone: Backbone, adapters: Sequence[Adapter], lora: ErasureLora, progress: Progress, clock: dict) -> None:
-        """What the fused erasure, and the plain sum beside it, do on every adapter's rows and on the keep rows.
+    def measure(
+        self,
+        backbone: Backbone,
+        adapters: Sequence[Adapter],
+        lora: ErasureLora,
+        progress: Progress,
+        clock: dict,
+    ) -> None:
+        """What the fused erasure, and the plain sum beside it, do on every adapter's rows and on the keep
+        rows.
 
-        ``||(dW* - dW_i) C_i||^2 = <dW*^T dW*, S_i> - 2 <up_i^T dW*, down_i S_i> + <up_i^T up_i, down_i S_i down_i^T>``, summed over the
+        ``||(dW* - dW_i) C_i||^2 = <dW*^T dW*, S_i> - 2 <up_i^T dW*, down_i S_i> + <up_i^T up_i, down_i S_i
+        down_i^T>``, summed over the
         layers: the first matrix is the same for all adapters.
         """
         with timed(clock, "measure"):
             places = [self.slices(a) for a in adapters]
-            cross, size = torch.zeros(2, len(adapters), dtype=torch.float64), torch.zeros(len(adapters), dtype=torch.float64)
+            cross, size = (
+                torch.zeros(2, len(adapters), dtype=torch.float64),
+                torch.zeros(len(adapters), dtype=torch.float64),
+            )
             squares = torch.zeros(2, self.width, self.width, dtype=torch.float64)
             weights = torch.zeros(self.width, self.width)
             for number, (layer, weight) in enumerate(backbone.weights(self.layers)):
                 progress("measure", number, len(self.layers))
-                module, mine = layer.module, [i for i, a in enumerate(adapters) if layer.module in a.lora.modules]
+                module, mine = (
+                    layer.module,
+                    [i for i, a in enumerate(adapters) if layer.module in a.lora.modules],
+                )
                 factors = [adapters[i].lora.modules[module] for i in mine]
                 products = [self.products[i][places[i][module]] for i in mine]
                 owners = torch.tensor([i for i, p in zip(mine, products) for _ in range(len(p))])
                 ups, stacked = torch.cat([up for up, _ in factors], 1).double(), torch.cat(products)
-                for kind, change in enumerate((_dense([lora.modules[module]], self.width), _dense(factors, self.width))):
+                for kind, change in enumerate(
+                    (_dense([lora.modules[module]], self.width), _dense(factors, self.width))
+                ):
                     add_symmetric(squares[kind], change)
                     cross[kind].index_add_(0, owners, (ups.T @ change).mul_(stacked).sum(dim=1))
                 for i, (up, down), product in zip(mine, factors, products):
@@ -158,11 +180,15 @@ class Stream:
             for kind, name in enumerate(("fused", "sum")):
                 response = self.own.weigh(squares[kind])
                 left = [_ratio(r - 2 * c + s, s) for r, c, s in zip(response, cross[kind].tolist(), size)]
-                self.figures[name] = {"residual": left, "keep_change": _ratio((squares[kind] * kept).sum().item(), whole)}
+                self.figures[name] = {
+                    "residual": left,
+                    "keep_change": _ratio((squares[kind] * kept).sum().item(), whole),
+                }
 
 
 def hold(rows: Tensor, fixed: Tensor, response: Tensor, factor: Tensor) -> Tensor:
-    """The rows ``[n, d]`` of least cost under G with ``rows fixed = response``: ``+ (response - rows f) (f^T G^-1 f)^-1 f^T G^-1``.
+    """The rows ``[n, d]`` of least cost under G with ``rows fixed = response``: ``+ (response - rows f) (f^T
+    G^-1 f)^-1 f^T G^-1``.
 
     Args:
         fixed: f ``[d]``.
@@ -175,7 +201,10 @@ def hold(rows: Tensor, fixed: Tensor, response: Tensor, factor: Tensor) -> Tenso
 
 def _dense(factors: Sequence[tuple[Tensor, Tensor]], width: int) -> Tensor:
     """``sum up down`` ``[out, width]`` float64."""
-    return torch.cat([up for up, _ in factors], 1).double() @ torch.cat([down for _, down in factors])[:, :width].double()
+    return (
+        torch.cat([up for up, _ in factors], 1).double()
+        @ torch.cat([down for _, down in factors])[:, :width].double()
+    )
 
 
 def _ratio(top: float, bottom: float) -> float:
@@ -183,11 +212,20 @@ def _ratio(top: float, bottom: float) -> float:
     return math.sqrt(max(top, 0.0) / bottom) if bottom > 0 else 0.0
 
 
-def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[Adapter], keep: Sequence[str], config: FusionConfig,
-            progress: Progress, clock: dict) -> None:  # fmt: skip
-    """Encode every adapter's prompts, one adapter at a time, and the keep set's, and fold their rows into the streams' sums.
+def collect(
+    streams: Sequence[Stream],
+    encoder: TextEncoder,
+    adapters: Sequence[Adapter],
+    keep: Sequence[str],
+    config: FusionConfig,
+    progress: Progress,
+    clock: dict,
+) -> None:
+    """Encode every adapter's prompts, one adapter at a time, and the keep set's, and fold their rows into the
+    streams' sums.
 
-    A concept's weights sum to its own weight, and every entry of the keep set has weight 1, as in the closed form.
+    A concept's weights sum to its own weight, and every entry of the keep set has weight 1, as in the closed
+    form.
 
     Raises:
         ConceptError: if the rows do not fit the model.
@@ -198,7 +236,11 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
             stream.fixed = next(iter(empty.embeddings[empty.rows(BOS)].double()), None)
     total, done = sum(len(a.concepts) for a in adapters), 0
     for adapter in adapters:
-        own, starts, weight = {s.name: Gram(s.width) for s in streams}, dict.fromkeys((CONTEXT, POOLED), 0.0), 0.0
+        own, starts, weight = (
+            {s.name: Gram(s.width) for s in streams},
+            dict.fromkeys((CONTEXT, POOLED), 0.0),
+            0.0,
+        )
         for concept, kind in adapter.concepts:
             progress("encode concepts", done, total)
             pairs = prompt_pairs(settled(concept, keep), _templates(concept, kind, config))
@@ -207,7 +249,9 @@ def collect(streams: Sequence[Stream], encoder: TextEncoder, adapters: Sequence[
             with timed(clock, "sums"):
                 for stream in streams:
                     found = [_read(rows, stream, config, concept.weight / len(prompts)) for rows in prompts]
-                    own[stream.name].add(torch.cat([rows for rows, *_ in found]), torch.cat([w for _, w, _ in found]))
+                    own[stream.name].add(
+                        torch.cat([rows for rows, *_ in found]), torch.cat([w for _, w, _ in found])
+                    )
                     starts[stream.name] += sum(start for *_, start in found)
             done, weight = done + 1, weight + concept.weight
         with timed(clock, "sums"):
@@ -231,23 +275,34 @@ def _templates(concept: Concept, kind: str, config: FusionConfig) -> list[str]:
     return [*TEMPLATES[kind], *config.contexts.get(kind, ())]
 
 
-def _keep_prompts(keep: Sequence[str], config: FusionConfig, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
-    """Some templates for every entry, others for the next, and the parts of combinations apart, as the closed form does."""
+def _keep_prompts(
+    keep: Sequence[str], config: FusionConfig, concepts: Sequence[Concept]
+) -> list[tuple[str, str]]:
+    """Some templates for every entry, others for the next, and the parts of combinations apart, as the
+    closed form does.
+    """
     if not keep:
         return []
-    return keep_prompts(POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False)
+    return keep_prompts(
+        POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False
+    )
 
 
 def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) -> tuple[Tensor, Tensor, float]:
-    """What a stream reads of a prompt: rows ``[n, d]``, weights ``[n]`` that sum to ``share``, the start rows' part of the trace."""
+    """What a stream reads of a prompt: rows ``[n, d]``, weights ``[n]`` that sum to ``share``, the start
+    rows' part of the trace.
+    """
     if stream.name == POOLED:
         if rows.pooled is None:
-            raise ConceptError("this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model")
+            raise ConceptError(
+                "this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same "
+                "model"
+            )
         return rows.pooled[None, : stream.width], torch.tensor([share], dtype=torch.float64), 0.0
     if rows.embeddings.shape[1] != stream.width:
         raise ConceptError(
-            f"the text encoder gives rows of {rows.embeddings.shape[1]} numbers, the model reads {stream.width}; connect the CLIP "
-            "that belongs to this model"
+            f"the text encoder gives rows of {rows.embeddings.shape[1]} numbers, the model reads "
+            f"{stream.width}; connect the CLIP that belongs to this model"
         )
     groups = tuple(g for g in range(len(GROUPS)) if g != BOS or stream.fixed is None)
     weights = share * row_weights(rows.groups, groups, config.weighting)

@@ -1,9 +1,11 @@
-"""Lists as files: text, CSV and TSV, JSON, YAML, as people save them and as the research repositories publish them.
+"""Lists as files: text, CSV and TSV, JSON, YAML, as people save them and as the research repositories publish
+them.
 
-Read are lists of names, of ``[name, kind]``, of objects with a name and an anchor, objects ``{name: anchor}``, configuration files that
-hold such a list under a known name (``multi_concept`` and ``mapping_concept`` of MACE, ``concepts`` and ``guide_concepts`` of UCE,
-``target`` and ``neutral`` of LECO and SPM), and tables with a header. Where several things may be meant, the file is refused with the
-way to name the right one.
+Read are lists of names, of ``[name, kind]``, of objects with a name and an anchor, objects ``{name:
+anchor}``, configuration files that hold such a list under a known name (``multi_concept`` and
+``mapping_concept`` of MACE, ``concepts`` and ``guide_concepts`` of UCE, ``target`` and ``neutral`` of LECO
+and SPM), and tables with a header. Where several things may be meant, the file is refused with the way to
+name the right one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ __all__ = ["Columns", "from_text", "read"]
 MAX_BYTES = 32 << 20
 
 
-def read(path: str | Path, source: str = "", columns: Columns | None = None, keep: bool = False) -> tuple[list[Item], list[str]]:
+def read(
+    path: str | Path, source: str = "", columns: Columns | None = None, keep: bool = False
+) -> tuple[list[Item], list[str]]:
     """The entries of a list file, by its ending: .csv, .tsv, .json, .jsonl, .yaml, .yml, otherwise text.
 
     Args:
@@ -47,7 +51,9 @@ def read(path: str | Path, source: str = "", columns: Columns | None = None, kee
     return from_text(text, source, columns, keep), []
 
 
-def from_text(text: str, source: str, columns: Columns | None = None, keep: bool = False, numbered: bool = True) -> list[Item]:
+def from_text(
+    text: str, source: str, columns: Columns | None = None, keep: bool = False, numbered: bool = True
+) -> list[Item]:
     """The entries of a text, as of a file's or a text box's; JSON that was pasted into it is read as JSON."""
     if text.lstrip("\ufeff \t\r\n")[:1] in ("[", "{"):
         try:
@@ -56,8 +62,12 @@ def from_text(text: str, source: str, columns: Columns | None = None, keep: bool
             data = None  # lines that begin with a bracket
         if data is not None:
             return entries(data, source, columns or Columns(), keep)
-    table = "" if columns is None else "If it is a table, name the column with the names, by its number or header: " + (
-        "--keep-column 1" if keep else "--column 1")
+    table = (
+        ""
+        if columns is None
+        else "If it is a table, name the column with the names, by its number or header: "
+        + ("--keep-column 1" if keep else "--column 1")
+    )
     return list(items(text, source, table, numbered))
 
 
@@ -70,10 +80,14 @@ def _text(path: Path, source: str) -> str:
     except OSError as error:
         raise ConceptError(f"cannot read '{path}': {error.strerror or error}") from error
     if data[:4] == b"PK\x03\x04":
-        raise ConceptError(f"{source} is a spreadsheet, a document or an archive; save it as CSV or as plain text")
+        raise ConceptError(
+            f"{source} is a spreadsheet, a document or an archive; save it as CSV or as plain text"
+        )
     wide = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}.get(data[:2])
     try:
         return data.decode(wide or "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConceptError(f"{source}, line {line}: this is not UTF-8; save the file as UTF-8 ('CSV UTF-8' in a spreadsheet)") from error
+        raise ConceptError(
+            f"{source}, line {line}: this is not UTF-8; save the file as UTF-8 ('CSV UTF-8' in a spreadsheet)"
+        ) from error

@@ -56,7 +56,9 @@ def json_data(text: str, source: str, lines: bool = False):
                 out.append(decoder.decode(part))
         return out
     except json.JSONDecodeError as error:
-        raise ConceptError(f"{source}, line {line if lines else error.lineno}: this is not JSON ({error.msg})") from error
+        raise ConceptError(
+            f"{source}, line {line if lines else error.lineno}: this is not JSON ({error.msg})"
+        ) from error
     except RecursionError:
         raise ConceptError(f"{source}: its brackets go too deep for a list") from None
 
@@ -73,8 +75,10 @@ def yaml_data(text: str, source: str):
     try:
         import yaml
     except ImportError:
-        raise ConceptError(f"{source}: reading YAML needs the package pyyaml, which is not installed; install it (pip install pyyaml), "
-                           "or save the list as JSON, CSV or text") from None
+        raise ConceptError(
+            f"{source}: reading YAML needs the package pyyaml, which is not installed; install it (pip "
+            "install pyyaml), or save the list as JSON, CSV or text"
+        ) from None
 
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)  # nodes with their lines; nothing is constructed
@@ -82,7 +86,9 @@ def yaml_data(text: str, source: str):
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConceptError(f"{source}{where}: this is not YAML ({getattr(error, 'problem', None) or 'damaged'})") from error
+        raise ConceptError(
+            f"{source}{where}: this is not YAML ({getattr(error, 'problem', None) or 'damaged'})"
+        ) from error
     except RecursionError:
         raise ConceptError(f"{source}: its brackets go too deep for a list") from None
 
@@ -90,13 +96,19 @@ def yaml_data(text: str, source: str):
 def _of_node(node, done: dict, source: str):
     """Strings with their lines, lists and objects of a YAML node; an alias is what it stands for."""
     if node.tag.startswith("!") or ":python/" in node.tag:
-        raise ConceptError(f"{source}, line {node.start_mark.line + 1}: '{short(node.tag)}' asks for more than a list of names; remove it")
+        raise ConceptError(
+            f"{source}, line {node.start_mark.line + 1}: '{short(node.tag)}' asks for more than a list of "
+            "names; remove it"
+        )
     if id(node) not in done:
         if node.id == "sequence":
             done[id(node)] = [_of_node(value, done, source) for value in node.value]
         elif node.id == "mapping":
             names = [_of_node(name, done, source) if name.id == "scalar" else "?" for name, _ in node.value]
-            done[id(node)] = _object([(name or "", _of_node(value, done, source)) for name, (_, value) in zip(names, node.value)], source)
+            done[id(node)] = _object(
+                [(name or "", _of_node(value, done, source)) for name, (_, value) in zip(names, node.value)],
+                source,
+            )
         elif node.style is None and node.value.lower() in ("", "~", "null"):
             done[id(node)] = None
         else:
@@ -132,9 +144,19 @@ class _Walk:
 
     def read(self, data) -> Iterator[Item]:
         if self.columns.concept and _is_row(data):
-            lacking = next((i for i, row in enumerate(data, start=1) if not any(word(n) == word(self.columns.concept) for n in row)), 0)
+            lacking = next(
+                (
+                    i
+                    for i, row in enumerate(data, start=1)
+                    if not any(word(n) == word(self.columns.concept) for n in row)
+                ),
+                0,
+            )
             if lacking:
-                raise ConceptError(f"{self.option} '{short(self.columns.concept)}': entry {lacking} of {self.source} has no such key")
+                raise ConceptError(
+                    f"{self.option} '{short(self.columns.concept)}': entry {lacking} of {self.source} has "
+                    "no such key"
+                )
         elif self.columns.concept:
             yield from self._under(*self._named(data))
             return
@@ -151,14 +173,24 @@ class _Walk:
                 if isinstance(value, str):
                     yield self.item(value)
                 elif isinstance(value, list) and _is_pair(value):
-                    yield replace(self.item(value[0]), kind="" if len(value) < 2 or self.keep else kind_named(value[1]))
-                elif isinstance(value, dict) or (isinstance(value, list) and all(isinstance(v, list) for v in value)):
+                    yield replace(
+                        self.item(value[0]), kind="" if len(value) < 2 or self.keep else kind_named(value[1])
+                    )
+                elif isinstance(value, dict) or (
+                    isinstance(value, list) and all(isinstance(v, list) for v in value)
+                ):
                     yield from self.values(value, depth + 1)
                 else:
-                    raise ConceptError(f"{self.source}: entry {number} is {_said(value)}, not a name; write it in quotes, or give each name "
-                                       "with its kind, such as [\"Van Gogh\", \"style\"]")
+                    raise ConceptError(
+                        f"{self.source}: entry {number} is {_said(value)}, not a name; write it in quotes, "
+                        "or give each name "
+                        'with its kind, such as ["Van Gogh", "style"]'
+                    )
         elif isinstance(data, str):
-            raise ConceptError(f"{self.source}: the file holds one text and no list; write one name a line, each after '- ' in YAML")
+            raise ConceptError(
+                f"{self.source}: the file holds one text and no list; write one name a line, each after '- "
+                "' in YAML"
+            )
         else:
             raise ConceptError(f"{self.source}: the file holds {_said(data)} and no list of names")
 
@@ -168,14 +200,20 @@ class _Walk:
     def object(self, data: dict, depth: int) -> Iterator[Item]:
         """An entry, a mapping of names to anchors, or settings that hold a list."""
         chosen = [n for n in data if self.columns.concept and word(n) == word(self.columns.concept)]
-        names = chosen or next(filter(None, ([n for n in data if word(n) in NAMES[role]] for role in self.roles)), [])
+        names = chosen or next(
+            filter(None, ([n for n in data if word(n) in NAMES[role]] for role in self.roles)), []
+        )
         if len(names) > 1:
-            raise ConceptError(f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; choose one by {self.option}, "
-                               f"such as {self.option} {names[0]}")
+            raise ConceptError(
+                f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; choose one "
+                f"by {self.option}, such as {self.option} {names[0]}"
+            )
         maps = not self.keep and self._maps(data)
         if names and not chosen and maps and len(data) > 1 and not any(word(n) in DETAILS for n in data):
-            raise ConceptError(f"{self.source}: '{names[0]}' may be a name with its anchor, or say that a name follows; write the list as "
-                               f"objects with 'concept' and 'anchor', or choose by {self.option}")
+            raise ConceptError(
+                f"{self.source}: '{names[0]}' may be a name with its anchor, or say that a name follows; "
+                f"write the list as objects with 'concept' and 'anchor', or choose by {self.option}"
+            )
         if names:
             yield from self._under(data, names[0], depth)
         elif data and maps:
@@ -184,14 +222,21 @@ class _Walk:
             yield from self.values(value, depth + 1)
         else:
             shown = ", ".join(repr(short(str(n))) for n in list(data)[:12]) or "nothing"
-            raise ConceptError(f"{self.source}: it is not plain which of its parts are the names; choose one by {self.option}. It has {shown}"
-                               + (" and more" if len(data) > 12 else ""))
+            raise ConceptError(
+                f"{self.source}: it is not plain which of its parts are the names; choose one by "
+                f"{self.option}. It has {shown}" + (" and more" if len(data) > 12 else "")
+            )
 
     @staticmethod
     def _maps(data: dict) -> bool:
         if any(word(n) in SETTINGS for n in data):
             return False
-        return all(v is None or isinstance(v, str) or (isinstance(v, dict) and v and all(word(n) in DETAILS for n in v)) for v in data.values())
+        return all(
+            v is None
+            or isinstance(v, str)
+            or (isinstance(v, dict) and v and all(word(n) in DETAILS for n in v))
+            for v in data.values()
+        )
 
     def _mapping(self, data: dict) -> Iterator[Item]:
         """``{name: anchor}`` or ``{name: {"anchor": ..., "kind": ...}}``."""
@@ -209,18 +254,33 @@ class _Walk:
         value = data[name]
         if isinstance(value, str):
             if "," in masked(value) and word(name).endswith(("s", "list", "multiconcept")):
-                raise ConceptError(f"{self.item(value).where}: '{short(value)}' holds a comma; write '{name}' as a list, or a semicolon between two")
+                raise ConceptError(
+                    f"{self.item(value).where}: '{short(value)}' holds a comma; write '{name}' as a list, "
+                    "or a semicolon between two"
+                )
             found = list(items(value, self.source)) if ";" in value else [self.item(value)]
-            yield from (self._details(replace(i, line=getattr(value, "line", 0), string=True), data) for i in found)
+            yield from (
+                self._details(replace(i, line=getattr(value, "line", 0), string=True), data) for i in found
+            )
             return
         found = list(self.values(value, depth + 1)) if value is not None else []
-        if word(name) == "multiconcept":  # of MACE, whose own code makes blanks of the hyphens, and that knows two kinds
-            found = [replace(i, text=i.text.replace("-", " "), kind="" if i.kind == "object" else i.kind) for i in found]
+        # of MACE, whose own code makes blanks of the hyphens, and that knows two kinds
+        if word(name) == "multiconcept":
+            found = [
+                replace(i, text=i.text.replace("-", " "), kind="" if i.kind == "object" else i.kind)
+                for i in found
+            ]
         anchors = self._beside(data, "anchor", self.columns.anchor)
         if isinstance(anchors, list):
             if len(anchors) != len(found) or not all(a is None or isinstance(a, str) for a in anchors):
-                raise ConceptError(f"{self.source}: {len(found)} names and {len(anchors)} anchors; give as many of the one as of the other")
-            yield from (self._details(replace(i, anchor=" ".join((a or "").split())), data, ("kind",)) for i, a in zip(found, anchors))
+                raise ConceptError(
+                    f"{self.source}: {len(found)} names and {len(anchors)} anchors; give as many of the one "
+                    "as of the other"
+                )
+            yield from (
+                self._details(replace(i, anchor=" ".join((a or "").split())), data, ("kind",))
+                for i, a in zip(found, anchors)
+            )
         else:
             yield from (self._details(i, data) for i in found)
 
@@ -228,14 +288,29 @@ class _Walk:
         """An entry with what the object says of it, where it does not say so itself."""
         if self.keep:
             return item
-        if "anchor" in roles and item.anchor is None and isinstance(value := self._beside(data, "anchor", self.columns.anchor), str):
+        if (
+            "anchor" in roles
+            and item.anchor is None
+            and isinstance(value := self._beside(data, "anchor", self.columns.anchor), str)
+        ):
             item = replace(item, anchor=" ".join(value.split()))
-        if "kind" in roles and not item.kind and isinstance(value := self._beside(data, "kind", self.columns.kind), str):
+        if (
+            "kind" in roles
+            and not item.kind
+            and isinstance(value := self._beside(data, "kind", self.columns.kind), str)
+        ):
             kind = kind_named(value)
             if kind is None:
-                raise ConceptError(f"{item.where}: '{short(value)}' is no kind; use {', '.join(KINDS)}, or leave it out by --kind-column {NONE}")
+                raise ConceptError(
+                    f"{item.where}: '{short(value)}' is no kind; use {', '.join(KINDS)}, or leave it out by "
+                    f"--kind-column {NONE}"
+                )
             item = replace(item, kind=kind)
-        if "strength" in roles and item.strength is None and (value := self._beside(data, "strength")) is not None:
+        if (
+            "strength" in roles
+            and item.strength is None
+            and (value := self._beside(data, "strength")) is not None
+        ):
             try:
                 item = replace(item, strength=float(value))
             except (TypeError, ValueError):
@@ -247,7 +322,9 @@ class _Walk:
             return None
         names = [n for n in data if (word(n) == word(given) if given else word(n) in NAMES[role])]
         if len(names) > 1:
-            raise ConceptError(f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; leave one out")
+            raise ConceptError(
+                f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; leave one out"
+            )
         return data[names[0]] if names else None
 
     def _named(self, data) -> tuple[dict, str]:
@@ -278,7 +355,11 @@ def _is_row(data) -> bool:
 
 def _is_pair(value: list) -> bool:
     """``[name]`` or ``[name, kind]``."""
-    return 0 < len(value) <= 2 and all(isinstance(v, str) for v in value) and (len(value) == 1 or kind_named(value[1]) is not None)
+    return (
+        0 < len(value) <= 2
+        and all(isinstance(v, str) for v in value)
+        and (len(value) == 1 or kind_named(value[1]) is not None)
+    )
 
 
 def _said(value) -> str:

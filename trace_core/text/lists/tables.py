@@ -13,11 +13,23 @@ from ..syntax import Item, check, key, short
 from .columns import HEADERS, NAMES, NONE, Columns, kind_named, word
 
 #: First column of a header
-KNOWN = frozenset().union(*NAMES.values()) | {"tag", "tags", "prompt", "prompts", "casenumber", "evaluationseed", "id", "index", "no", "nr"}
+KNOWN = frozenset().union(*NAMES.values()) | {
+    "tag",
+    "tags",
+    "prompt",
+    "prompts",
+    "casenumber",
+    "evaluationseed",
+    "id",
+    "index",
+    "no",
+    "nr",
+}
 
 
 def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Item], list[str]]:
-    """The entries of a table, and what was left out: a name that comes again with the same anchor, since tables have a row for every prompt.
+    """The entries of a table, and what was left out: a name that comes again with the same anchor, since
+    tables have a row for every prompt.
 
     Raises:
         ConceptError: naming the line, and the columns where several may be meant.
@@ -28,15 +40,23 @@ def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Ite
     width = max(len(cells) for _, cells in lines)
     head = _head(lines[0][1], columns, width)
     prefix = "--keep-" if keep else "--"
-    roles = {"concept": ("keep", "concept") if keep else ("concept",), "anchor": ("anchor",), "kind": ("kind",)}
+    roles = {
+        "concept": ("keep", "concept") if keep else ("concept",),
+        "anchor": ("anchor",),
+        "kind": ("kind",),
+    }
     given = {"concept": columns.concept, "anchor": columns.anchor, "kind": columns.kind}
     options = {"concept": f"{prefix}column", "anchor": "--anchor-column", "kind": "--kind-column"}
-    found = {role: _column(given[role], head, names, options[role], width, source) for role, names in roles.items()}
+    found = {
+        role: _column(given[role], head, names, options[role], width, source) for role, names in roles.items()
+    }
     if found["concept"] is None:
         if width > 1:
             shown = ", ".join(f"{i} '{short(c)}'" for i, c in enumerate(lines[0][1], start=1))
-            raise ConceptError(f"{source}: the table has {width} columns and none is named 'concept'; name the one to read by its number or "
-                               f"header, such as {options['concept']} 1. Its first row: {shown}")
+            raise ConceptError(
+                f"{source}: the table has {width} columns and none is named 'concept'; name the one to read "
+                f"by its number or header, such as {options['concept']} 1. Its first row: {shown}"
+            )
         found["concept"] = 0
     if keep:
         found["anchor"] = found["kind"] = None
@@ -69,17 +89,24 @@ def _lines(text: str, source: str) -> list[tuple[int, list[str]]]:
     return rows
 
 
-def _row(cells: list[str], line: int, source: str, found: dict[str, int | None], options: dict[str, str]) -> Item:
+def _row(
+    cells: list[str], line: int, source: str, found: dict[str, int | None], options: dict[str, str]
+) -> Item:
     def cell(role):
         return None if found[role] is None else cells[found[role]] if found[role] < len(cells) else ""
 
     name = cell("concept")
     if not name:
-        raise ConceptError(f"{source}, line {line}: column {found['concept'] + 1} is empty in this row; fill it in or remove the row")
+        raise ConceptError(
+            f"{source}, line {line}: column {found['concept'] + 1} is empty in this row; fill it in or "
+            "remove the row"
+        )
     kind = kind_named(cell("kind") or "")
     if kind is None:
-        raise ConceptError(f"{source}, line {line}: '{short(cell('kind'))}' is no kind; use {', '.join(KINDS)}, or leave that column out by "
-                           f"{options['kind']} {NONE}")
+        raise ConceptError(
+            f"{source}, line {line}: '{short(cell('kind'))}' is no kind; use {', '.join(KINDS)}, or leave "
+            f"that column out by {options['kind']} {NONE}"
+        )
     item = Item(name, source, line, cell("anchor"), kind, string=True)
     check(item)
     return item
@@ -87,20 +114,28 @@ def _row(cells: list[str], line: int, source: str, found: dict[str, int | None],
 
 def _head(first: Sequence[str], columns: Columns, width: int) -> list[str]:
     """Names of the columns, or nothing if the first row is one of the list."""
-    named = [c for c in (columns.concept, columns.anchor, columns.kind) if c and not c.isdigit() and key(c) != NONE]
+    named = [
+        c for c in (columns.concept, columns.anchor, columns.kind) if c and not c.isdigit() and key(c) != NONE
+    ]
     words = [word(c) for c in first if c]
-    known = words[0] in (KNOWN if width > 1 else HEADERS)  # of a row `Art Spiegelman, artist` the second says nothing
+    # of a row `Art Spiegelman, artist` the second says nothing
+    known = words[0] in (KNOWN if width > 1 else HEADERS)
     return list(first) if known or {word(n) for n in named} & set(words) else []
 
 
-def _column(given: str, head: Sequence[str], roles: Sequence[str], option: str, width: int, source: str) -> int | None:
+def _column(
+    given: str, head: Sequence[str], roles: Sequence[str], option: str, width: int, source: str
+) -> int | None:
     """Index of the column that an option names, or that has a known name."""
     names = [word(h) for h in head]
     if not given:
         for role in roles:
             found = [i for i, name in enumerate(names) if name in NAMES[role]]
             if len(found) > 1:
-                raise ConceptError(f"{source}: the columns {' and '.join(repr(head[i]) for i in found)} may both be meant; choose one by {option}")
+                raise ConceptError(
+                    f"{source}: the columns {' and '.join(repr(head[i]) for i in found)} may both be meant; "
+                    f"choose one by {option}"
+                )
             if found:
                 return found[0]
         return None
@@ -110,5 +145,9 @@ def _column(given: str, head: Sequence[str], roles: Sequence[str], option: str, 
         return names.index(word(given))
     if given.isdigit() and 1 <= int(given) <= width:
         return int(given) - 1
-    there = f"the columns are {', '.join(map(repr, head))}" if head else f"there is no header, so name it by its number, 1 to {width}"
+    there = (
+        f"the columns are {', '.join(map(repr, head))}"
+        if head
+        else f"there is no header, so name it by its number, 1 to {width}"
+    )
     raise ConceptError(f"{option} '{short(given)}': {source} has no such column; {there}")
