@@ -29,7 +29,7 @@ from trace_core.finetune.objectives import OBJECTIVES
 from trace_core.lora import ErasureLora
 from trace_core.lora.fusion import FusionConfig, fuse
 from trace_core.lora.gating import apply
-from trace_core.methods import erase, erase_part, shared_start
+from trace_core.methods import Eraser
 from trace_core.text.concepts import Concept
 
 RESULTS = Path(__file__).parent / "results" / "claims.json"
@@ -112,14 +112,13 @@ def mace(r: Run) -> None:
     closed, tuned = r.options()
     for label, focus in (("focal times", plain.terms[0].focus), ("even times", None)):
         OBJECTIVES["mace"] = replace(plain, terms=(replace(plain.terms[0], focus=focus),))
-        start = shared_start("mace", r.model, r.clip, concepts, keep, closed, r.seed)
+        eraser = Eraser("mace", keep, r.seed, closed, tuned)
+        start = eraser.fit_start(r.model, r.clip, concepts)
         parts: dict[str, ErasureLora] = {}
 
-        def part(c, start=start, parts=parts):
+        def part(c, eraser=eraser, start=start, parts=parts):
             if c.target not in parts:
-                parts[c.target] = erase_part(
-                    "mace", r.model, r.clip, c, keep, closed, tuned, r.seed, start
-                ).lora
+                parts[c.target] = eraser.fit_part(r.model, r.clip, c, start).lora
             return parts[c.target]
 
         names = [f"MACE/{label}/{c.target}" for c in concepts] + [
@@ -146,7 +145,7 @@ def one(r: Run, key: str, method: str, concept: Concept, **finetune) -> None:
     keep = domain.keep_list([concept])
     r.measured(
         f"{key}/{concept.target}",
-        lambda: erase(method, r.model, r.clip, [concept], keep, *r.options(**finetune), r.seed).lora,
+        lambda: Eraser(method, keep, r.seed, *r.options(**finetune)).fit(r.model, r.clip, [concept]).lora,
         [concept],
     )
 

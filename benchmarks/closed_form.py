@@ -42,8 +42,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this fi
 from published import Published, stack  # noqa: E402
 from synthetic import Clock, Matrices, SyntheticText, peak_memory, sd15  # noqa: E402
 
-# the package shows the function of this name
-closed_form = importlib.import_module("trace_core.closed_form.erase")
+# modules, not the functions of the same names, to take their clock
+accumulating, solving, exporting = (
+    importlib.import_module(f"trace_core.closed_form.{name}") for name in ("accumulate", "solve", "export")
+)
 
 RESULTS = Path(__file__).parent / "results"
 #: what the outer products of one prompt may take (FLUX's take 17 GB, and are timed on a part)
@@ -75,7 +77,7 @@ def pairing_not_timed(text: SyntheticText, found: dict):
     """Count the time that ``collect`` waits for paired rows as ``text.seconds``, and note lambda in
     ``found``.
     """
-    pairs, regularise = closed_form.erased_pairs, solvers.regularise
+    pairs, regularise = accumulating.erased_pairs, solvers.regularise
 
     def timed(*args):
         source = pairs(*args)
@@ -92,11 +94,11 @@ def pairing_not_timed(text: SyntheticText, found: dict):
         found.setdefault("lambda", (out - gram).diagonal().mean().item())  # the context's comes first
         return out
 
-    closed_form.erased_pairs, solvers.regularise = timed, noted
+    accumulating.erased_pairs, solvers.regularise = timed, noted
     try:
         yield
     finally:
-        closed_form.erased_pairs, solvers.regularise = pairs, regularise
+        accumulating.erased_pairs, solvers.regularise = pairs, regularise
 
 
 def ours(
@@ -115,19 +117,19 @@ def ours(
     policy, seconds, out = POLICIES[config.policy], {}, {"config": config}
     with peak_memory() as memory, pairing_not_timed(text, out):
         begin, made = Clock.now(), text.seconds
-        sums = closed_form.collect(backbone, text, policy, erased, kept, config, progress)
+        sums = accumulating.accumulate(backbone, text, policy, erased, kept, config, progress)
         seconds["rows"] = text.seconds - made
         seconds["sums"] = Clock.now() - begin - seconds["rows"]
-        begin, solved = Clock.now(), {s: closed_form.solve(policy, part, config) for s, part in sums.items()}
+        begin, solved = Clock.now(), {s: solving.solve(policy, part, config) for s, part in sums.items()}
         edits = {stream: edit for stream, (edit, _) in solved.items()}
         seconds["solve"] = Clock.now() - begin
         begin = Clock.now()
-        lora, measured = closed_form.export(backbone, edits, sums, measure=False)
+        lora, measured = exporting.export(backbone, edits, sums, measure=False)
         seconds["export"] = Clock.now() - begin
         if report:
             del lora  # there is one at a time in use, too
             begin = Clock.now()
-            lora, measured = closed_form.export(backbone, edits, sums)
+            lora, measured = exporting.export(backbone, edits, sums)
             seconds["report"] = max(0.0, Clock.now() - begin - seconds["export"])
     seconds["edit"] = seconds["sums"] + seconds["solve"] + seconds["export"]
     return out | {

@@ -25,7 +25,7 @@ from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
 from trace_core.evaluate import drift
 from trace_core.lora.gating import apply
-from trace_core.methods import METHODS, erase
+from trace_core.methods import METHODS, Eraser
 from trace_core.text.concepts import Concept, parse_concepts
 
 RESULTS = Path(__file__).parent / "results" / "conditional.json"
@@ -199,16 +199,7 @@ def run(
             concepts, made = parse_concepts(line), {}
             model = bench.model
             if method != "none":
-                result = erase(
-                    method,
-                    bench.model,
-                    bench.clip,
-                    concepts,
-                    domain.keep_list(concepts),
-                    {"contexts": domain.CONTEXTS},
-                    domain.FINETUNE[name],
-                    seed,
-                )
+                result = Eraser(method, seed=seed).fit(bench.model, bench.clip, concepts)
                 model, made = apply(bench.model, result.lora), {"rank": result.lora.rank}
             scores = data["results"][f"{name}/{method}/{line}"] = bench.measure(model, concepts[0]) | made
             write_text(file, json.dumps(data, indent=1) + "\n")

@@ -25,7 +25,7 @@ from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import CIFAR10, OBJECTS, STYLES
 from trace_core.evaluate import Evaluator
 from trace_core.lora.gating import apply
-from trace_core.methods import METHODS, erase
+from trace_core.methods import METHODS, Eraser
 from trace_core.text.concepts import Concept
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,17 +100,8 @@ def run(
         concepts = concepts_of(method, task, concept)
         name, options, apart = VARIANTS.get(method, (method, {}, None))
         start, busy = time.perf_counter(), time.process_time()
-        result = erase(
-            name,
-            evaluator.model,
-            evaluator.clip,
-            concepts,
-            domain.keep_list(concepts),
-            {"contexts": domain.CONTEXTS},
-            {**domain.FINETUNE[model_name], **options},
-            seed,
-            apart=apart,
-        )
+        eraser = Eraser(name, seed=seed, finetune=options, per_concept=apart)
+        result = eraser.fit(evaluator.model, evaluator.clip, concepts)
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)
         size = sum(f.nbytes for pair in result.lora.modules.values() for f in pair)

@@ -30,7 +30,8 @@ from trace_core import engine
 from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.evaluate.metrics import top1
 from trace_core.evaluate.protocol import object_prompts
-from trace_core.finetune.run import FinetuneConfig, Trainer
+from trace_core.finetune import FinetuneConfig
+from trace_core.finetune.trainer import Trainer
 from trace_core.finetune.trajectory import REFERENCES, Points, schedule
 from trace_core.text.concepts import Concept
 

@@ -25,7 +25,7 @@ from trace_core.evaluate import Evaluator
 from trace_core.lora import ErasureLora
 from trace_core.lora.fusion import FusionConfig, fuse
 from trace_core.lora.gating import apply
-from trace_core.methods import erase, erase_part, shared_start
+from trace_core.methods import Eraser
 from trace_core.text.concepts import Concept
 
 RESULTS = Path(__file__).parent / "results" / "mass.json"
@@ -53,7 +53,7 @@ class Run:
         self.model, self.clip, vae = loader.load(MODEL)
         self.evaluator = Evaluator(self.model, self.clip, vae, domain.domain(), samples, seed, others=others)
         self.keep = domain.keep_list(CONCEPTS)
-        self.options = {"contexts": domain.CONTEXTS}, {**domain.FINETUNE[MODEL], **finetune}
+        self.eraser = Eraser(method, self.keep, seed, finetune=finetune)
         self.data = (
             json.loads(file.read_text())
             if file.exists()
@@ -78,18 +78,13 @@ class Run:
     def start(self) -> ErasureLora | None:
         """The closed form that all parts share, or None."""
         if self._start is None:
-            self._start = shared_start(
-                self.method, self.model, self.clip, CONCEPTS, self.keep, self.options[0], self.seed
-            )
+            self._start = self.eraser.fit_start(self.model, self.clip, CONCEPTS)
         return self._start
 
     def part(self, concept: Concept) -> ErasureLora:
         path = self.folder / f"{concept.target}.safetensors"
         if not path.exists():
-            made = erase_part(
-                self.method, self.model, self.clip, concept, self.keep, *self.options, self.seed, self.start()
-            )
-            made.lora.save(path)
+            self.eraser.fit_part(self.model, self.clip, concept, self.start()).save(path)
         return ErasureLora.load(path)
 
     def whole(self, lora: ErasureLora) -> ErasureLora:
@@ -129,7 +124,7 @@ def run(method: str, args, finetune: dict, label: str) -> None:
     if method == "trace":
         r.measured(
             "together",
-            lambda: erase(method, r.model, r.clip, CONCEPTS, r.keep, *r.options, args.seed).lora,
+            lambda: r.eraser.fit(r.model, r.clip, CONCEPTS).lora,
             CONCEPTS,
         )
     alone = [r.data["results"][f"{label}/alone/{c.target}"] for c in CONCEPTS]

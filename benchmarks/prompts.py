@@ -21,10 +21,10 @@ import trace_core
 from trace_core import engine
 from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.cli.commands import write_text
-from trace_core.demo import domain, loader
+from trace_core.demo import loader
 from trace_core.demo.vocabulary import OBJECTS, STYLES
 from trace_core.lora.gating import apply
-from trace_core.methods import METHODS, erase
+from trace_core.methods import METHODS, Eraser
 from trace_core.text.concepts import Concept, fill
 
 RESULTS = Path(__file__).parent / "results" / "prompts.json"
@@ -135,16 +135,7 @@ def run(
             counter = counter or Counter(model_name, samples, seed, data["base"])
             name, options = VARIANTS[method]
             erased = [Concept(concept)]
-            result = erase(
-                name,
-                counter.model,
-                counter.clip,
-                erased,
-                domain.keep_list(erased),
-                {"contexts": domain.CONTEXTS, **options},
-                domain.FINETUNE[model_name],
-                seed,
-            )
+            result = Eraser(name, seed=seed, closed_form=options).fit(counter.model, counter.clip, erased)
             report = result.report.get("closed_form", result.report)
             row = measure(counter, apply(counter.model, result.lora), concept, cfgs, long)
             data["results"][key] = row | {"substitute": report.get("substitutes", {}).get(concept, "")}

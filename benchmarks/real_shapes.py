@@ -35,7 +35,7 @@ from trace_core import engine
 from trace_core.backbones import backbone_for, compat
 from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.closed_form import erase
-from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
 from trace_core.text.concepts import TEMPLATES, Concept
 from trace_core.text.synonyms import everyday

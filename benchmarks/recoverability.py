@@ -22,7 +22,7 @@ from trace_core import engine
 from trace_core.cli.commands import write_text
 from trace_core.demo import domain, loader
 from trace_core.evaluate.recover import recoverability
-from trace_core.methods import METHODS, erase
+from trace_core.methods import METHODS, Eraser
 
 sys.path.insert(0, str(Path(__file__).parent))
 from erasure import VARIANTS, concepts_of  # noqa: E402
@@ -59,16 +59,7 @@ def run(
         concepts = concepts_of(method, measured.locate(concept)[0], concept)
         plain, options, _ = VARIANTS.get(method, (method, {}, None))
         start = time.process_time()
-        result = erase(
-            plain,
-            model,
-            clip,
-            concepts,
-            domain.keep_list(concepts),
-            {"contexts": domain.CONTEXTS},
-            {**domain.FINETUNE[name], **options},
-            seed,
-        )
+        result = Eraser(plain, seed=seed, finetune=options).fit(model, clip, concepts)
         spent = {
             "erase_cpu_seconds": time.process_time() - start,
             "evaluations": result.report.get("evaluations", 0),

@@ -18,9 +18,9 @@ from trace_core import engine
 from trace_core.cli.commands import write_text
 from trace_core.demo import domain, loader
 from trace_core.evaluate import Evaluator
-from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora.gating import apply
-from trace_core.methods import erase
+from trace_core.methods import Eraser
 from trace_core.text.concepts import parse_concepts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +35,7 @@ def one(evaluator: Evaluator, concept: str, form: str, window) -> dict:
     concepts = parse_concepts(concept)
     keep, options = domain.keep_list(concepts), domain.FINETUNE["demo-sd"] | {"window": window}
     if form == "trace":
-        result = erase(
-            "trace", evaluator.model, evaluator.clip, concepts, keep, {"contexts": domain.CONTEXTS}, options
-        )
+        result = Eraser("trace", keep, finetune=options).fit(evaluator.model, evaluator.clip, concepts)
     else:
         result = finetune(evaluator.model, evaluator.clip, concepts, keep, FinetuneConfig(**options))
     scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)

@@ -10,9 +10,9 @@ from PIL import Image
 from ..trace_core.backbones.base import SCOPES
 from ..trace_core.errors import LoraError
 from ..trace_core.evaluate.grid import to_image
+from ..trace_core.finetune import finetune as run
 from ..trace_core.finetune.objectives import OBJECTIVES
 from ..trace_core.finetune.options import LEARNING_RATE, PRESETS, FinetuneConfig
-from ..trace_core.finetune.run import finetune as run
 from ..trace_core.lora import gating
 from ..trace_core.text.concepts import KINDS
 from . import reports, wire

@@ -45,7 +45,7 @@ class Live:
         self._maybe_send({"phase": name, "done": done, "total": total})
 
     def training(self, progress) -> None:
-        """Hears a :class:`trace_core.finetune.run.Progress`; until the first step the bar shows the phase,
+        """Hears a :class:`trace_core.finetune.Progress`; until the first step the bar shows the phase,
         then the steps.
         """
         host.stop_if_interrupted()

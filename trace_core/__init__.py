@@ -1,11 +1,44 @@
-"""TRACE: erase concepts from text-to-image models, on ComfyUI's own model objects."""
+"""TRACE: erase concepts from text-to-image models, on ComfyUI's own model objects.
+
+::
+
+    model, clip, vae = trace_core.load("sd15.safetensors")
+    erasure = trace_core.Eraser(method="projection").fit(model, clip, "Van Gogh")
+    erased = erasure.apply(model)
+    erasure.save("van-gogh.safetensors")
+"""
 
 import importlib
 
 __version__ = "0.1.0"
 
+#: what is here, by the module that has it; loaded when it is asked for
+_MODULES = {
+    "Eraser": ".methods",
+    "METHODS": ".methods",
+    "Erasure": ".lora.result",
+    "ErasureLora": ".lora",
+    "Concept": ".text.concepts",
+    "parse_concepts": ".text.concepts",
+    "ClosedFormConfig": ".closed_form",
+    "ClosedFormFitter": ".closed_form",
+    "FinetuneConfig": ".finetune",
+    "TraceError": ".errors",
+}
+#: for use outside ComfyUI: not in the registry archive
+_OUTSIDE = {"engine": ".cli", "load": ".cli.models"}
+
+__all__ = ["__version__", *_MODULES, *_OUTSIDE]
+
 
 def __getattr__(name: str):
-    if name == "engine":  # finds a ComfyUI; not in the registry archive, which runs inside one
+    module = {**_MODULES, **_OUTSIDE}.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "engine":
         return importlib.import_module(".cli.engine", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module, __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,18 +1,20 @@
-"""Methods by name: which closed form, which finetune, or both in turn."""
+"""Methods by name, and the one way to use them: an eraser, fitted on a model, gives an erasure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .backbones.defaults import defaults_of
 from .errors import TraceError
 from .text.anchors import followed
-from .text.concepts import settled
+from .text.concepts import Concept, parse_concepts, settled
 from .text.synonyms import everyday
 
 if TYPE_CHECKING:
-    from .lora.erasure import ErasureLora
+    from .lora import ErasureLora
+    from .lora.result import Erasure
 
 
 @dataclass(frozen=True)
@@ -22,23 +24,15 @@ class Method:
     Attributes:
         closed_form: options of :class:`~trace_core.closed_form.ClosedFormConfig`, or None for no closed form.
         finetune: options of :class:`~trace_core.finetune.FinetuneConfig`, or None for no finetune.
-        apart: of several concepts each gets an adapter of its own, on top of one closed form of all, and the
-            adapters are fused.
+        per_concept: of several concepts each gets an adapter of its own, on top of one closed form of all,
+            and the adapters are fused.
     """
 
     name: str
     help: str
     closed_form: Mapping | None = None
     finetune: Mapping | None = None
-    apart: bool = False
-
-
-@dataclass
-class Erasure:
-    """One file's worth of erasure, and the reports of what made it."""
-
-    lora: object
-    report: dict = field(default_factory=dict)
+    per_concept: bool = False
 
 
 #: In ``trace`` the closed form takes the main directions: what is left is the finetune's, which drifts less
@@ -60,7 +54,7 @@ METHODS: dict[str, Method] = {
             "MACE: closed form, then attention suppression",
             {"policy": "mace"},
             {"objective": "mace"},
-            apart=True,
+            per_concept=True,
         ),
         Method("trce-eot", "TRCE's closed form, its first stage", {"policy": "trce"}),
         Method(
@@ -75,152 +69,178 @@ METHODS: dict[str, Method] = {
 }
 
 
-def erase(
-    name: str,
-    model,
-    clip,
-    concepts: Sequence,
-    keep: Sequence[str],
-    closed_form: Mapping,
-    finetune: Mapping,
-    seed: int = 0,
-    progress: Callable | None = None,
-    apart: bool | None = None,
-    **hooks,
-) -> Erasure:
-    """Erase by a method's name.
+@dataclass(frozen=True)
+class Eraser:
+    """A method and its options: :meth:`fit` erases concepts from a model.
 
-    Args:
-        closed_form, finetune: options over the method's own; not used where it has no such part.
-        progress: of the closed form and the fusion.
-        apart: of several concepts, make each alone and fuse them; None: as the method's paper does.
-        hooks: ``report``, ``preview``, ``resume``, ``checkpoint`` of :func:`trace_core.finetune.finetune`.
+    ::
+
+        erasure = Eraser(method="projection").fit(model, clip, "Van Gogh")
+        erased = erasure.apply(model)
+
+    Attributes:
+        method: a name of :data:`METHODS`.
+        keep: what must not change; empty: what the model itself says, or everyday things.
+        seed: of everything random; the same seed gives the same file.
+        closed_form: options of :class:`~trace_core.closed_form.ClosedFormConfig` over the method's own;
+            None leaves the closed form out.
+        finetune: options of :class:`~trace_core.finetune.FinetuneConfig` likewise.
+        per_concept: make each of several concepts alone and fuse them; None: as the method's paper does.
 
     Raises:
-        TraceError: as the parts do.
+        TraceError: for a method that is unknown.
     """
-    method = METHODS[name]
-    if len(concepts) > 1 and (method.apart if apart is None else apart):
+
+    method: str = "projection"
+    keep: Sequence[str] = ()
+    seed: int = 0
+    closed_form: Mapping | None = field(default_factory=dict)
+    finetune: Mapping | None = field(default_factory=dict)
+    per_concept: bool | None = None
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise TraceError(f"method '{self.method}' is unknown; use one of {', '.join(METHODS)}")
+
+    @property
+    def parts(self) -> Method:
+        """What of the method is used."""
+        method = METHODS[self.method]
+        return replace(
+            method,
+            closed_form=None if self.closed_form is None else method.closed_form,
+            finetune=None if self.finetune is None else method.finetune,
+        )
+
+    def fit(
+        self,
+        model,
+        clip,
+        concepts: str | Sequence[Concept],
+        start: ErasureLora | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        **hooks,
+    ) -> Erasure:
+        """Erase concepts from a model. The model is read, never written.
+
+        Args:
+            model: ComfyUI ModelPatcher; patches already on it count as part of its weights.
+            clip: the ComfyUI CLIP that belongs to it.
+            concepts: text in the one-line grammar, or a list of concepts.
+            start: an erasure that the finetune goes on from, in place of a closed form.
+            progress: called as ``progress(phase, done, total)`` by the closed form and the fusion; an
+                exception raised in it cancels.
+            hooks: ``report``, ``preview``, ``resume``, ``checkpoint``, ``region`` of
+                :func:`trace_core.finetune.finetune`.
+
+        Raises:
+            ConceptError, ModelError, LoraError, TraceError: before anything is changed.
+        """
+        concepts = parse_concepts(concepts) if isinstance(concepts, str) else list(concepts)
+        eraser, method = self._for(model, concepts), self.parts
+        if len(concepts) > 1 and (method.per_concept if self.per_concept is None else self.per_concept):
+            return eraser._fit_each(model, clip, concepts, progress, hooks)
+        if start is None:
+            first = eraser._closed_form(model, clip, concepts, progress)
+        else:
+            first = None
+        if method.finetune is None:
+            if first is None:
+                raise TraceError(f"method '{self.method}' has nothing to do without its closed form")
+            return first
+        start = first.lora if first else start
+        result = eraser._finetune(model, clip, concepts, start, hooks)
+        if not first:
+            return result
+        return replace(result, report=result.report | {"closed_form": first.report})
+
+    def fit_start(
+        self, model, clip, concepts: Sequence[Concept], progress: Callable | None = None
+    ) -> ErasureLora | None:
+        """What all parts of a method begin with: the closed form of all concepts, where each part is but an
+        adapter on it.
+        """
+        if not self.parts.per_concept:
+            return None
+        return self._for(model, concepts)._closed_form(model, clip, concepts, progress).lora
+
+    def fit_part(
+        self,
+        model,
+        clip,
+        concept: Concept,
+        start: ErasureLora | None = None,
+        progress: Callable | None = None,
+        **hooks,
+    ) -> Erasure:
+        """One concept of several, to be fused with the others by :meth:`fuse`.
+
+        Args:
+            start: of :meth:`fit_start`; it is trained on, and is not in the result.
+        """
+        if start is None:
+            return self.fit(model, clip, [concept], None, progress, **hooks)
+        result = self._for(model, [concept])._finetune(model, clip, [concept], start, hooks)
+        return replace(result, lora=result.adapter)
+
+    def fuse(
+        self,
+        model,
+        clip,
+        parts: Sequence[Erasure],
+        start: ErasureLora | None = None,
+        progress: Callable | None = None,
+    ) -> Erasure:
+        """The parts as one erasure, by MACE's closed-form fusion, with the start that they share."""
+        from .lora import ErasureLora
+        from .lora.fusion import FusionConfig, fuse
+        from .lora.result import Erasure
+
+        concepts = [c for part in parts for c in part.concepts]
+        own = self._for(model, concepts)
+        config = FusionConfig(**{k: v for k, v in (own.closed_form or {}).items() if k == "contexts"})
+        fused = fuse(model, clip, [p.lora for p in parts], list(own.keep), config, progress=progress)
+        lora = ErasureLora.join(start, fused.lora) if start else fused.lora
+        evaluations = sum(p.report.get("evaluations", 0) for p in parts)
+        reports = [p.report for p in parts]
+        return Erasure(lora, {"fusion": fused.report, "parts": reports, "evaluations": evaluations})
+
+    def _for(self, model, concepts: Sequence[Concept]) -> Eraser:
+        """This eraser with the model's own values where none are given."""
+        own = defaults_of(model)
+        if own is None:
+            return self
+        closed_form = None if self.closed_form is None else {"contexts": own.contexts, **self.closed_form}
+        finetune = None if self.finetune is None else {**own.finetune, **self.finetune}
+        keep = self.keep or own.keep_list(concepts)
+        return replace(self, keep=keep, closed_form=closed_form, finetune=finetune)
+
+    def _fit_each(self, model, clip, concepts: list[Concept], progress, hooks: Mapping) -> Erasure:
+        """Every concept alone, and all fused."""
         if hooks.get("resume") or hooks.get("checkpoint"):
             raise TraceError(
                 "a training state is of one concept's run; of several that are made apart, resume each alone"
             )
         concepts, notes = followed(concepts)  # while they are all in sight
-        concepts = [settled(c, list(keep), concepts) for c in concepts]
-        keep = list(keep) or everyday(concepts)  # no other concept is kept
-        first = shared_start(name, model, clip, concepts, keep, closed_form, seed, progress)
-        parts = [
-            erase_part(name, model, clip, c, keep, closed_form, finetune, seed, first, progress, **hooks)
-            for c in concepts
-        ]
-        fused = fuse_parts(model, clip, parts, keep, closed_form, first, progress)
-        return Erasure(fused.lora, fused.report | {"notes": notes})
-    first = _closed_form(method, model, clip, concepts, keep, closed_form, seed, progress)
-    if method.finetune is None:
-        return Erasure(first.lora, first.report)
-    result = _finetune(
-        method, model, clip, concepts, keep, finetune, seed, first.lora if first else None, hooks
-    )
-    report = result.report | ({"closed_form": first.report} if first else {})
-    return Erasure(result.lora, report)
+        concepts = [settled(c, list(self.keep), concepts) for c in concepts]
+        # no other concept is kept
+        each = replace(self, keep=list(self.keep) or everyday(concepts), per_concept=None)
+        start = each.fit_start(model, clip, concepts, progress)
+        parts = [each.fit_part(model, clip, c, start, progress, **hooks) for c in concepts]
+        fused = each.fuse(model, clip, parts, start, progress)
+        return replace(fused, report=fused.report | {"notes": notes})
 
+    def _closed_form(self, model, clip, concepts: Sequence[Concept], progress):
+        """Its result, or None where there is no such part."""
+        if self.parts.closed_form is None:
+            return None
+        from .closed_form import ClosedFormConfig, erase
 
-def shared_start(
-    name: str,
-    model,
-    clip,
-    concepts: Sequence,
-    keep: Sequence[str],
-    closed_form: Mapping,
-    seed: int = 0,
-    progress: Callable | None = None,
-) -> ErasureLora | None:
-    """What all parts of a method start from: the closed form of all concepts, where each part is but an
-    adapter on it.
-    """
-    if not METHODS[name].apart:
-        return None
-    return _closed_form(METHODS[name], model, clip, concepts, keep, closed_form, seed, progress).lora
+        config = ClosedFormConfig(**{**self.parts.closed_form, **self.closed_form})
+        return erase(model, clip, concepts, self.keep, config, progress, self.seed)
 
+    def _finetune(self, model, clip, concepts, start: ErasureLora | None, hooks: Mapping):
+        from .finetune import FinetuneConfig, finetune
 
-def erase_part(
-    name: str,
-    model,
-    clip,
-    concept,
-    keep: Sequence[str],
-    closed_form: Mapping,
-    finetune: Mapping,
-    seed: int = 0,
-    start: ErasureLora | None = None,
-    progress: Callable | None = None,
-    **hooks,
-) -> Erasure:
-    """One concept of several, to be fused with the others.
-
-    Args:
-        start: of :func:`shared_start`; it is trained on, and is not in the result.
-    """
-    if start is None:
-        return erase(name, model, clip, [concept], keep, closed_form, finetune, seed, progress, **hooks)
-    result = _finetune(METHODS[name], model, clip, [concept], keep, finetune, seed, start, hooks)
-    return Erasure(result.adapter, result.report)
-
-
-def fuse_parts(
-    model,
-    clip,
-    parts: Sequence[Erasure],
-    keep: Sequence[str],
-    closed_form: Mapping,
-    start: ErasureLora | None = None,
-    progress: Callable | None = None,
-) -> Erasure:
-    """The parts as one erasure, by MACE's closed-form fusion, with the start that they share."""
-    from .lora.erasure import ErasureLora
-    from .lora.fusion import FusionConfig, fuse
-
-    config = FusionConfig(**({"contexts": closed_form["contexts"]} if "contexts" in closed_form else {}))
-    fused = fuse(model, clip, [p.lora for p in parts], keep, config, progress=progress)
-    lora = ErasureLora.join(start, fused.lora) if start else fused.lora
-    evaluations = sum(p.report.get("evaluations", 0) for p in parts)
-    return Erasure(
-        lora, {"fusion": fused.report, "parts": [p.report for p in parts], "evaluations": evaluations}
-    )
-
-
-def _closed_form(method: Method, model, clip, concepts, keep, options: Mapping, seed: int, progress):
-    """Its result, or None where the method has no such part."""
-    if method.closed_form is None:
-        return None
-    from .closed_form import ClosedFormConfig
-    from .closed_form import erase as run
-
-    return run(
-        model, clip, concepts, keep, ClosedFormConfig(**{**method.closed_form, **options}), progress, seed
-    )
-
-
-def _finetune(
-    method: Method,
-    model,
-    clip,
-    concepts,
-    keep,
-    options: Mapping,
-    seed: int,
-    start: ErasureLora | None,
-    hooks: Mapping,
-):
-    from .finetune.run import FinetuneConfig
-    from .finetune.run import finetune as run
-
-    return run(
-        model,
-        clip,
-        concepts,
-        keep,
-        FinetuneConfig(**{**method.finetune, "seed": seed, **options}),
-        start,
-        **hooks,
-    )
+        config = FinetuneConfig(**{**self.parts.finetune, "seed": self.seed, **self.finetune})
+        return finetune(model, clip, concepts, self.keep, config, start, **hooks)

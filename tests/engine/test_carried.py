@@ -11,7 +11,7 @@ from trace_core.backbones import backbone_for
 from trace_core.backbones.other_patches import changes_of_the_network
 from trace_core.closed_form import erase
 from trace_core.errors import LoraError, ModelError
-from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
 from trace_core.text.concepts import TEMPLATES, Concept

@@ -8,7 +8,7 @@ import pytest
 
 from trace_core.closed_form import erase
 from trace_core.errors import ConceptError
-from trace_core.finetune.run import FinetuneConfig, finetune
+from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora.fusion import fuse
 from trace_core.text.concepts import Concept
 

@@ -16,11 +16,12 @@ from trace_core.backbones import Backbone, backbone_for
 from trace_core.cli import main
 from trace_core.closed_form import erase
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
+from trace_core.finetune import Diverged, FinetuneConfig, finetune
 from trace_core.finetune.objectives import OBJECTIVES, trce
 from trace_core.finetune.objectives.base import squared_error
 from trace_core.finetune.options import PRESETS
 from trace_core.finetune.resume import TrainingState
-from trace_core.finetune.run import Diverged, FinetuneConfig, Trainer, finetune
+from trace_core.finetune.trainer import Trainer
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
 from trace_core.text.concepts import TEMPLATES, Concept, parse_concepts

@@ -17,9 +17,9 @@ from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.backbones.weights import is_linear, original, shape_of, storage_of, stored
 from trace_core.closed_form import erase
 from trace_core.errors import ModelError
+from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.finetune.adapters import attached
 from trace_core.finetune.gradients import checkpointed, saved_apart, training_mode
-from trace_core.finetune.run import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora, rounding
 from trace_core.lora.gating import apply, erasures_on
 from trace_core.text.concepts import TEMPLATES, Concept

@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trace_core import methods
 from trace_core.cli import jobs, main, training
-from trace_core.cli.workers import START, Eraser, said
+from trace_core.cli.workers import START, PartMaker, said
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
+from trace_core.methods import Eraser
 
 pytestmark = pytest.mark.processes
 
@@ -171,7 +171,7 @@ def test_ray_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
         return [
             p.pid
             for p in psutil.Process().children(recursive=True)
-            if "ray::RayEraser" in " ".join(p.cmdline())
+            if "ray::RayPartMaker" in " ".join(p.cmdline())
         ]
 
     killer = Killer(out, random.randrange(1, 8), actors)
@@ -190,13 +190,13 @@ class Inline:
         self.setup, self.says, self.asked = setup, [], []
 
     def hire(self, number):
-        self.eraser = Eraser(self.setup)
+        self.maker = PartMaker(self.setup)
         self.says.append(("ready",))
         return self
 
     def give(self, number, start):
         self.asked.append(number)
-        self.says.append(said(lambda: ("done", self.eraser.work(number, start, lambda *_: None))))
+        self.says.append(said(lambda: ("done", self.maker.work(number, start, lambda *_: None))))
 
     def listen(self, timeout):
         says, self.says = self.says, []
@@ -243,14 +243,14 @@ def test_a_concept_that_the_model_cannot_read_is_named_at_once_and_can_be_correc
 
 
 def test_a_concept_that_cannot_be_trained_is_named_and_the_others_stay(inline, tmp_path, capsys, monkeypatch):
-    whole = methods.erase_part
+    whole = Eraser.fit_part
 
-    def part(name, model, clip, concept, *rest, **hooks):
+    def part(self, model, clip, concept, *rest, **hooks):
         if concept.target == "dog":
             raise TraceError("the loss is nan at step 1; lower the learning rate")
-        return whole(name, model, clip, concept, *rest, **hooks)
+        return whole(self, model, clip, concept, *rest, **hooks)
 
-    monkeypatch.setattr(methods, "erase_part", part)
+    monkeypatch.setattr(Eraser, "fit_part", part)
     out = tmp_path / "all.safetensors"
     assert main(command(out, ["cat", "dog", "tree"], "--jobs", "1")) == 2
     assert "1 of 3 concepts could not be made. 'dog': the loss is nan" in capsys.readouterr().err

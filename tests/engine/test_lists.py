@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trace_core import methods
 from trace_core.cli import main
 from trace_core.closed_form import ClosedFormConfig, erase
+from trace_core.finetune import finetune
 from trace_core.finetune.options import FinetuneConfig
-from trace_core.finetune.run import Trainer, finetune
+from trace_core.finetune.trainer import Trainer
 from trace_core.lora import ErasureLora
+from trace_core.methods import Eraser
 from trace_core.text.concepts import TEMPLATES, Concept, parse_concepts
 
 KEEP = ["bird", "car"]
@@ -77,8 +78,7 @@ def test_the_finetune_follows_the_arrows(families):
 def test_concepts_that_are_made_apart_see_each_other(sd):
     """Each is made alone, so the list must be looked at before it is taken apart."""
     made, wanted = (
-        methods.erase("projection", *sd, parse_concepts(lines), KEEP, {}, {}, apart=True)
-        for lines in (ROUND, "cat; dog")
+        Eraser("projection", KEEP, per_concept=True).fit(*sd, lines) for lines in (ROUND, "cat; dog")
     )
     assert equal(made.lora, wanted.lora) and len(made.report["notes"]) == 2
 

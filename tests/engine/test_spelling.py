@@ -10,8 +10,8 @@ import torch
 from trace_core.backbones import backbone_for
 from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.errors import ConceptError, ModelError
+from trace_core.finetune import finetune
 from trace_core.finetune.options import FinetuneConfig
-from trace_core.finetune.run import finetune
 from trace_core.finetune.trajectory import Prompts
 from trace_core.text.concepts import Concept
 from trace_core.text.encoding import PAD, SUBJECT, TextEncoder

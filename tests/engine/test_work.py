@@ -15,8 +15,8 @@ from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.cli import main, models, training
 from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.errors import ConceptError
+from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.finetune.resume import TrainingState
-from trace_core.finetune.run import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
 from trace_core.lora.fusion import fuse
 from trace_core.lora.gating import apply

@@ -9,8 +9,8 @@ import torch
 
 from trace_core.backbones.numerics import is_finite
 from trace_core.closed_form import solvers
-from trace_core.closed_form.erase import _Sums
 from trace_core.closed_form.gram import Cross, Gram
+from trace_core.closed_form.sums import RowSums
 
 D = 40
 
@@ -188,7 +188,7 @@ def test_pair_sums(monkeypatch, solver, limit):
     for e, w in zip(erase, want):
         w[:3] = e[:3]  # rows before the concept do not differ
     weights = weights_of(erase)
-    sums = _Sums(D, solver)
+    sums = RowSums(D, solver)
     source = torch.cat([torch.zeros(2, D), want[0]])
     for i, (e, w, a) in enumerate(zip(erase, want, weights)):
         sums.add_pairs(e, w, a, *([source, range(2, 11)] if torch.equal(w, want[0]) and i else ()))
@@ -208,7 +208,7 @@ def test_pair_sums(monkeypatch, solver, limit):
 
 @pytest.mark.parametrize("solver", ["ridge", "projection"])
 def test_pairs_that_do_not_differ_leave_nothing(solver):
-    sums = _Sums(D, solver)
+    sums = RowSums(D, solver)
     for rows, weights in zip(prompts(4), weights_of(prompts(4))):
         sums.add_pairs(rows, rows.clone(), weights)
     assert sums.count == 0 and not sums.difference().any()

@@ -17,7 +17,7 @@ from trace_core.cli.ray_workers import RayPool
 from trace_core.cli.workers import START, Setup, rarely
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
-from trace_core.methods import METHODS, erase
+from trace_core.methods import METHODS, Eraser
 from trace_core.text.concepts import Concept
 
 CONCEPTS = tuple(Concept(name) for name in ("cat", "van Gogh", "tree", "🐱"))
@@ -239,4 +239,4 @@ def test_a_worker_does_not_speak_all_the_time():
 
 def test_one_training_state_is_not_handed_to_several_concepts():
     with pytest.raises(TraceError, match="resume each alone"):
-        erase("mace", None, None, [Concept("cat"), Concept("dog")], [], {}, {}, checkpoint=print)
+        Eraser("mace").fit(None, None, "cat; dog", checkpoint=print)

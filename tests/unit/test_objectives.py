@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trace_core.errors import TraceError
+from trace_core.finetune import FinetuneConfig
 from trace_core.finetune.objectives import OBJECTIVES
 from trace_core.finetune.objectives.ant import reversed_guidance
 from trace_core.finetune.objectives.base import WINDOWS, predicted, squared_error
@@ -15,7 +16,7 @@ from trace_core.finetune.objectives.mace import focal_density
 from trace_core.finetune.objectives.trace import erase_target
 from trace_core.finetune.objectives.trce import amplified, contrast, plain_error
 from trace_core.finetune.options import PRESETS
-from trace_core.finetune.run import FinetuneConfig, largest
+from trace_core.finetune.trainer import largest
 from trace_core.finetune.trajectory import REFERENCES
 from trace_core.text.concepts import KINDS
 

@@ -10,8 +10,11 @@ import torch
 
 from trace_core.backbones.base import CONTEXT, POOLED, Layer
 from trace_core.closed_form import POLICIES, ClosedFormConfig, ContextEdit, Gram, projection, ridge, solvers
-from trace_core.closed_form.erase import as_negative_prompts, collect, export, solve
+from trace_core.closed_form.accumulate import accumulate
+from trace_core.closed_form.effects import negative_prompt_warnings
+from trace_core.closed_form.export import export
 from trace_core.closed_form.policies import erased_pairs, keep_prompts
+from trace_core.closed_form.solve import solve
 from trace_core.errors import ConceptError, TraceError
 from trace_core.lora import ErasureLora
 from trace_core.text.concepts import TEMPLATES, Concept, asks_for, combined, fill
@@ -57,7 +60,7 @@ class Case:
         self.backbone = fake.FakeBackbone(Layer, fake.random_weights(4, 24, width), extra)
         if pooled:  # as in SDXL, size embeddings stand behind the pooled vector
             self.backbone._weights[-1] = (Layer("diffusion_model.p0", POOLED, pooled), extra[0])
-        self.sums = collect(
+        self.sums = accumulate(
             self.backbone, self.encoder, self.policy, self.concepts, self.keep, self.config, lambda *_: None
         )
         self.solved = {stream: solve(self.policy, part, self.config) for stream, part in self.sums.items()}
@@ -634,14 +637,14 @@ def test_a_cancelled_collection_stops(fake):
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH))
     with pytest.raises(Stop):
-        collect(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), progress)
+        accumulate(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), progress)
 
 
 def test_progress_reaches_every_concept(fake):
     seen = []
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH))
-    collect(
+    accumulate(
         backbone, encoder, POLICIES["mace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *a: seen.append(a)
     )
     assert [s for s in seen if s[0] == "encode concepts"] == [("encode concepts", i, 3) for i in range(3)]
@@ -652,7 +655,7 @@ def test_pooled_vector_is_required_where_the_model_reads_one(fake):
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH), fake.random_weights(1, 8, 12))
     with pytest.raises(ConceptError, match="no pooled vector.*connect the CLIP of the same model"):
-        collect(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
+        accumulate(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
 
 
 def test_rows_of_another_width_are_refused(fake):
@@ -661,7 +664,7 @@ def test_rows_of_another_width_are_refused(fake):
     with pytest.raises(
         ConceptError, match="rows of 96 numbers, the model reads 97; connect the CLIP that belongs"
     ):
-        collect(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
+        accumulate(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
 
 
 # ------------------------------------------------------------------------------------- overshoot
@@ -669,15 +672,15 @@ def test_rows_of_another_width_are_refused(fake):
 
 def test_an_overshoot_is_told_of_as_a_negative_prompt():
     cat, strong = Concept("cat"), Concept("dog", strength=1.5)
-    assert not as_negative_prompts(ClosedFormConfig(), [cat])
-    assert not as_negative_prompts(ClosedFormConfig(strength=0.5, eta=0.5), [cat])
-    assert not as_negative_prompts(ClosedFormConfig(policy="uce", strength=2.0), [cat])
+    assert not negative_prompt_warnings(ClosedFormConfig(), [cat])
+    assert not negative_prompt_warnings(ClosedFormConfig(strength=0.5, eta=0.5), [cat])
+    assert not negative_prompt_warnings(ClosedFormConfig(policy="uce", strength=2.0), [cat])
     for config, concepts in (
         (ClosedFormConfig(eta=0.1), [cat]),
         (ClosedFormConfig(strength=1.2), [cat]),
         (ClosedFormConfig(), [cat, strong]),
     ):
-        (warning,) = as_negative_prompts(config, concepts)
+        (warning,) = negative_prompt_warnings(config, concepts)
         assert "'cat'" in warning and "in a negative prompt may be drawn" in warning
 
 
@@ -707,7 +710,9 @@ def test_a_substitute_takes_the_concepts_place_in_every_layer(fake, grade, stren
     case = Case(fake, concepts=[concept], width=WIDE, energy=1.0, strength=strength)
     plain = case.edits[CONTEXT]
     config, others = case.config, {"cat": "dog"}
-    sums = collect(case.backbone, case.encoder, case.policy, [concept], KEEP, config, lambda *_: None, others)
+    sums = accumulate(
+        case.backbone, case.encoder, case.policy, [concept], KEEP, config, lambda *_: None, others
+    )
     edit, info = solve(case.policy, sums[CONTEXT], config)
     D, instead = case.differences(), instead_rows(case, "dog")
     C = torch.stack([c for c, g, _ in case.pairs() if (c - g).norm() > 1e-6 * c.norm()])
@@ -727,7 +732,7 @@ def test_a_substitutes_edit_from_the_rows_and_from_their_sums_is_the_same(fake, 
     for limit in (4096, 10):
         monkeypatch.setattr(solvers, "DIRECT_LIMIT", limit)
         case = Case(fake, concepts=concepts, energy=0.97)
-        sums = collect(
+        sums = accumulate(
             case.backbone,
             case.encoder,
             case.policy,
@@ -748,7 +753,7 @@ def test_a_substitutes_edit_from_the_rows_and_from_their_sums_is_the_same(fake, 
 def test_concepts_without_a_substitute_move_as_before_beside_one_that_has(fake):
     both = [Concept("cat"), Concept("red house", "tree")]
     case = Case(fake, concepts=both, width=WIDE, energy=1.0)
-    sums = collect(
+    sums = accumulate(
         case.backbone, case.encoder, case.policy, both, KEEP, case.config, lambda *_: None, {"cat": "dog"}
     )
     edit, _ = solve(case.policy, sums[CONTEXT], case.config)
@@ -760,7 +765,7 @@ def test_concepts_without_a_substitute_move_as_before_beside_one_that_has(fake):
 def test_the_residual_is_measured_against_the_substitute(fake):
     concept = [Concept("cat")]
     case = Case(fake, concepts=concept, width=WIDE, energy=1.0)
-    sums = collect(
+    sums = accumulate(
         case.backbone, case.encoder, case.policy, concept, KEEP, case.config, lambda *_: None, {"cat": "dog"}
     )
     right, _ = solve(case.policy, sums[CONTEXT], case.config)
@@ -773,7 +778,7 @@ def test_the_residual_is_measured_against_the_substitute(fake):
 def test_the_pooled_vector_gives_way_to_the_substitutes(fake):
     concept = [Concept("cat")]
     case = Case(fake, concepts=concept, towers=("l", "t5xxl"), pooled=128, energy=1.0)
-    sums = collect(
+    sums = accumulate(
         case.backbone, case.encoder, case.policy, concept, KEEP, case.config, lambda *_: None, {"cat": "dog"}
     )
     edit, _ = solve(case.policy, sums[POOLED], case.config)

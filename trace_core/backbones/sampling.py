@@ -11,9 +11,7 @@ from torch import Tensor
 from ..errors import TraceError
 from . import backbone_for
 from .base import engine_of
-
-#: attribute of a model object that was trained on pictures much smaller than usual: their size in pixels
-SIZE = "trace_size"
+from .defaults import defaults_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,8 @@ class FirstStep:
 
     def __init__(self, model, clip, seeds: int = 8, size: int = 256):
         self.model, self.clip, self.seeds = model, clip, list(range(seeds))
-        size = getattr(model.model, SIZE, size)
+        own = defaults_of(model)
+        size = own.picture_size if own else size
         self.config = SamplerConfig.for_model(
             model, steps=1, cfg=1.0, sampler="euler", width=size, height=size, batch=seeds
         )

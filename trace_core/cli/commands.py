@@ -158,15 +158,14 @@ def _default_keep(args, concepts: Sequence[Concept]) -> int:
 
 def _erase_here(args, method, concepts, keep, closed, tuned, apart):
     """In this process: the erasure, and where it was written."""
-    from ..methods import erase as erase_by
+    from ..methods import Eraser
 
     state, bars = training.saved_state(args, method, concepts), Bars(args.clock)
     model, clip, _ = open_model(Source.of(args), clock=args.clock)
     try:
         with training.Training(args, method, state, args.clock) as run:
-            result = erase_by(
-                args.method, model, clip, concepts, keep, closed, tuned, args.seed, bars, apart, **run.hooks()
-            )
+            eraser = Eraser(args.method, keep, args.seed, closed, tuned, apart)
+            result = eraser.fit(model, clip, concepts, progress=bars, **run.hooks())
             args.clock.enter("save")
             path = outputs.keep(result.lora.to_bytes(), args.out, "the erasure", run.left())
             result.report.setdefault("warnings", []).extend(run.finish())

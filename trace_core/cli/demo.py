@@ -12,7 +12,7 @@ from ..evaluate.grid import grid
 from ..evaluate.protocol import object_prompts
 from ..lora.erasure import ErasureLora
 from ..lora.gating import apply
-from ..methods import METHODS, erase
+from ..methods import METHODS, Eraser
 from ..text.concepts import parse_concepts
 from .engine import load
 from .training import Bar
@@ -69,17 +69,8 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
     concepts, trained = parse_concepts(concept), METHODS[method].finetune is not None
     start, bar = time.perf_counter(), Bar() if trained else None
     try:
-        result = erase(
-            method,
-            evaluator.model,
-            evaluator.clip,
-            concepts,
-            domain.keep_list(concepts),
-            {"contexts": domain.CONTEXTS},
-            domain.FINETUNE[name],
-            progress=bars,
-            **({"report": bar} if trained else {}),
-        )
+        hooks = {"report": bar} if trained else {}
+        result = Eraser(method).fit(evaluator.model, evaluator.clip, concepts, progress=bars, **hooks)
     finally:
         bars.close()
         if bar:

@@ -244,7 +244,7 @@ def check(args, method, concepts: Sequence[Concept]) -> bool | None:
         raise TraceError("--jobs makes each concept in a process, --together all in one; leave one out")
     apart = True if args.jobs is not None or args.apart else False if args.together else None
     if args.resume and (
-        args.jobs is not None or (len(concepts) > 1 and (method.apart if apart is None else apart))
+        args.jobs is not None or (len(concepts) > 1 and (method.per_concept if apart is None else apart))
     ):
         raise TraceError(
             "--resume keeps the state of one training, and here every concept has its own; use --jobs, "
@@ -257,7 +257,7 @@ def run(args, setup: Setup, clock=None):
     """Make what is missing, then fuse all.
 
     Returns:
-        the :class:`~trace_core.methods.Erasure` and where it was written.
+        the :class:`~trace_core.lora.result.Erasure` and where it was written.
 
     Raises:
         TraceError: naming the concepts that cannot be made; the finished ones stay.
@@ -298,7 +298,7 @@ def _work(args, setup: Setup, folder: Folder, clock=None) -> list[Lost]:
     from ..methods import METHODS
 
     numbers = range(1, len(setup.concepts) + 1)
-    shared = METHODS[setup.method].apart and len(numbers) > 1
+    shared = METHODS[setup.method].per_concept and len(numbers) > 1
     start = folder.files[START].read_bytes() if shared and folder.read(START) else None
     if clock:
         clock.enter("concepts")
@@ -325,7 +325,7 @@ def _fused(setup: Setup, folder: Folder, clock=None):
     """The parts as one erasure, in this process; a concept alone is its own."""
     import torch
 
-    from ..methods import Erasure, fuse_parts
+    from ..lora.result import Erasure
 
     parts = [folder.read(n) for n in range(1, len(folder.files))]
     parts = [Erasure(part, json.loads(part.metadata.pop(REPORT, "{}"))) for part in parts]
@@ -335,6 +335,6 @@ def _fused(setup: Setup, folder: Folder, clock=None):
     model, clip, _ = open_model(setup.source, clock=clock)
     bars = Bars(clock)
     try:
-        return fuse_parts(model, clip, parts, setup.keep, setup.closed_form, folder.read(START), bars)
+        return setup.eraser.fuse(model, clip, parts, folder.read(START), bars)
     finally:
         bars.close()

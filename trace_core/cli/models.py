@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..errors import TraceError
-from .engine import load
+from . import engine
 
 DEMO_MODELS = ("demo-sd", "demo-flux")
 DTYPES = {
@@ -101,6 +101,24 @@ def _file(option: str, name: str) -> Path:
     return path
 
 
+def load(model: str, clip: str | Sequence[str] = (), vae: str | None = None, dtype: str = "auto") -> tuple:
+    """``(model, clip, vae)``: ComfyUI's own objects, loaded by a ComfyUI that is found first.
+
+    Args:
+        model: ``demo-sd``, ``demo-flux``, a checkpoint, or a diffusion model's file.
+        clip: files of the text encoders, for a file that has none.
+        vae: file of the VAE likewise; without one the third object is None.
+        dtype: in which precision the weights are kept, one of :data:`DTYPES`.
+
+    Raises:
+        TraceError: if a file is missing or is not what it should be.
+        EngineNotFound: if there is no ComfyUI.
+    """
+    if dtype not in DTYPES:
+        raise TraceError(f"dtype '{dtype}' is unknown; use one of {', '.join(DTYPES)}")
+    return open_model(Source(str(model), (clip,) if isinstance(clip, str) else tuple(clip), vae, dtype))
+
+
 def open_model(source: Source | str, vae: bool = False, clock=None):
     """``(model, clip, vae)`` of a demo model, a checkpoint, or a diffusion model and what belongs to it.
 
@@ -116,7 +134,7 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
     if clock:
         clock.enter("load")
     if source.is_demo:
-        load()
+        engine.load()
         from ..demo import loader
 
         return loader.load(source.model)
@@ -135,7 +153,7 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
         )
     if vae and not source.vae and not has["vae"]:
         raise TraceError(f"'{path.name}' has no VAE, which pictures need; give its file with --vae")
-    load()
+    engine.load()
     model, clip, decoder = _model(path, source, has)
     if source.clip:
         clip = _clip(model, source.clip)
@@ -285,7 +303,7 @@ def gguf():
     """
     if f"{GGUF_PACK}.nodes" in sys.modules:
         return sys.modules[f"{GGUF_PACK}.nodes"]
-    packs = load().path / "custom_nodes"
+    packs = engine.load().path / "custom_nodes"
     found = [
         f.parent
         for f in sorted(packs.glob("*/nodes.py"))
@@ -296,7 +314,7 @@ def gguf():
             f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install "
             "them there, or use a .safetensors file"
         )
-    _open_to_nodes(load().path)
+    _open_to_nodes(engine.load().path)
     spec = importlib.util.spec_from_file_location(
         GGUF_PACK, found[0] / "__init__.py", submodule_search_locations=[str(found[0])]
     )

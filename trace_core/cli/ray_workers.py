@@ -11,21 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import TraceError
-from .workers import Eraser, Setup, said
+from .workers import PartMaker, Setup, said
 
 
-class RayEraser:
+class RayPartMaker:
     """An actor: the work in one thread, and where it is in another. Errors are values, so that a lost
     process is told from them.
     """
 
     def __init__(self, setup: Setup):
-        self.setup, self.eraser, self.where = setup, None, None
+        self.setup, self.maker, self.where = setup, None, None
 
     def begin(self) -> tuple:
         def begin() -> tuple:
             try:
-                self.eraser = Eraser(self.setup)
+                self.maker = PartMaker(self.setup)
             except TraceError as error:
                 raise TraceError(
                     f"on {socket.gethostname()}: {error}; with --ray the checkpoint must lie under the same "
@@ -37,7 +37,7 @@ class RayEraser:
 
     def work(self, number: int, start: bytes | None) -> tuple:
         self.where = None
-        return said(lambda: ("done", self.eraser.work(number, start, self._tell)))
+        return said(lambda: ("done", self.maker.work(number, start, self._tell)))
 
     def _tell(self, *where) -> None:
         self.where = where
@@ -100,9 +100,9 @@ class RayPool:
             _join(ray, address, count)
         gpus = 0 if setup.cpu else ray.cluster_resources().get("GPU", 0)
         share = 1 / math.ceil(count / gpus) if gpus else 0
-        ray.method(concurrency_group="look")(RayEraser.look)  # a mark on the function
+        ray.method(concurrency_group="look")(RayPartMaker.look)  # a mark on the function
         self._actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, concurrency_groups={"look": 1})(
-            RayEraser
+            RayPartMaker
         )
         here = lambda name: str(Path(name).resolve())  # noqa: E731
         files = (

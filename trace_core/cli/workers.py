@@ -30,6 +30,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from ..errors import TraceError
+from ..methods import Eraser
 from ..text.concepts import Concept
 from .models import Source, open_model
 
@@ -60,6 +61,11 @@ class Setup:
     dtype: str = "auto"
 
     @property
+    def eraser(self) -> Eraser:
+        """The method with its options."""
+        return Eraser(self.method, self.keep, self.seed, self.closed_form, self.finetune)
+
+    @property
     def source(self) -> Source:
         """The model and what belongs to it."""
         return Source(self.model, self.clip, self.vae, self.dtype)
@@ -68,8 +74,8 @@ class Setup:
 # ------------------------------------------------------------------------------------------- in the process
 
 
-class Eraser:
-    """The model of one process, and what is done with it."""
+class PartMaker:
+    """The model of one process, and what makes the parts."""
 
     def __init__(self, setup: Setup):
         """Raises: TraceError: if there is no such model here."""
@@ -95,35 +101,20 @@ class Eraser:
             start: the file of what the parts share.
             tell: ``tell(what, done, total)``.
         """
-        from ..methods import METHODS, erase_part, shared_start
-
-        s = self.setup
+        s, eraser = self.setup, self.setup.eraser
         if number == START:
             self.check()
-            first = shared_start(
-                s.method, self.model, self.clip, s.concepts, s.keep, s.closed_form, s.seed, tell
-            )
+            first = eraser.fit_start(self.model, self.clip, s.concepts, tell)
             return as_bytes(first) if first and len(s.concepts) > 1 else None
         if start is not None and self._given != start:
             self._given, self._start = start, from_bytes(start)
         hooks = {}
-        if METHODS[s.method].finetune is not None:
+        if eraser.parts.finetune is not None:
             hooks["report"] = lambda p: tell(
                 p.phase, *((p.step, p.steps) if p.phase == "train" else (p.done, p.total))
             )
-        part = erase_part(
-            s.method,
-            self.model,
-            self.clip,
-            s.concepts[number - 1],
-            s.keep,
-            s.closed_form,
-            s.finetune,
-            s.seed,
-            self._start if start is not None else None,
-            tell,
-            **hooks,
-        )
+        shared = self._start if start is not None else None
+        part = eraser.fit_part(self.model, self.clip, s.concepts[number - 1], shared, tell, **hooks)
         return as_bytes(part.lora, {REPORT: json.dumps(part.report)})
 
     def check(self) -> None:
@@ -173,10 +164,10 @@ def serve(pipe, setup: Setup) -> None:
     # Ctrl-C goes to every process of the terminal; the one that hired us ends us
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    found: list[Eraser] = []
+    found: list[PartMaker] = []
 
     def begin() -> tuple:
-        found.append(Eraser(setup))
+        found.append(PartMaker(setup))
         return ("ready",)
 
     event = said(begin)

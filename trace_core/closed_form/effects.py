@@ -17,9 +17,10 @@ from ..text.concepts import EVERYDAY, Concept, fill, same
 from ..text.encoding import BOS, GROUPS, SUBJECT, Pairs, TextEncoder, align
 from ..text.spelling import check_spelling
 from . import collateral as spill
+from .config import ClosedFormConfig
 from .contrast import FRAME, words_inside
 from .edit import ContextEdit
-from .policies import row_weights
+from .policies import POLICIES, row_weights
 
 #: concepts of a list that are looked at: every one costs two encodings, and one for each word that shares
 #: tokens
@@ -224,6 +225,18 @@ def weight_warnings(
                 "gives most of that back"
             )
     return out
+
+
+def negative_prompt_warnings(config: ClosedFormConfig, concepts: Sequence[Concept]) -> list[str]:
+    """The warning of an overshoot: guidance away from the opposite of a concept draws the concept."""
+    past = config.strength * max(c.strength for c in concepts) * (1 + (config.eta or 0.0))
+    if POLICIES[config.policy].solver != "projection" or past <= 1:
+        return []
+    names = f"'{concepts[0].target}'" + (f" and {len(concepts) - 1} more" if len(concepts) > 1 else "")
+    return [
+        f"the edit steers past its aim, so {names} in a negative prompt may be drawn, not avoided; leave "
+        "eta out and strength at 1"
+    ]
 
 
 def spelling_of(

@@ -14,7 +14,7 @@ from .gram import Cross, Gram
 SAME = 1e-5  #: rows that differ by less than this share are one row, encoded at different places of a batch
 
 
-class _Sums:
+class RowSums:
     """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over
     keep rows.
 

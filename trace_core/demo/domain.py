@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..backbones.defaults import ModelDefaults
 from ..evaluate.protocol import Domain
 from ..text.concepts import Concept, same
-from .loader import load_judge
 from .vocabulary import COLOURS, OBJECTS, STYLES
 
 #: Prompts of the demo world to meet a concept in, by kind of concept; ``{}`` is its place.
@@ -32,6 +32,9 @@ FINETUNE = {
 
 
 def domain() -> Domain:
+    """What the evaluation needs: the classes of the demo world, and its judge."""
+    from .loader import load_judge
+
     judge = load_judge()
     return Domain(
         {name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities
@@ -51,3 +54,8 @@ def keep_list(concepts: Sequence[Concept]) -> list[str]:
         return any(same(word, target) for word in words for target in erased)
 
     return [name for name in (*OBJECTS, *STYLES, *(f"{c} background" for c in COLOURS)) if not gone(name)]
+
+
+def defaults(name: str) -> ModelDefaults:
+    """What a demo model says of itself."""
+    return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], FINETUNE[name]["width"])

@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..backbones import compat
-from ..backbones.sampling import SIZE, SamplerConfig
+from ..backbones.defaults import ATTRIBUTE
 from ..errors import TraceError
-from . import networks, text_towers
+from . import domain, networks, text_towers
 from .codec import Codec
 from .judge import Judge
 from .sizes import LATENT_CHANNELS, PATCH
@@ -109,7 +109,7 @@ def load(name: str):
     base.diffusion_model.requires_grad_(False)
     _load_clip_tower(clip.cond_stage_model.clip_l.transformer, _part(state, "clip_l."))
     setattr(base, MARK, name)
-    setattr(base, SIZE, SamplerConfig.width)
+    setattr(base, ATTRIBUTE, domain.defaults(name))
     patcher = _patcher(base)
     patcher.cached_patcher_init = (load_model, (name,))
     clip.patcher.cached_patcher_init = (load_clip_patcher, (name,))

@@ -1,6 +1,7 @@
 """The finetune: sampling trajectories, objectives on them, adapters, and the loop."""
 
 from .options import FinetuneConfig
-from .run import finetune
+from .progress import Diverged, Progress
+from .run import FinetuneResult, finetune
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = ["Diverged", "FinetuneConfig", "FinetuneResult", "Progress", "finetune"]

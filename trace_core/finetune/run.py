@@ -1,16 +1,14 @@
-"""The late-stage finetune: bank -> one forward and one backward a step -> LoRA."""
+"""The finetune from a model to a file: checks, the training loop, the LoRA and its report."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..backbones import Backbone, backbone_for
@@ -19,422 +17,30 @@ from ..backbones.numerics import is_finite
 from ..backbones.other_patches import check_trainable
 from ..backbones.sampling import FirstStep
 from ..backbones.weights import shape_of
-from ..closed_form.policies import POLICIES, keep_prompts
 from ..errors import ConceptError, ModelError, TraceError
 from ..lora.erasure import ErasureLora, base_metadata
 from ..lora.gating import erasures_on
+from ..lora.result import Erasure
 from ..text.anchors import followed
-from ..text.concepts import TEMPLATES, Concept, check_disjoint, guess_kind, kinds_of, prompt_pairs, settled
+from ..text.concepts import Concept, check_disjoint, kinds_of, settled
 from ..text.encoding import TextEncoder
 from ..text.spelling import check_spelling
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
-from .adapters import Adapters, attached
-from .attention import suppression
+from .adapters import attached
 from .gradients import checkpointed, saved_apart, training_mode
-from .objectives import OBJECTIVES, Term
-from .objectives.base import squared_error
-from .options import AUTO, FinetuneConfig
-from .resume import TrainingState, identity
-from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
-from .windows import auto_window, inside
+from .objectives import OBJECTIVES
+from .options import FinetuneConfig
+from .progress import Progress
+from .resume import TrainingState
+from .trainer import Trainer
 
 
-@dataclass
-class Progress:
-    """What a caller hears at every model evaluation.
-
-    Attributes:
-        phase: ``sample keep``, ``sample erase``, ``teacher on erase``, ``train`` ...
-        step, steps: optimiser steps done, and in all.
-        done, total: within the phase.
-        losses: of the last step, by term.
-        steps_per_second, eta_seconds: of the optimiser, refreshes counted; None before the first step.
-        bank_bytes: cached latents and predictions.
-        evaluations: model evaluations so far (forward 1, backward 2).
-        window: where the erasure acts; None while it is being measured.
-    """
-
-    phase: str
-    step: int
-    steps: int
-    done: int
-    total: int
-    losses: dict[str, float]
-    steps_per_second: float | None
-    eta_seconds: float | None
-    bank_bytes: int
-    evaluations: int
-    window: tuple[float, float] | None = None
-
-
-@dataclass
-class FinetuneResult:
+@dataclass(frozen=True)
+class FinetuneResult(Erasure):
     """The joined erasure, the adapter alone, and what was measured on the way."""
 
-    lora: ErasureLora
-    adapter: ErasureLora
-    report: dict
-
-
-class Diverged(TraceError):
-    """The loss left the numbers. ``state`` is the last good one, to resume from with a lower learning
-    rate.
-    """
-
-    def __init__(self, message: str, state: TrainingState):
-        super().__init__(message)
-        self.state = state
-
-
-class Trainer:
-    """One finetune of one model; :func:`finetune` is the way in."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        clip,
-        concepts: Sequence[Concept],
-        keep: Sequence[str],
-        config: FinetuneConfig,
-        report: Callable[[Progress], None],
-        preview: Callable[[int, Tensor, list[str]], None] | None,
-        start: ErasureLora | None,
-        region: Tensor | None = None,
-    ):
-        # [1, 1, h, w]
-        self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()
-        self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
-        self.start, self._report, self._preview = start, report, preview
-        self.concepts = [c.target for c in concepts]  #: as the training state names them
-        self.shape = backbone.latent_shape(config.width, config.height)
-        self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
-        self.uncond = self.prompts.index("")
-        self.strengths: dict[int, float] = {}  #: of the concept in a prompt, by the prompt's number
-        self.erase_pairs = self._pairs(concepts)
-        self.keep_pairs = self._kept(keep, concepts)
-        sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
-        self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
-        self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
-        self._began = self._trained_from = None
-        self._started_at = backbone.evaluations
-        self.identity = identity(self)  # now, while the network's modules have their names
-
-    def _pairs(self, concepts: Sequence[Concept]) -> list[tuple[int, int]]:
-        """Prompts of the concepts and their neutral counterparts, template by template."""
-        out = []
-        for concept in concepts:
-            kind = concept.kind_and_why(self.config.kind)[0]
-            found = prompt_pairs(concept, (*self.config.contexts.get(kind, ()), *TEMPLATES[kind]))
-            numbers = self.prompts.indices(
-                [key for prompt, subject, other, _ in found for key in ((prompt, subject), (other, ""))]
-            )
-            out += zip(numbers[::2], numbers[1::2])
-            self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
-        return out
-
-    def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
-        if self.objective.unconditional:
-            return [(self.uncond, self.uncond)]
-        made = keep_prompts(
-            POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
-        )
-        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
-
-    # --------------------------------------------------------------------------------------- the bank
-
-    def _some(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
-        """``count`` of the pairs, all of them before one comes again."""
-        generator = torch.Generator().manual_seed(seed)
-        order = [
-            int(i)
-            for _ in range(-(-count // len(pairs)))
-            for i in torch.randperm(len(pairs), generator=generator)
-        ]
-        return [pairs[i] for i in order[:count]]
-
-    def _needed(self, role: str) -> list[str]:
-        """The predictions that the terms of a role need; without an overshoot the concept's own is not."""
-        names = {n for t in self.terms() if t.role == role for n in t.needs}
-        graded = any(s != 1 for s in self.strengths.values())
-        if role == "erase" and self.objective.name == "trace" and not self.config.eta and not graded:
-            names -= {"concept"}
-        return sorted(names - ({REGION} if self.config.kind == "style" or self.region is not None else set()))
-
-    def terms(self) -> list[Term]:
-        """The objective's terms that have points in this window, with this run's weights."""
-        early = self.config.window == AUTO or self.config.window[0] > 0
-        terms = [t for t in self.objective.terms if early or t.when != "early"]
-        terms = [replace(t, weight=self.config.weights.get(t.name, t.weight)) for t in terms]
-        return [t for t in terms if t.weight > 0]
-
-    def fill_bank(self, role: str, adapters: Adapters, fresh: bool) -> None:
-        """Sample a role's points; ``fresh``: the student is still what training starts from."""
-        config = self.config
-        pairs, count = (
-            (self.erase_pairs, config.trajectories)
-            if role == "erase"
-            else (self.keep_pairs, config.keep_trajectories)
-        )
-        turn = 0 if role == "keep" else self.step // config.refresh
-        student = (
-            "base"
-            if role == "keep" or self.objective.student == "base" or (fresh and not self.started)
-            else "student"
-        )
-        self.bank.sample(
-            role,
-            self._some(pairs, count, config.seed * 7919 + turn),
-            self._needed(role),
-            config.seed * 104729 + turn * 2 + (role == "keep"),
-            adapters.use,
-            student,
-            self._tick,
-        )
-
-    def measure_window(self, adapters: Adapters) -> tuple[float, float]:
-        """The window from the base model's own trajectories of the concept."""
-        count = min(8, len(self.erase_pairs))
-        self.bank.sample(
-            "window",
-            self._some(self.erase_pairs, count, self.config.seed),
-            ["concept", "neutral"],
-            self.config.seed,
-            adapters.use,
-            "base",
-            self._tick,
-        )
-        return auto_window(self.bank.points.pop("window"))
-
-    def mask_by_saliency(self, adapters: Adapters) -> None:
-        """ANT, section 3.3: train only the weights whose gradients are large on every prompt and every seed.
-
-        One map a prompt and seed: the largest ``config.saliency`` of each layer's ``|gradient|``; what is in
-        all maps is trained. The released code keeps the smallest.
-        """
-        count, masks = self.config.saliency_maps, None
-        for number in range(count):
-            seed = self.config.seed * 6151 + number
-            self.bank.sample(
-                "erase",
-                self._some(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
-                self._needed("erase"),
-                seed,
-                adapters.use,
-                "base",
-                self._tick,
-            )
-            self._tick("saliency", number, count)
-            total, _ = self.loss(*self.batch(seed))
-            total.backward()
-            found = [largest(g.abs(), self.config.saliency) for g in adapters.gradients()]
-            masks = found if masks is None else [a & b for a, b in zip(masks, found)]
-            for p in adapters.parameters():
-                p.grad = None
-        del self.bank.points["erase"]
-        adapters.restrict(masks)
-        self.kept_share = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
-
-    # --------------------------------------------------------------------------------------- a step
-
-    def batch(self, seed: int | None = None) -> tuple[list[tuple[Term, Points]], list[int]]:
-        """Points of every term for the step, drawn by the seed and the step's number, or by a seed of its
-        own.
-        """
-        generator = torch.Generator().manual_seed(
-            self.config.seed * 15485863 + self.step if seed is None else seed
-        )
-        terms = self.terms()
-        if not terms:
-            raise TraceError(
-                f"no term of {self.objective.name} has points in the window {self.config.window}; widen it"
-            )
-        shares = sum(t.share for t in terms)
-        out, numbers = [], []
-        for term in terms:
-            points = self.bank.points[term.role]
-            where = inside(points.percent, self.config.window, term.when).nonzero()[:, 0]
-            if not len(where):
-                raise TraceError(
-                    f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it"
-                )
-            count = max(1, round(self.config.batch * term.share / shares))
-            if term.focus:
-                density = term.focus(self.backbone.time_of(points.sigma[where]))
-                drawn = torch.multinomial(
-                    density.clamp_min(1e-12), count, replacement=True, generator=generator
-                )
-            else:
-                drawn = torch.randint(len(where), (count,), generator=generator)
-            chosen = points[where[drawn]]
-            out.append((term, chosen))
-            numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
-        return out, numbers
-
-    def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
-        """One forward pass over all terms; the weighted sum of their mean errors, and each of them."""
-        device, maps = self.backbone.device, []
-        x = torch.cat([points.x for _, points in drawn]).to(device).float()
-        sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
-        with self.backbone.attention_maps(maps) if any(t.attention for t, _ in drawn) else nullcontext():
-            out = self.backbone.predict(x, sigma, self.prompts.batch(numbers))
-        total, errors, at = 0.0, {}, 0
-        for term, points in drawn:
-            part = slice(at, at + len(points))
-            if term.attention:
-                error = self._attention([(q[part], k[part]) for q, k in maps], points)
-            else:
-                error = self._error(term, points, out[part])
-            error = error.mean()
-            total, errors[term.name], at = total + term.weight * error, error.item(), part.stop
-        self.backbone.evaluations += 2 * len(x)  # the backward pass
-        return total, errors
-
-    def _error(self, term: Term, points: Points, out: Tensor) -> Tensor:
-        """Of every sample, ``[n]``."""
-        predictions = {k: v.to(out.device).float() for k, v in points.predictions.items()}
-        sigma = points.sigma.to(out.device)
-        if term.error:
-            return term.error(out, predictions, sigma)
-        target = term.target(predictions, self.config.eta or 0.0)
-        strength = torch.tensor(
-            [self.strengths.get(int(n), 1.0) for n in points.prompt], device=out.device
-        ).view(-1, 1, 1, 1)
-        if term.name == "erase" and (strength != 1).any():
-            target = predictions["concept"] + strength * (target - predictions["concept"])
-        return squared_error(out, target, sigma)
-
-    def _attention(self, layers: list[tuple[Tensor, Tensor]], points: Points) -> Tensor:
-        """Of every sample, ``[n]``: the attention to the concept, its end and pad rows included, where the
-        concept is.
-        """
-        device = layers[0][0].device
-        if self.region is not None:
-            region = (
-                F.interpolate(self.region, points.x.shape[-2:], mode="nearest")
-                .expand(len(points), -1, -1, -1)
-                .to(device)
-            )
-        else:
-            # of a style: everywhere
-            region = points.predictions[REGION].to(device) if REGION in points.predictions else None
-        return suppression(layers, region, self.prompts.columns(points.prompt, True).to(device))
-
-    def learning_rate(self) -> float:
-        """Linear warm-up over the first steps, then a cosine to a twentieth (Loshchilov and Hutter, arXiv
-        1608.03983).
-        """
-        warm = max(1, min(10, self.config.steps // 10))
-        if self.step < warm:
-            return self.config.lr * (self.step + 1) / warm
-        part = (self.step - warm) / max(1, self.config.steps - warm)
-        return self.config.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * part)) / 2)
-
-    def _tick(self, phase: str, done: int, total: int) -> None:
-        now, rate = time.monotonic(), None
-        self._began = self._began or now
-        if self._trained_from is not None and self.step > self._trained_from[0]:
-            rate = (self.step - self._trained_from[0]) / max(1e-9, now - self._trained_from[1])
-        left = None if rate is None else (self.config.steps - self.step) / rate
-        self._report(
-            Progress(
-                phase,
-                self.step,
-                self.config.steps,
-                done,
-                total,
-                dict(self.losses),
-                rate,
-                left,
-                self.bank.nbytes,
-                self.backbone.evaluations - self._started_at,
-                None if self.config.window == AUTO else self.config.window,
-            )
-        )
-
-    def train(
-        self,
-        adapters: Adapters,
-        start: ErasureLora | None,
-        resume: TrainingState | None,
-        checkpoint: Callable[[TrainingState], None] | None,
-    ) -> None:
-        """Run all steps. Everything random follows from the seed and the step's number, so a resumed run
-        is the same run.
-        """
-        config, self.started = self.config, bool(start)
-        parameters = adapters.parameters()
-        optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
-        half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
-        # small gradients vanish in float16
-        scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
-        if config.window == AUTO:
-            config = self.config = replace(
-                config,
-                window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters),
-            )
-        if any(t.role == "keep" for t in self.terms()):
-            self.fill_bank("keep", adapters, True)
-        if config.saliency:
-            self.mask_by_saliency(adapters)  # while the adapter is zero, so that a resumed run finds the same
-        if resume:
-            self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
-        self._trained_from = (self.step, time.monotonic())
-        good = TrainingState.take(adapters, optimiser, self)
-        while self.step < config.steps:
-            if self.step % config.refresh == 0 or "erase" not in self.bank.points:
-                good = TrainingState.take(adapters, optimiser, self)
-                if checkpoint:
-                    checkpoint(good)
-                self.fill_bank("erase", adapters, self.step == 0)
-            self._maybe_preview(adapters)
-            self._tick("train", self.step, config.steps)
-            for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate()
-            total, self.losses = self.loss(*self.batch())
-            scaler.scale(total).backward()
-            scaler.unscale_(optimiser)
-            adapters.mask_gradients()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
-                raise Diverged(
-                    f"the loss is {total.item()} at step {self.step}; lower the learning rate "
-                    f"({config.lr:g})",
-                    good,
-                )
-            scaler.step(optimiser)
-            scaler.update()
-            optimiser.zero_grad(set_to_none=True)
-            self.history.append({"step": self.step, **self.losses})
-            self.step += 1
-        self._maybe_preview(adapters)
-        self._tick("train", self.step, config.steps)
-
-    def _maybe_preview(self, adapters: Adapters) -> None:
-        """The same seed and prompts each time: a concept's and a keep prompt, from the base model at step
-        0, then from the student.
-        """
-        if not self._preview or not self.config.preview_every or self.step % self.config.preview_every:
-            return
-        numbers = [self.erase_pairs[0][0], self.keep_pairs[0][0]]
-        adapters.use("student" if self.step else "base")
-        *_, last = trajectories(
-            self.backbone,
-            self.prompts,
-            numbers,
-            self.uncond,
-            self.bank.sampling,
-            self.config.seed,
-            lambda: self._tick("preview", self.step, self.config.steps),
-        )
-        adapters.use("student")
-        self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
-
-
-def largest(values: Tensor, share: float) -> Tensor:
-    """Bool mask of the largest ``share`` of a tensor's numbers, at least one."""
-    count = max(1, round(share * values.numel()))
-    return values >= values.flatten().kthvalue(values.numel() - count + 1).values
+    adapter: ErasureLora | None = None
 
 
 def finetune(
@@ -472,7 +78,47 @@ def finetune(
         ConceptError, ModelError, LoraError, TraceError: before anything is changed.
         Diverged: with the last good state.
     """
-    config, concepts = config or FinetuneConfig(), list(concepts)
+    plan = _plan(model, clip, list(concepts), keep, config or FinetuneConfig())
+    backbone, config = plan.backbone, plan.config
+    backbone.load()
+    with training_mode(backbone.engine):
+        steered = [replace(c, anchor=plan.substitutes.get(c.target, c.anchor)) for c in plan.concepts]
+        trainer = Trainer(
+            backbone, clip, steered, plan.keep, config, report or (lambda _: None), preview, start, region
+        )
+        if resume:
+            resume.check(trainer)
+        network = backbone.network
+        blocks = checkpointed(network, backbone.blocks()) if config.checkpointing else nullcontext()
+        targets = backbone.lora_targets(config.scope)
+        with attached(backbone, targets, config.rank, start, config.seed, bool(config.saliency)) as adapters:
+            adapters.restrict([_rows_mask(backbone, name, config) for name in targets])
+            with blocks, saved_apart(network):
+                trainer.train(adapters, start, resume, checkpoint)
+            factors, truncation = adapters.factors(config.rank)
+    return _result(trainer, plan, factors, start, truncation)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run does, settled before the model is loaded."""
+
+    backbone: Backbone
+    config: FinetuneConfig
+    concepts: list[Concept]
+    keep: list[str]
+    substitutes: dict[str, str]
+    kinds: list[dict]
+    notes: list[str]
+    warnings: list[str]
+
+
+def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: FinetuneConfig) -> _Plan:
+    """Everything that can be refused, refused before any work.
+
+    Raises:
+        ConceptError, ModelError, TraceError: as :func:`finetune`.
+    """
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
@@ -485,40 +131,21 @@ def finetune(
         )
     check_trainable(model)
     check_clip(backbone, clip)
-    warnings = check_spelling(TextEncoder(clip), concepts)
-    said = kinds_of(concepts, config.kind)
-    kinds = {k["kind"] for k in said}
-    if len(kinds) > 1:  # the options are those of one kind, the prompts of each concept those of its own
-        concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, said)]
-    kept = list(keep) or everyday(concepts)
-    concepts = [settled(c, kept, concepts) for c in concepts]  # a combination gets its anchor
-    others = (
-        substitutes(concepts, kept, TextEncoder(clip), config.kind, FirstStep(model, clip))
-        if config.objective == "trace" and config.eta is None
-        else {}
-    )
+    encoder = TextEncoder(clip)
+    warnings = check_spelling(encoder, concepts)
+    kinds = kinds_of(concepts, config.kind)
+    names = {k["kind"] for k in kinds}
+    if len(names) > 1:  # the options are those of one kind, the prompts of each concept those of its own
+        concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, kinds)]
+    keep = list(keep) or everyday(concepts)
+    concepts = [settled(c, keep, concepts) for c in concepts]  # a combination gets its anchor
+    found = {}
+    if config.objective == "trace" and config.eta is None:
+        found = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
     config = config.resolved(
-        min(kinds), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts)
+        min(names), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts)
     )
-    backbone.load()
-    with training_mode(backbone.engine):
-        steered = [replace(c, anchor=others.get(c.target, c.anchor)) for c in concepts]
-        trainer = Trainer(
-            backbone, clip, steered, kept, config, report or (lambda _: None), preview, start, region
-        )
-        if resume:
-            resume.check(trainer)
-        network = backbone.network
-        blocks = checkpointed(network, backbone.blocks()) if config.checkpointing else nullcontext()
-        targets = backbone.lora_targets(config.scope)
-        with attached(backbone, targets, config.rank, start, config.seed, bool(config.saliency)) as adapters:
-            adapters.restrict([_rows_mask(backbone, name, config) for name in targets])
-            with blocks, saved_apart(network):
-                trainer.train(adapters, start, resume, checkpoint)
-            factors, truncation = adapters.factors(config.rank)
-    result = _result(trainer, concepts, others, kept, factors, start, truncation)
-    result.report |= {"kinds": said, "notes": notes, "warnings": warnings}
-    return result
+    return _Plan(backbone, config, concepts, keep, found, kinds, notes, warnings)
 
 
 def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:
@@ -533,7 +160,7 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     return mask
 
 
-def as_negative_prompts(config: FinetuneConfig, concepts: Sequence[Concept]) -> list[str]:
+def negative_prompt_warnings(config: FinetuneConfig, concepts: Sequence[Concept]) -> list[str]:
     """The warning of an overshoot: guidance away from the opposite of a concept draws the concept."""
     if not (
         config.eta
@@ -551,22 +178,18 @@ def as_negative_prompts(config: FinetuneConfig, concepts: Sequence[Concept]) -> 
 
 
 def _result(
-    trainer: Trainer,
-    concepts,
-    others: dict[str, str],
-    kept,
-    factors,
-    start: ErasureLora | None,
-    truncation: float,
+    trainer: Trainer, plan: _Plan, factors, start: ErasureLora | None, truncation: float
 ) -> FinetuneResult:
     config, backbone = trainer.config, trainer.backbone
     adapter = ErasureLora.from_factors(factors)
     if not all(is_finite(f) for pair in adapter.modules.values() for f in pair):
         raise TraceError("the trained adapter holds NaN; lower the learning rate")
     options = {k: v for k, v in asdict(config).items() if k != "contexts"}
-    adapter.metadata.update(base_metadata(backbone, concepts, kept, config.objective, options, config.seed))
-    if others:
-        adapter.metadata["trace.substitutes"] = json.dumps(others, ensure_ascii=False)
+    adapter.metadata.update(
+        base_metadata(backbone, plan.concepts, plan.keep, config.objective, options, config.seed)
+    )
+    if plan.substitutes:
+        adapter.metadata["trace.substitutes"] = json.dumps(plan.substitutes, ensure_ascii=False)
     lora = adapter
     if start:
         lora = ErasureLora.join(start, adapter)
@@ -582,9 +205,9 @@ def _result(
         "source": trainer.objective.source,
         "parameters": options,
         "window": list(config.window),
-        "concepts": [asdict(c) for c in concepts],
-        "substitutes": others,
-        "keep": kept,
+        "concepts": [asdict(c) for c in plan.concepts],
+        "substitutes": plan.substitutes,
+        "keep": plan.keep,
         "losses": trainer.history,
         "evaluations": backbone.evaluations - trainer._started_at,
         "seconds": round(time.monotonic() - (trainer._began or time.monotonic()), 2),
@@ -593,7 +216,9 @@ def _result(
         "adapted_layers": len(adapter.modules),
         "rank": lora.rank,
         "truncation": truncation,
-        "warnings": as_negative_prompts(config, concepts),
+        "kinds": plan.kinds,
+        "notes": plan.notes,
+        "warnings": [*plan.warnings, *negative_prompt_warnings(config, plan.concepts)],
         "trained_share": trainer.kept_share,
     }
-    return FinetuneResult(lora, adapter, report)
+    return FinetuneResult(lora, report, adapter)

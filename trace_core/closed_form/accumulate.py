@@ -1,0 +1,171 @@
+"""Every prompt encoded once, and its rows folded into the sums of each text stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..backbones.base import CONTEXT, POOLED
+from ..backbones.clips import check_width
+from ..errors import ConceptError
+from ..text.concepts import Concept, guess_kind
+from ..text.encoding import BOS, GROUPS, TextEncoder, TextRows
+from .config import ClosedFormConfig
+from .contrast import contrast_words
+from .policies import Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
+from .sums import RowSums
+
+ALL_GROUPS = tuple(range(len(GROUPS)))
+
+#: ``progress(phase, done, total)``; raise from it to cancel
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Folds prompts of one policy into sums.
+
+    Attributes:
+        substitutes: what takes a concept's place, by target, where that is not its counterpart.
+    """
+
+    backbone: Backbone
+    encoder: TextEncoder
+    policy: Policy
+    config: ClosedFormConfig
+    substitutes: Mapping[str, str]
+
+    def start(self, concepts: Sequence[Concept]) -> dict[str, RowSums]:
+        """Empty sums for concepts of these strengths, by text stream."""
+        strengths = {c.strength for c in concepts}
+        sums = {
+            stream: RowSums(width, self.policy.solver, strengths, bool(self.substitutes))
+            for stream in (CONTEXT, POOLED)
+            if (width := self.backbone.width(stream))
+        }
+        empty = self.encoder.encode("")
+        # the start token is in every prompt and never carries a concept
+        sums[CONTEXT].fixed = empty.embeddings[empty.rows(BOS)]
+        return sums
+
+    def add_concept(self, sums: dict[str, RowSums], concept: Concept, words: Sequence[str] = ()) -> None:
+        """Add the pairs of a concept's prompts and their counterparts.
+
+        ``words``: inside the concept's name, kept by themselves.
+
+        Raises:
+            ConceptError: if the prompts do not differ from their counterparts.
+        """
+        context, policy = sums[CONTEXT], self.policy
+        before = context.count
+        for (pairs, weights, erased, wanted), substitute in self._prompts(concept, words):
+            check_width(pairs.erase, self.backbone)
+            rows, prompt = substitute or (None, None)
+            context.add_pairs(
+                pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength, rows
+            )
+            if POOLED in sums:
+                self._add_pooled(sums[POOLED], weights, erased, wanted, prompt, concept.strength)
+            if policy.solver == "projection":
+                # what the concept is steered to stays; the papers' ridge has no such term
+                share = row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum()
+                context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
+        if context.count == before:
+            raise ConceptError(
+                f"'{concept}' and its anchor give the text encoder the same rows; name another anchor"
+            )
+
+    def _add_pooled(
+        self,
+        sums: RowSums,
+        weights: Tensor,
+        erased: TextRows,
+        wanted: TextRows,
+        substitute: TextRows | None,
+        strength: float,
+    ) -> None:
+        share = torch.tensor([weights.sum()], dtype=torch.float64)
+        other = None if substitute is None else pooled_row(substitute, self.backbone)
+        own, target = pooled_row(erased, self.backbone), pooled_row(wanted, self.backbone)
+        sums.add_pairs(own, target, share, strength=strength, instead=other)
+        if self.policy.solver == "projection":
+            sums.add_keep(target, share)
+
+    def _prompts(
+        self, concept: Concept, words: Sequence[str]
+    ) -> Iterator[tuple[tuple, tuple[Tensor, TextRows] | None]]:
+        """:func:`erased_pairs`, each with the rows ``[n, d]`` and the prompt of what takes the concept's
+        place, if anything does.
+        """
+        kind, contexts = self.config.kind_of(concept), self.config.contexts
+        found = erased_pairs(self.policy, concept, kind, self.encoder, contexts, words)
+        other = self.substitutes.get(concept.target)
+        if not other:
+            yield from ((pair, None) for pair in found)
+            return
+        instead = erased_pairs(self.policy, replace(concept, anchor=other), kind, self.encoder, contexts)
+        yield from ((pair, (rows.want, prompt)) for pair, (rows, _, _, prompt) in zip(found, instead))
+
+    def add_keep_set(
+        self, sums: dict[str, RowSums], concepts: Sequence[Concept], keep: Sequence[str], progress: Progress
+    ) -> None:
+        """Add the keep rows: every prompt of the keep list, and of words inside the concepts' names."""
+        config = self.config
+        words = contrast_words(concepts) if config.contrasts else {}
+        kinds = [guess_kind(k) for k in keep]
+        prompts = keep_prompts(self.policy, keep, kinds, config.contexts, concepts, config.contrasts)
+        shares = keep_shares(self.policy, prompts, keep, words)
+        for number, (rows, share) in enumerate(zip(self.encoder.encode_all(prompts), shares)):
+            if number % 16 == 0:
+                progress("encode keep set", number, len(prompts))
+            share *= config.keep_weight
+            sums[CONTEXT].add_keep(rows.embeddings, keep_weights(self.policy, rows) * share, rows.groups)
+            if POOLED in sums:
+                weight = torch.tensor([share], dtype=torch.float64)
+                sums[POOLED].add_keep(pooled_row(rows, self.backbone), weight)
+
+    def of_stream(self, sums: dict[str, RowSums]) -> dict[str, RowSums]:
+        """The sums of the streams that are edited."""
+        return sums if self.config.stream == "all" else {self.config.stream: sums[self.config.stream]}
+
+
+def accumulate(
+    backbone: Backbone,
+    encoder: TextEncoder,
+    policy: Policy,
+    concepts: Sequence[Concept],
+    keep: Sequence[str],
+    config: ClosedFormConfig,
+    progress: Progress,
+    substitutes: Mapping[str, str] | None = None,
+) -> dict[str, RowSums]:
+    """The sums over all concepts and the keep set, by text stream.
+
+    Raises:
+        ConceptError: if a concept's prompts do not differ from their counterparts.
+    """
+    accumulator = Accumulator(backbone, encoder, policy, config, substitutes or {})
+    sums = accumulator.start(concepts)
+    words = contrast_words(concepts) if config.contrasts else {}
+    for number, concept in enumerate(concepts):
+        progress("encode concepts", number, len(concepts))
+        accumulator.add_concept(sums, concept, words.get(concept.target, ()))
+    accumulator.add_keep_set(sums, concepts, keep, progress)
+    return accumulator.of_stream(sums)
+
+
+def pooled_row(rows: TextRows, backbone: Backbone) -> Tensor:
+    """The pooled vector as one row, cut to the width that the model reads.
+
+    Raises:
+        ConceptError: if the CLIP returns none.
+    """
+    if rows.pooled is None:
+        raise ConceptError(
+            "this CLIP returns no pooled vector, which the model needs; connect the CLIP of the same model"
+        )
+    return rows.pooled[None, : backbone.width(POOLED)]

@@ -1,0 +1,76 @@
+"""Options of the closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..backbones.base import POOLED
+from ..errors import TraceError
+from ..text.concepts import KINDS, Concept
+from .policies import POLICIES
+
+
+@dataclass(frozen=True)
+class ClosedFormConfig:
+    """Options of the closed form."""
+
+    policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
+    strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
+    eta: float | None = field(
+        default=None,
+        metadata={
+            "help": "steer to g - eta (c - g), g the neutral prompt (projection; default: to another of its "
+            "kind)"
+        },
+    )
+    kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
+    energy: float = field(
+        default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"}
+    )
+    keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
+    max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
+    stream: str = field(
+        default="all",
+        metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"},
+    )
+    contrast: bool = field(
+        default=True, metadata={"help": "words inside names (the van of Van Gogh) are kept by themselves"}
+    )
+    contexts: Mapping[str, Sequence[str]] = field(
+        default_factory=dict,
+        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
+    )
+
+    def __post_init__(self):
+        if self.policy not in POLICIES:
+            raise TraceError(f"policy '{self.policy}' is unknown; use one of {', '.join(POLICIES)}")
+        if self.kind not in ("auto", *KINDS):
+            raise TraceError(f"kind '{self.kind}' is unknown; use auto, {', '.join(KINDS)}")
+        if self.stream not in ("all", POOLED):
+            raise TraceError(f"stream '{self.stream}' is unknown; use all or {POOLED}")
+        if not 0 < self.energy <= 1:
+            raise TraceError(f"energy is {self.energy}; it must lie in (0, 1]")
+        if not -10 <= self.strength <= 10:
+            raise TraceError(f"strength is {self.strength}; it must lie between -10 and 10")
+        if self.eta is not None and not 0 <= self.eta <= 5:
+            raise TraceError(f"eta is {self.eta}; it must lie between 0 and 5")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
+        if not 0 < self.keep_weight < math.inf:
+            raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
+        if self.max_rank is not None and self.max_rank < 1:
+            raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether words inside names are kept; the published policies stay as their papers have them."""
+        return self.contrast and self.policy == "trace"
+
+    def kind_of(self, concept: Concept) -> str:
+        """The kind given, or what the concept's name says."""
+        return concept.kind_and_why(self.kind)[0]

@@ -1,0 +1,84 @@
+"""The edit of the text rows as LoRA factors of every layer, and what it does to each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..lora.erasure import ErasureLora
+from .edit import ContextEdit
+from .gram import add_symmetric, mirror
+from .sums import RowSums
+
+
+def export(
+    backbone: Backbone,
+    edits: dict[str, ContextEdit],
+    sums: Mapping[str, RowSums | Sequence[RowSums]],
+    measure: bool = True,
+    eta: float = 0.0,
+) -> tuple[ErasureLora, dict]:
+    """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each
+    layer.
+
+    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its
+    overshoot ``eta`` (where a substitute takes the concept's place, ||dW D + W M|| / ||W M||, M what was to
+    move), ``keep_change`` = ||dW P|| / ||W P|| over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
+    """
+    factors, measured = {}, {}
+    forms = {s: _forms(edit, sums[s], eta) if measure else None for s, edit in edits.items() if edit.rank}
+    for layer, weight in backbone.weights():
+        if layer.stream not in forms:
+            continue
+        up, down = edits[layer.stream].factors(weight, layer.columns, torch.float16)
+        factors |= ErasureLora.from_factors({layer.module: (up.cpu(), down.cpu())}).modules
+        if measure:
+            measured[layer.module] = _norms(weight[:, : layer.columns].float().cpu(), forms[layer.stream])
+    return ErasureLora(factors), measured
+
+
+def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
+    """The report of one layer, from its text columns ``[out, d]`` float32 and the forms of :func:`_forms`."""
+    inner = torch.zeros(text.shape[1], text.shape[1])
+    add_symmetric(inner, text)
+    norms = (forms @ mirror(inner).double().flatten()).clamp_min(0).sqrt().tolist()
+    return {
+        "residual": _ratio(norms[0], norms[1]),
+        "keep_change": _ratio(norms[2], norms[3]),
+        "relative_norm": _ratio(norms[4], text.norm().item()),
+    }
+
+
+def _forms(edit: ContextEdit, parts: RowSums | Sequence[RowSums], eta: float) -> Tensor:
+    """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all
+    layers.
+
+    Returns:
+        ``[5, d * d]`` float64, X X^T of M + U V^T D / (1 + eta), M, U V^T P, P, U V^T, where M is D or what
+        moves in its place. All are positive semidefinite, so nothing cancels in the inner product, and
+        float32 does for W^T W.
+    """
+    parts = [parts] if isinstance(parts, RowSums) else parts
+    V, D, P = (
+        edit.V,
+        reduce(torch.add, (p.difference() for p in parts)),
+        reduce(torch.add, (p.keep.value() for p in parts)),
+    )
+    M, across = (reduce(torch.add, sums) for sums in zip(*(p.moved() for p in parts)))  # M M^T, M D^T
+    left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
+    half = across + left(V.T @ D) / (1 + eta)
+    # filled one by one: stacking them would hold them twice
+    forms = torch.empty(5, *D.shape, dtype=torch.float64)
+    forms[0] = M + left(V.T @ across.T) / (1 + eta) + left((half @ V).T).T / (1 + eta)
+    forms[1], forms[3] = M, P
+    forms[2] = left(left(V.T @ P @ V).T)
+    forms[4] = left(left(V.T @ V).T)
+    return forms.flatten(1)
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if bottom > 0 else 0.0

@@ -1,0 +1,260 @@
+"""The whole way of the closed form: prompts -> sums -> one solve -> LoRA. Concepts may come one by one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from ..backbones import backbone_for
+from ..backbones.base import CONTEXT
+from ..backbones.clips import check_clip
+from ..backbones.defaults import defaults_of
+from ..backbones.other_patches import check_weights
+from ..backbones.sampling import FirstStep
+from ..errors import ConceptError
+from ..lora.erasure import base_metadata
+from ..lora.result import Erasure
+from ..text.anchors import followed
+from ..text.concepts import Concept, check_disjoint, kinds_of, parse_concepts, same, settled
+from ..text.encoding import TextEncoder
+from ..text.substitutes import substitutes
+from ..text.synonyms import everyday
+from .accumulate import Accumulator, Progress
+from .collateral import spill
+from .config import ClosedFormConfig
+from .contrast import contrast_words
+from .edit import ContextEdit
+from .effects import effect_warnings, negative_prompt_warnings, side_effects, spelling_of, weight_warnings
+from .export import export
+from .policies import COMBINED, POLICIES, Policy
+from .solve import solve
+from .sums import RowSums
+
+
+@dataclass(frozen=True)
+class ClosedFormResult(Erasure):
+    """An erasure with the edits of the text rows that it was made from, by text stream."""
+
+    edits: dict[str, ContextEdit] = field(default_factory=dict)
+
+
+@dataclass
+class _Plan:
+    """What one fit does, settled before any sum is taken."""
+
+    concepts: list[Concept]
+    keep: list[str]
+    notes: list[str]
+    spelling: list[str]
+    substitutes: dict[str, str]
+    words: dict[str, list[str]]
+    groups: list[tuple[Policy, list[Concept]]]
+
+
+@dataclass
+class _State:
+    """Sums of the concepts so far under one policy, and what they were made with."""
+
+    signature: tuple
+    concepts: list[tuple]
+    sums: dict[str, RowSums]
+
+
+class ClosedFormFitter:
+    """Erases concepts in closed form; more of them can be added at any time.
+
+    The sums over the concepts' rows are kept, so a new concept costs its own prompts, the keep set and one
+    solve. The result is the one of all concepts at once.
+
+    Args:
+        model: ComfyUI ModelPatcher; patches already on it count as part of its weights. It is read, never
+            written.
+        clip: the ComfyUI CLIP that belongs to it.
+        keep: what must not change; empty means :func:`~trace_core.text.synonyms.everyday`.
+        config: options.
+        progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
+        seed: written to the metadata; the closed form itself draws nothing at random.
+        model_defaults: whether what the model says of itself stands in for a keep list and for templates.
+
+    Raises:
+        ModelError: if the closed form cannot work on the model or the CLIP.
+    """
+
+    def __init__(
+        self,
+        model,
+        clip,
+        keep: Sequence[str] = (),
+        config: ClosedFormConfig | None = None,
+        progress: Progress | None = None,
+        seed: int = 0,
+        model_defaults: bool = True,
+    ):
+        self.model, self.clip, self.keep, self.seed = model, clip, list(keep), seed
+        self.config = config or ClosedFormConfig()
+        self._own = defaults_of(model) if model_defaults else None
+        if self._own:
+            contexts = {**self._own.contexts, **self.config.contexts}
+            self.config = replace(self.config, contexts=contexts)
+        self.progress = progress or (lambda *_: None)
+        self.concepts: list[Concept] = []
+        self.backbone = backbone_for(model)
+        check_weights(model)
+        check_clip(self.backbone, clip)
+        self.encoder = TextEncoder(clip)
+        self._states: dict[str, _State] = {}
+
+    def update(self, concepts: str | Sequence[Concept]) -> ClosedFormFitter:
+        """Add concepts: text in the grammar, or what :func:`~trace_core.text.concepts.parse_concepts` gives.
+
+        Raises:
+            ConceptError: if a concept is erased already, or is in the keep list.
+        """
+        new = parse_concepts(concepts) if isinstance(concepts, str) else list(concepts)
+        for concept in new:
+            if any(same(concept.target, c.target) for c in self.concepts):
+                raise ConceptError(f"'{concept.target}' is erased already; leave it out")
+        check_disjoint([*self.concepts, *new], self.keep)
+        self.concepts += new
+        return self
+
+    def erasure(self) -> ClosedFormResult:
+        """The erasure of all concepts so far.
+
+        Raises:
+            ConceptError, ModelError, TraceError: before anything is changed.
+        """
+        return self._fit(again=True)
+
+    def _fit(self, again: bool) -> ClosedFormResult:
+        """``again``: the sums are kept for the next fit, which takes a copy of them."""
+        plan = self._plan()
+        config = replace(self.config, eta=self.config.eta or 0.0)
+        edits, solved, sums, collateral = {}, {}, {}, {}
+        for policy, concepts in plan.groups:
+            found = self._accumulate(policy, concepts, plan, config, again)
+            self.progress("solve", 0, 1)
+            for stream, rows in found.items():
+                edit, info = solve(policy, rows, config)
+                before = solved.get(stream)
+                both = before and {**before, "combined": info, "rank": before["rank"] + info["rank"]}
+                solved[stream] = both or info
+                edits[stream] = edits[stream].then(edit) if stream in edits else edit
+                sums.setdefault(stream, []).append(rows)
+                if stream == CONTEXT:
+                    together = [c for c in concepts if c.parts]
+                    collateral |= {
+                        c.target: spill(edit, self.encoder, c, plan.keep, config.contexts) for c in together
+                    }
+        self.progress("export", 0, 1)
+        lora, layers = export(self.backbone, edits, sums, eta=config.eta)
+        report = self._report(plan, config, edits, solved, layers, collateral)
+        name = plan.groups[-1][0].name
+        lora.metadata.update(
+            base_metadata(self.backbone, plan.concepts, plan.keep, name, asdict(config), self.seed)
+        )
+        if plan.substitutes:
+            lora.metadata["trace.substitutes"] = json.dumps(plan.substitutes, ensure_ascii=False)
+        return ClosedFormResult(lora, report, edits)
+
+    def _plan(self) -> _Plan:
+        """Anchors, keep list, substitutes and policies for the concepts so far.
+
+        Raises:
+            ConceptError, ModelError: if there is nothing to erase, or it cannot be.
+        """
+        config, policy = self.config, POLICIES[self.config.policy]
+        if not self.concepts:
+            raise ConceptError("nothing to erase; name at least one concept")
+        concepts, notes = followed(self.concepts)
+        spelling = spelling_of(self.backbone, self.encoder, concepts, config.stream)
+        keep = self.keep or (self._own.keep_list if self._own else everyday)(concepts)
+        concepts = [settled(c, keep, concepts) for c in concepts]
+        plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
+        own = policy.name == "trace"
+        groups = [(policy, plain), (COMBINED, both)] if own else [(policy, concepts)]
+        found = {}
+        if own and config.eta is None:
+            first_step = FirstStep(self.model, self.clip)
+            found = substitutes(plain, keep, self.encoder, config.kind, first_step)
+        words = contrast_words(concepts) if config.contrasts else {}
+        return _Plan(concepts, keep, notes, spelling, found, words, [g for g in groups if g[1]])
+
+    def _accumulate(
+        self, policy: Policy, concepts: list[Concept], plan: _Plan, config: ClosedFormConfig, again: bool
+    ) -> dict[str, RowSums]:
+        """The sums over these concepts and the keep set, by text stream; concepts that are in the sums
+        already are not encoded again.
+        """
+        accumulator = Accumulator(self.backbone, self.encoder, policy, config, plan.substitutes)
+        words = contrast_words(concepts) if config.contrasts else {}
+        wanted = [(c, plan.substitutes.get(c.target), tuple(words.get(c.target, ()))) for c in concepts]
+        signature = frozenset(c.strength for c in concepts), bool(plan.substitutes)
+        state = self._states.pop(policy.solver, None)
+        if state is None or state.signature != signature or state.concepts != wanted[: len(state.concepts)]:
+            state = _State(signature, [], accumulator.start(concepts))
+        for number in range(len(state.concepts), len(concepts)):
+            self.progress("encode concepts", number, len(concepts))
+            accumulator.add_concept(state.sums, concepts[number], wanted[number][2])
+            state.concepts.append(wanted[number])
+        if again:
+            self._states[policy.solver] = state
+        sums = copy.deepcopy(state.sums) if again else state.sums
+        accumulator.add_keep_set(sums, concepts, plan.keep, self.progress)
+        return accumulator.of_stream(sums)
+
+    def _report(self, plan: _Plan, config, edits: dict, solved: dict, layers: dict, collateral: dict) -> dict:
+        told = {}
+        if CONTEXT in edits and edits[CONTEXT].rank:
+            kinds = [config.kind_of(c) for c in plan.concepts]
+            told = side_effects(
+                edits[CONTEXT], self.encoder, plan.concepts, kinds, plan.keep, config.eta, plan.substitutes
+            )
+        policy = plan.groups[-1][0]
+        plain = any(not c.parts for c in plan.concepts)
+        return {
+            "method": policy.name,
+            "solver": POLICIES[config.policy].solver if plain else policy.solver,
+            "parameters": asdict(config),
+            "concepts": [asdict(c) for c in plan.concepts],
+            "kinds": kinds_of(plan.concepts, config.kind),
+            "notes": plan.notes,
+            "substitutes": plan.substitutes,
+            "keep": plan.keep,
+            "contrast": plan.words,
+            "solved": solved,
+            "layers": layers,
+            "spill": collateral,
+            "side_effects": told,
+            "warnings": [
+                *plan.spelling,
+                *weight_warnings(self.backbone, solved, layers, collateral),
+                *effect_warnings(told, plan.keep, plan.words),
+                *negative_prompt_warnings(config, plan.concepts),
+            ],
+        }
+
+
+def erase(
+    model,
+    clip,
+    concepts: Sequence[Concept],
+    keep: Sequence[str] = (),
+    config: ClosedFormConfig | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> ClosedFormResult:
+    """Erase concepts from a model in closed form; arguments as of :class:`ClosedFormFitter`, and nothing
+    but what they say.
+
+    Raises:
+        ConceptError, ModelError, TraceError: before anything is changed.
+    """
+    if not concepts:
+        raise ConceptError("nothing to erase; name at least one concept")
+    check_disjoint(list(concepts), keep)
+    return (
+        ClosedFormFitter(model, clip, keep, config, progress, seed).update(list(concepts))._fit(again=False)
+    )

@@ -1,0 +1,27 @@
+"""One solve for one text stream."""
+
+from __future__ import annotations
+
+import torch
+
+from . import solvers
+from .config import ClosedFormConfig
+from .edit import ContextEdit
+from .policies import Policy
+from .sums import RowSums
+
+
+def solve(policy: Policy, sums: RowSums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
+    """The edit of a stream's rows by the policy's solver, and what the solver says of it."""
+    alpha = policy.alpha if config.alpha is None else config.alpha
+    absolute = policy.absolute if config.alpha is None else None
+    G = solvers.regularise(sums.keep.value(), alpha, absolute, sums.trace)
+    strength = config.strength * sums.strength
+    if policy.solver == "projection":
+        options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, sums.fixed)
+        if sums.rows:
+            return solvers.projection(torch.cat(sums.rows), G, *options, sums.grades, sums.moves)
+        return solvers.projection_from_gram(sums.difference(), G, *options, sums.graded)
+    return solvers.ridge(
+        sums.targets, None, G + sums.erase.value(), strength, policy.tolerance, config.max_rank
+    )
