@@ -36,7 +36,8 @@ from trace_core.backbones import backbone_for
 from trace_core.backbones.base import CONTEXT, POOLED
 from trace_core.closed_form import POLICIES, ClosedFormConfig, solvers
 from trace_core.closed_form.policies import erased_pairs, keep_prompts, keep_weights
-from trace_core.text.concepts import EVERYDAY, Concept
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import EVERYDAY
 
 sys.path.insert(0, str(Path(__file__).parent))  # the command line loads this file by its path
 from published import Published, stack  # noqa: E402

@@ -26,7 +26,8 @@ from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
 from trace_core.evaluate import drift
 from trace_core.lora.gating import apply
 from trace_core.methods import METHODS, Eraser
-from trace_core.text.concepts import Concept, parse_concepts
+from trace_core.text.concepts import Concept
+from trace_core.text.grammar import parse_concepts
 
 RESULTS = Path(__file__).parent / "results" / "conditional.json"
 COMBINATIONS = ("cat + red background", "truck + blue background", "dog + google style")

@@ -24,7 +24,7 @@ import trace_core
 from trace_core import engine
 from trace_core.backbones import backbone_for
 from trace_core.lora import ErasureLora, fusion
-from trace_core.text.concepts import EVERYDAY, TEMPLATES
+from trace_core.text.templates import EVERYDAY, TEMPLATES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import SyntheticText, peak_memory, sd15  # noqa: E402
@@ -131,8 +131,9 @@ def demo(erased=("cat", "dog", "truck"), more: str = "twitter style") -> dict:
     """
     from trace_core.closed_form import ClosedFormConfig, erase
     from trace_core.demo import domain, loader
-    from trace_core.text.concepts import Concept, parse_concepts
+    from trace_core.text.concepts import Concept
     from trace_core.text.encoding import TextEncoder
+    from trace_core.text.grammar import parse_concepts
 
     model, clip, _ = loader.load("demo-sd")
     backbone, encoder = backbone_for(model), TextEncoder(clip)

@@ -25,7 +25,8 @@ from trace_core.demo import loader
 from trace_core.demo.vocabulary import OBJECTS, STYLES
 from trace_core.lora.gating import apply
 from trace_core.methods import METHODS, Eraser
-from trace_core.text.concepts import Concept, fill
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import fill
 
 RESULTS = Path(__file__).parent / "results" / "prompts.json"
 CFG = (3.0, 7.0, 12.0)

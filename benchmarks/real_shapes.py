@@ -37,8 +37,9 @@ from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.closed_form import erase
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
-from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.concepts import Concept
 from trace_core.text.synonyms import everyday
+from trace_core.text.templates import TEMPLATES
 
 sys.path.insert(0, str(Path(__file__).parent))
 import formats  # noqa: E402

@@ -21,7 +21,7 @@ from trace_core.evaluate import Evaluator
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora.gating import apply
 from trace_core.methods import Eraser
-from trace_core.text.concepts import parse_concepts
+from trace_core.text.grammar import parse_concepts
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "window.json"

@@ -11,7 +11,9 @@ from ..trace_core.backbones.sampling import sample
 from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
-from ..trace_core.text.concepts import Concept, asks_for, parse_concepts
+from ..trace_core.text.concepts import Concept
+from ..trace_core.text.grammar import parse_concepts
+from ..trace_core.text.prompts import asks_for
 from . import host, reports, wire
 from .family import demo_name, picture_size, sampler_config
 from .live import Live, save_temporary

@@ -14,7 +14,7 @@ from ..trace_core.finetune import finetune as run
 from ..trace_core.finetune.objectives import OBJECTIVES
 from ..trace_core.finetune.options import LEARNING_RATE, PRESETS, FinetuneConfig
 from ..trace_core.lora import gating
-from ..trace_core.text.concepts import KINDS
+from ..trace_core.text.kinds import KINDS
 from . import reports, wire
 from .family import demo_name, domain_of, finetune_options
 from .live import Live

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..trace_core.errors import LoraError
 from ..trace_core.lora import ErasureLora, gating
 from ..trace_core.lora.fusion import FusionConfig, fuse, parse_strengths
-from ..trace_core.text.concepts import parse_keep
+from ..trace_core.text.grammar import parse_keep
 from . import host, reports, wire
 from .family import domain_of
 from .finetune import refuse_doubled

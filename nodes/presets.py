@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..trace_core.text.concepts import EVERYDAY, parse_concepts, parse_keep, same
+from ..trace_core.text.concepts import same
+from ..trace_core.text.grammar import parse_concepts, parse_keep
+from ..trace_core.text.templates import EVERYDAY
 
 PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait")
 

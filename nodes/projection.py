@@ -6,7 +6,7 @@ from ..trace_core.closed_form import ClosedFormConfig
 from ..trace_core.closed_form import erase as erase_closed_form
 from ..trace_core.closed_form.policies import POLICIES
 from ..trace_core.lora import gating
-from ..trace_core.text.concepts import KINDS
+from ..trace_core.text.kinds import KINDS
 from . import reports, wire
 from .family import domain_of
 from .live import Live

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from ..trace_core.errors import LoraError
 from ..trace_core.lora import ErasureLora
-from ..trace_core.text.concepts import Concept, parse_concepts, parse_keep
+from ..trace_core.text.concepts import Concept
+from ..trace_core.text.grammar import parse_concepts, parse_keep
 
 LORA, LOSSES = "LORA_MODEL", "LOSS_MAP"
 

@@ -19,7 +19,7 @@ _MODULES = {
     "Erasure": ".lora.result",
     "ErasureLora": ".lora",
     "Concept": ".text.concepts",
-    "parse_concepts": ".text.concepts",
+    "parse_concepts": ".text.grammar",
     "ClosedFormConfig": ".closed_form",
     "ClosedFormFitter": ".closed_form",
     "FinetuneConfig": ".finetune",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from .backbones.defaults import defaults_of
 from .errors import TraceError
 from .text.anchors import followed
-from .text.concepts import Concept, parse_concepts, settled
+from .text.concepts import Concept, settled
+from .text.grammar import parse_concepts
 from .text.synonyms import everyday
 
 if TYPE_CHECKING:

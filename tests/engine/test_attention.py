@@ -11,7 +11,8 @@ from trace_core.backbones import backbone_for
 from trace_core.backbones.base import SCOPES
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.finetune.gradients import saved_apart, training_mode
-from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import TEMPLATES
 
 SHAPE = {"sd1": (4, 8, 8), "sdxl": (4, 8, 8), "flux": (16, 8, 8)}
 

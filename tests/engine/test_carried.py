@@ -14,7 +14,8 @@ from trace_core.errors import LoraError, ModelError
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import TEMPLATES
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 SMALL = FinetuneConfig(

@@ -15,7 +15,9 @@ from trace_core.closed_form import POLICIES, ClosedFormConfig, erase
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import TEMPLATES, Concept, combined, prompt_pairs, settled
+from trace_core.text.concepts import Concept, combined, settled
+from trace_core.text.prompts import prompt_pairs
+from trace_core.text.templates import TEMPLATES
 
 KINDS = ("sd1", "sdxl", "flux")
 KEEP = ("bird", "car", "house")
@@ -261,8 +263,8 @@ def test_every_layer_forgets_every_row(one, kind, strength):
     """||W'(c - g)|| = (1 - s) ||W(c - g)|| on the weights as ComfyUI patches them, to float16 rounding of
     the file.
     """
-    from trace_core.text.concepts import fill
     from trace_core.text.encoding import PAD, SUBJECT, TextEncoder, align
+    from trace_core.text.templates import fill
 
     family, model = one(kind)
     edited = patched_weights(apply(model, erase(model, family.clip, [CAT], KEEP, EXACT).lora, strength))

@@ -16,7 +16,8 @@ from trace_core.closed_form import erase
 from trace_core.errors import ModelError
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import TEMPLATES
 
 CAT, KEEP = [Concept("cat", "dog")], ["bird"]
 LEVEL = dict(channel_mult=[1], num_res_blocks=[1], transformer_depth=[1], transformer_depth_output=[1, 1])

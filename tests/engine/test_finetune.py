@@ -24,7 +24,9 @@ from trace_core.finetune.resume import TrainingState
 from trace_core.finetune.trainer import Trainer
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import TEMPLATES, Concept, parse_concepts
+from trace_core.text.concepts import Concept
+from trace_core.text.grammar import parse_concepts
+from trace_core.text.templates import TEMPLATES
 
 KINDS = ("sd1", "sdxl", "flux")
 CAT = [Concept("cat", "dog")]

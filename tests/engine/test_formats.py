@@ -22,7 +22,8 @@ from trace_core.finetune.adapters import attached
 from trace_core.finetune.gradients import checkpointed, saved_apart, training_mode
 from trace_core.lora import ErasureLora, rounding
 from trace_core.lora.gating import apply, erasures_on
-from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import TEMPLATES
 
 FLOAT8 = ("fp8 e4m3", "fp8 e5m2", "fp8 e4m3 by option", "fp8 e4m3 fast", "scaled fp8")
 QUANTISED = ("mixed fp8", "int8", "mxfp8", "nvfp4")

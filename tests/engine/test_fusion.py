@@ -15,8 +15,8 @@ from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.errors import ConceptError, LoraError
 from trace_core.lora import ErasureLora, gating
 from trace_core.lora.fusion import FusionConfig, fuse
-from trace_core.text.concepts import parse_concepts
 from trace_core.text.encoding import TextEncoder
+from trace_core.text.grammar import parse_concepts
 
 KEEP = ["house", "bird", "green car", "sea"]
 FEW = {"object": ("{}", "a photo of a {}", "a {} on the table")}
@@ -27,7 +27,7 @@ CONFIG = FusionConfig(keep_weight=0.1, alpha=1e-5)
 @pytest.fixture(autouse=True)
 def few_templates(monkeypatch):
     """So few that the concepts do not fill the tiny models' text space."""
-    from trace_core.text.concepts import TEMPLATES
+    from trace_core.text.templates import TEMPLATES
 
     monkeypatch.setitem(TEMPLATES, "object", FEW["object"])
 

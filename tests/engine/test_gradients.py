@@ -17,7 +17,8 @@ from trace_core.finetune.adapters import attached
 from trace_core.finetune.gradients import checkpointed, saved_apart, training_mode
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import TEMPLATES, Concept
+from trace_core.text.concepts import Concept
+from trace_core.text.templates import TEMPLATES
 
 KINDS = ("sd1", "sdxl", "flux")
 SCOPES = ("text", "attention", "linear")

@@ -17,7 +17,9 @@ from trace_core.finetune.options import FinetuneConfig
 from trace_core.finetune.trainer import Trainer
 from trace_core.lora import ErasureLora
 from trace_core.methods import Eraser
-from trace_core.text.concepts import TEMPLATES, Concept, parse_concepts
+from trace_core.text.concepts import Concept
+from trace_core.text.grammar import parse_concepts
+from trace_core.text.templates import TEMPLATES
 
 KEEP = ["bird", "car"]
 ROUND, CHAIN = "cat -> dog; dog -> cat", "cat -> dog; dog -> house"

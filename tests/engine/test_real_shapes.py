@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trace_core.text.concepts import TEMPLATES
+from trace_core.text.templates import TEMPLATES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

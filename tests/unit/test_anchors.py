@@ -7,18 +7,11 @@ import pytest
 from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
 from trace_core.lora.parts import entry_of, read_concepts
 from trace_core.text.anchors import followed
-from trace_core.text.concepts import (
-    EVERYDAY,
-    OTHERS,
-    TEMPLATES,
-    Concept,
-    combined,
-    kinds_of,
-    parse_concepts,
-    prompt_pairs,
-    settled,
-)
+from trace_core.text.concepts import Concept, combined, kinds_of, settled
+from trace_core.text.grammar import parse_concepts
 from trace_core.text.kinds import DATA, KINDS, LISTS, bare, guess_kind, kind_of
+from trace_core.text.prompts import prompt_pairs
+from trace_core.text.templates import EVERYDAY, OTHERS, TEMPLATES
 
 ROUND = "the arrows lead round in a circle"
 

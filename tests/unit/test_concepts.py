@@ -5,23 +5,11 @@ from __future__ import annotations
 import pytest
 
 from trace_core.errors import ConceptError, TraceError
-from trace_core.text.concepts import (
-    EVERYDAY,
-    MAX_CHARACTERS,
-    TEMPLATES,
-    Concept,
-    apart,
-    asks_for,
-    check_disjoint,
-    combined,
-    fill,
-    guess_kind,
-    parse_concepts,
-    parse_keep,
-    prompt_pairs,
-    same,
-    settled,
-)
+from trace_core.text.concepts import Concept, check_disjoint, combined, same, settled
+from trace_core.text.grammar import MAX_CHARACTERS, parse_concepts, parse_keep
+from trace_core.text.kinds import guess_kind
+from trace_core.text.prompts import apart, asks_for, prompt_pairs
+from trace_core.text.templates import EVERYDAY, TEMPLATES, fill
 
 
 def test_grammar():

@@ -7,8 +7,9 @@ import torch
 
 from trace_core.closed_form.contrast import contrast_words, shared_rows, word_weight, words_inside
 from trace_core.closed_form.policies import KEEP_PROMPTS, KEEP_TEMPLATES, POLICIES, keep_prompts, keep_shares
-from trace_core.text.concepts import EVERYDAY, Concept, combined
+from trace_core.text.concepts import Concept, combined
 from trace_core.text.encoding import SUBJECT, TextEncoder
+from trace_core.text.templates import EVERYDAY
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from trace_core.lora.fusion.config import Adapter
 from trace_core.lora.fusion.factors import assemble, balance, truncate
 from trace_core.lora.fusion.sums import Packed, Stream, collect
 from trace_core.lora.parts import entry_of
-from trace_core.text.concepts import TEMPLATES, combined, fill
+from trace_core.text.concepts import combined
 from trace_core.text.encoding import BOS, GROUPS, TextEncoder
+from trace_core.text.templates import TEMPLATES, fill
 
 WIDTH, LENGTH, POOL = 32, 16, 12
 KEEP = ["bird", "green car", "sunflower"]

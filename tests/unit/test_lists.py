@@ -11,7 +11,8 @@ import pytest
 
 from trace_core.errors import ConceptError, TraceError
 from trace_core.text import lists
-from trace_core.text.concepts import Concept, combined, concepts_of, keep_of, parse_concepts, parse_keep
+from trace_core.text.concepts import Concept, combined
+from trace_core.text.grammar import concepts_of, keep_of, parse_concepts, parse_keep
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from trace_core import __version__
 from trace_core.closed_form import ContextEdit
 from trace_core.errors import LoraError
-from trace_core.lora.erasure import FORMAT, ErasureLora, base_metadata
+from trace_core.lora.erasure import ErasureLora
+from trace_core.lora.metadata import FORMAT, base_metadata
 from trace_core.text.concepts import Concept
 
 A, B = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k", "diffusion_model.txt_in"

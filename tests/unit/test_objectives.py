@@ -18,7 +18,7 @@ from trace_core.finetune.objectives.trce import amplified, contrast, plain_error
 from trace_core.finetune.options import PRESETS
 from trace_core.finetune.trainer import largest
 from trace_core.finetune.trajectory import REFERENCES
-from trace_core.text.concepts import KINDS
+from trace_core.text.kinds import KINDS
 
 SHAPE = (3, 4, 5, 6)
 

@@ -17,8 +17,10 @@ from trace_core.closed_form.policies import erased_pairs, keep_prompts
 from trace_core.closed_form.solve import solve
 from trace_core.errors import ConceptError, TraceError
 from trace_core.lora import ErasureLora
-from trace_core.text.concepts import TEMPLATES, Concept, asks_for, combined, fill
+from trace_core.text.concepts import Concept, combined
 from trace_core.text.encoding import AFTER, BOS, FIRST_EOT, PAD, SUBJECT, TextEncoder
+from trace_core.text.prompts import asks_for
+from trace_core.text.templates import TEMPLATES, fill
 
 WIDTH, LENGTH = 96, 16
 WIDE = 384  #: more than the concepts of CONCEPTS have directions

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from trace_core.text.concepts import EVERYDAY, Concept
+from trace_core.text.concepts import Concept
 from trace_core.text.kinds import DATA
 from trace_core.text.substitutes import _candidates
 from trace_core.text.synonyms import everyday, synonymous
+from trace_core.text.templates import EVERYDAY
 
 
 @pytest.mark.parametrize(

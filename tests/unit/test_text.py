@@ -116,7 +116,7 @@ def test_align_pairs_equal_ids_outside_the_subject(fake, target, anchor, templat
     """Ends on ends, pads on pads, every word of the template on the same word, order kept; on either kind
     of tower.
     """
-    from trace_core.text.concepts import fill
+    from trace_core.text.templates import fill
 
     encoder = TextEncoder(fake.FakeClip(8, 40, towers))
     erase = encoder.encode(fill(template, target), target)

@@ -13,7 +13,7 @@ from ..evaluate.protocol import object_prompts
 from ..lora.erasure import ErasureLora
 from ..lora.gating import apply
 from ..methods import METHODS, Eraser
-from ..text.concepts import parse_concepts
+from ..text.grammar import parse_concepts
 from .engine import load
 from .training import Bar
 

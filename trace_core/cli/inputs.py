@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ..text import lists
 from ..text.anchors import followed
-from ..text.concepts import Concept, check_disjoint, concepts_of, keep_of, kinds_of
+from ..text.concepts import Concept, check_disjoint, kinds_of
+from ..text.grammar import concepts_of, keep_of
 from ..text.syntax import Item
 
 SHOWN = 12  #: concepts that are named one by one

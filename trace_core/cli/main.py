@@ -157,6 +157,22 @@ def _erase(commands) -> None:
         "explicit words that come "
         "with this program, and by words such as `style`)",
     )
+    _closed_form(c)
+    c.add_argument(
+        "--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)"
+    )
+    c.add_argument(
+        "--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random"
+    )
+    out = c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
+    c.add_argument(
+        "--dry-run", action=DryRun, spares=out, help="read the lists, say what they hold, and stop"
+    )
+    _jobs(c)
+    _finetune(c)
+
+
+def _closed_form(c: argparse.ArgumentParser) -> None:
     c.add_argument("--strength", type=float, default=1.0, help="1 erases, 0 changes nothing")
     c.add_argument(
         "--energy", type=float, default=None, help="projection: share of the concept's energy to remove"
@@ -182,17 +198,9 @@ def _erase(commands) -> None:
         help="closed form: let words inside a name go with it (the van of Van Gogh), which are kept "
         "otherwise",
     )
-    c.add_argument(
-        "--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)"
-    )
-    c.add_argument(
-        "--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random"
-    )
-    out = c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
-    c.add_argument(
-        "--dry-run", action=DryRun, spares=out, help="read the lists, say what they hold, and stop"
-    )
-    _jobs(c)
+
+
+def _finetune(c: argparse.ArgumentParser) -> None:
     t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
     t.add_argument(
         "--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train"

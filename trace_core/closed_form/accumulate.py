@@ -12,8 +12,9 @@ from ..backbones import Backbone
 from ..backbones.base import CONTEXT, POOLED
 from ..backbones.clips import check_width
 from ..errors import ConceptError
-from ..text.concepts import Concept, guess_kind
+from ..text.concepts import Concept
 from ..text.encoding import BOS, GROUPS, TextEncoder, TextRows
+from ..text.kinds import guess_kind
 from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .policies import Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights

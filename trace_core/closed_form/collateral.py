@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from ..text.concepts import TEMPLATES, Concept, apart, prompt_pairs
+from ..text.concepts import Concept
 from ..text.encoding import TextEncoder
+from ..text.prompts import apart, prompt_pairs
+from ..text.templates import TEMPLATES
 from .edit import ContextEdit
 
 PROMPTS = 12  #: of each kind that are looked at

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from ..backbones.base import POOLED
 from ..errors import TraceError
-from ..text.concepts import KINDS, Concept
+from ..text.concepts import Concept
+from ..text.kinds import KINDS
 from .policies import POLICIES
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..text.concepts import EVERYDAY, Concept, same
+from ..text.concepts import Concept, same
 from ..text.encoding import SUBJECT, TextEncoder, TextRows
+from ..text.templates import EVERYDAY
 
 #: Things that are also first names, surnames, or parts of the names of works and figures. Written for this
 #: pack; things, animals, people by their work, plants and places only: an adjective or colour says what the

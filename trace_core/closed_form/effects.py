@@ -13,9 +13,10 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..backbones.base import POOLED
 from ..errors import ConceptError, ModelError
-from ..text.concepts import EVERYDAY, Concept, fill, same
+from ..text.concepts import Concept, same
 from ..text.encoding import BOS, GROUPS, SUBJECT, Pairs, TextEncoder, align
 from ..text.spelling import check_spelling
+from ..text.templates import EVERYDAY, fill
 from . import collateral as spill
 from .config import ClosedFormConfig
 from .contrast import FRAME, words_inside

@@ -14,11 +14,12 @@ from ..backbones.defaults import defaults_of
 from ..backbones.other_patches import check_weights
 from ..backbones.sampling import FirstStep
 from ..errors import ConceptError
-from ..lora.erasure import base_metadata
+from ..lora.metadata import base_metadata
 from ..lora.result import Erasure
 from ..text.anchors import followed
-from ..text.concepts import Concept, check_disjoint, kinds_of, parse_concepts, same, settled
+from ..text.concepts import Concept, check_disjoint, kinds_of, same, settled
 from ..text.encoding import TextEncoder
+from ..text.grammar import parse_concepts
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
 from .accumulate import Accumulator, Progress
@@ -107,7 +108,7 @@ class ClosedFormFitter:
         self._states: dict[str, _State] = {}
 
     def update(self, concepts: str | Sequence[Concept]) -> ClosedFormFitter:
-        """Add concepts: text in the grammar, or what :func:`~trace_core.text.concepts.parse_concepts` gives.
+        """Add concepts: text in the grammar, or what :func:`~trace_core.text.grammar.parse_concepts` gives.
 
         Raises:
             ConceptError: if a concept is erased already, or is in the keep list.

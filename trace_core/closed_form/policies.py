@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..text.concepts import TEMPLATES, Concept, apart, asks_for, fill, prompt_pairs
+from ..text.concepts import Concept
 from ..text.encoding import (
     AFTER,
     BEFORE,
@@ -23,6 +23,8 @@ from ..text.encoding import (
     TextRows,
     align,
 )
+from ..text.prompts import apart, asks_for, prompt_pairs
+from ..text.templates import TEMPLATES, fill
 from .contrast import contrast_prompts, shared_rows, word_weight
 
 #: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so
@@ -188,7 +190,7 @@ def keep_prompts(
 
     Args:
         concepts: what is erased. A combined concept's parts are kept apart from each other, see
-            :func:`~trace_core.text.concepts.apart`, and no prompt asks for both of them.
+            :func:`~trace_core.text.prompts.apart`, and no prompt asks for both of them.
         contrast: words inside the concepts' names are kept as well, see
             :mod:`~trace_core.closed_form.contrast`; the published methods have no such prompts.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ..backbones.base import SCOPES
 from ..errors import TraceError
-from ..text.concepts import KINDS
+from ..text.kinds import KINDS
 from .objectives import OBJECTIVES
 from .windows import check_window
 

@@ -18,8 +18,9 @@ from ..backbones.other_patches import check_trainable
 from ..backbones.sampling import FirstStep
 from ..backbones.weights import shape_of
 from ..errors import ConceptError, ModelError, TraceError
-from ..lora.erasure import ErasureLora, base_metadata
+from ..lora.erasure import ErasureLora
 from ..lora.gating import erasures_on
+from ..lora.metadata import base_metadata
 from ..lora.result import Erasure
 from ..text.anchors import followed
 from ..text.concepts import Concept, check_disjoint, kinds_of, settled
@@ -62,7 +63,7 @@ def finetune(
         model: ComfyUI ModelPatcher; patches already on it count as part of the model.
         clip: the ComfyUI CLIP that belongs to it.
         concepts: what to erase.
-        keep: what must not change; empty means :data:`~trace_core.text.concepts.EVERYDAY`.
+        keep: what must not change; empty means :data:`~trace_core.text.templates.EVERYDAY`.
         config: options.
         start: an erasure to start from, usually the closed form, made for this ``model``; it is joined into
             the result. Keep and unconditional terms refer to the model without it, and so repair what it

@@ -16,7 +16,10 @@ from ..backbones import Backbone
 from ..closed_form.policies import POLICIES, keep_prompts
 from ..errors import TraceError
 from ..lora.erasure import ErasureLora
-from ..text.concepts import TEMPLATES, Concept, guess_kind, prompt_pairs
+from ..text.concepts import Concept
+from ..text.kinds import guess_kind
+from ..text.prompts import prompt_pairs
+from ..text.templates import TEMPLATES
 from .adapters import Adapters
 from .attention import suppression
 from .objectives import OBJECTIVES, Term

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from numbers import Real
 from pathlib import Path
 
@@ -15,18 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .. import __version__
 from ..backbones.numerics import is_finite
 from ..errors import LoraError
-from ..text.concepts import KINDS
+from ..text.kinds import KINDS
 from . import formats
-from .files import why, write_whole
+from .files import canonical, own_memory, why, write_whole
+from .metadata import finite_number, parsed, title_of
 from .parts import (
     DTYPES,
     Part,
     check_named,
     edit_the_same,
-    entry_of,
     grades,
     listed,
     parts_entry,
@@ -36,18 +34,9 @@ from .parts import (
 )
 
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
-FORMAT = "trace-erasure-1"
 MAX_PARTS = 10_000
 #: what stands in ``up`` for strength 0: no weight is so small that it would change one, and it can be undone
 SILENT = 2.0**-100
-
-ARCHITECTURES = {
-    "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
-    "sd2": ("stable-diffusion-v2/lora", "sd_v2"),
-    "sdxl": ("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
-    "flux": ("flux-1-dev/lora", "flux1"),
-    "flux-schnell": ("flux-1-schnell/lora", "flux1"),
-}
 
 
 @dataclass
@@ -168,12 +157,12 @@ class ErasureLora:
             whole = {m: slice(0, down.shape[0]) for m, (_, down) in self.modules.items()}
             return [
                 Part(
-                    tuple(read_concepts(_parsed(self.metadata.get("trace.concepts")))),
+                    tuple(read_concepts(parsed(self.metadata.get("trace.concepts")))),
                     whole,
                     kind=self._kind(),
                 )
             ]
-        entries = _parsed(text)
+        entries = parsed(text)
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_PARTS:
             raise LoraError("the trace.parts of this file is no list of parts; make the file again")
         parts, used = [], dict.fromkeys(sorted(self.modules), 0)
@@ -194,14 +183,14 @@ class ErasureLora:
         return parts
 
     def _kind(self) -> str:
-        parameters = _parsed(self.metadata.get("trace.parameters"))
+        parameters = parsed(self.metadata.get("trace.parameters"))
         kind = parameters.get("kind") if isinstance(parameters, dict) else None
         return kind if kind in KINDS else "auto"
 
     def _set_parts(self, parts: Sequence[Part]) -> None:
         """Write down the parts that the modules hold, in order, and what they erase."""
         entries = [parts_entry(part, sorted(self.modules)) for part in parts]
-        listed = _parsed(self.metadata.get("trace.concepts"))
+        listed = parsed(self.metadata.get("trace.concepts"))
         # may say more than a part does
         known = {c[0]: c for c in listed if read_concepts([c])} if isinstance(listed, list) else {}
         concepts = {json.dumps(c): known.get(c[0], c) for entry in entries for c in entry["concepts"]}
@@ -314,7 +303,7 @@ class ErasureLora:
         if not self.modules:
             raise LoraError("the erasure changes nothing (strength 0?); there is nothing to save")
         state, metadata = formats.write(self, form)
-        return canonical(save(_own_memory(state), {**metadata, **(extra or {}), "format": "pt"}))
+        return canonical(save(own_memory(state), {**metadata, **(extra or {}), "format": "pt"}))
 
     def save(self, path: str | Path, extra: dict[str, str] | None = None, form: str = "comfyui") -> Path:
         """Write a safetensors file; either the whole file appears, or what was there before stays.
@@ -372,7 +361,7 @@ class ErasureLora:
         for key, value in self.metadata.items():
             try:
                 out[key] = (
-                    json.loads(value, parse_constant=_finite, parse_float=_finite)
+                    json.loads(value, parse_constant=finite_number, parse_float=finite_number)
                     if key.startswith("trace.")
                     else value
                 )
@@ -381,45 +370,6 @@ class ErasureLora:
         out["modules"] = len(self.modules)
         out["rank"] = self.rank
         return out
-
-
-def _finite(text: str) -> float:
-    """A number of a JSON text; Python would also read NaN and infinity, and write what is no JSON."""
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError(f"{text} is no number of JSON")
-    return number
-
-
-def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as
-    safetensors wants them.
-    """
-    out, seen = {}, set()
-    for key, tensor in state.items():
-        tensor = tensor.contiguous()
-        at = tensor.untyped_storage().data_ptr()
-        out[key] = tensor.clone() if at in seen else tensor
-        seen.add(at)
-    return out
-
-
-def canonical(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in alphabetical order: equal contents, equal bytes."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
-
-
-def _parsed(text: str | None):
-    """A JSON entry of the metadata, or None if it is none: anybody can write them."""
-    try:
-        return None if text is None else json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return None
 
 
 def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
@@ -439,36 +389,3 @@ def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
     if targets:
         out["modelspec.title"] = title_of(targets)
     return out
-
-
-def title_of(targets: Sequence[str]) -> str:
-    """What LoRA browsers show: the first eight concepts by name."""
-    return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
-
-
-def base_metadata(
-    backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int
-) -> dict[str, str]:
-    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers
-    show.
-    """
-    architecture, version = ARCHITECTURES[backbone.kind]
-    return {
-        "trace.format": json.dumps(FORMAT),
-        "trace.version": json.dumps(__version__),
-        "trace.concepts": json.dumps([entry_of(c) for c in concepts], ensure_ascii=False),
-        "trace.keep": json.dumps(list(keep), ensure_ascii=False),
-        "trace.method": json.dumps(method),
-        "trace.parameters": json.dumps(parameters),
-        "trace.window": json.dumps([0.0, 1.0]),
-        "trace.base": json.dumps({"kind": backbone.kind, "hash": backbone.model_hash()}),
-        "trace.seed": json.dumps(seed),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": "TRACE concept erasure",
-        "modelspec.title": title_of([c.target for c in concepts]),
-        "ss_base_model_version": version,
-        "ss_network_module": "networks.lora",
-        "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were "
-        "used",
-    }

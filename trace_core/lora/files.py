@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 #: what the process has open, by name
 OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
@@ -76,3 +79,26 @@ def why(error: OSError) -> str:
         else "choose a folder that you may write to"
     )
     return f"{error.strerror or error}; {remedy}"
+
+
+def canonical(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order: equal contents, equal bytes."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as
+    safetensors wants them.
+    """
+    out, seen = {}, set()
+    for key, tensor in state.items():
+        tensor = tensor.contiguous()
+        at = tensor.untyped_storage().data_ptr()
+        out[key] = tensor.clone() if at in seen else tensor
+        seen.add(at)
+    return out

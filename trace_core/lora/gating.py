@@ -22,7 +22,8 @@ from ..backbones.running import called_model, eager
 from ..backbones.weights import is_linear, layer_at, shape_of
 from ..errors import LoraError, ModelError
 from . import rounding
-from .erasure import ARCHITECTURES, ErasureLora
+from .erasure import ErasureLora
+from .metadata import ARCHITECTURES
 
 #: key of ``model_options``: a tuple of dicts, one an erasure on the model, in order
 RECORD = "trace_erasures"

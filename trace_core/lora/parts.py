@@ -10,7 +10,8 @@ from numbers import Real
 import torch
 
 from ..errors import LoraError
-from ..text.concepts import KINDS, Concept, same
+from ..text.concepts import Concept, same
+from ..text.kinds import KINDS
 
 MAX_STRENGTH = 10.0
 DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat16, torch.float32)}
@@ -25,7 +26,7 @@ class Part:
         slices: ``{module: ranks}``; modules that the part does not touch are missing.
         strength: what its ``up`` has been multiplied by since it was made; see
             :meth:`~trace_core.lora.ErasureLora.graded`.
-        kind: kind of the concepts, as in :data:`~trace_core.text.concepts.KINDS`, or auto.
+        kind: kind of the concepts, as in :data:`~trace_core.text.kinds.KINDS`, or auto.
         dtype: precision that ``up`` had before it was graded; empty for a part that never was.
     """
 

@@ -89,3 +89,14 @@ def _is_explicit(words: list[str], explicit: frozenset[str]) -> bool:
 def _names(file: str) -> frozenset[str]:
     lines = (DATA / file).read_text(encoding="utf-8").splitlines()
     return frozenset(bare(line) for line in lines if line and not line.startswith("#"))
+
+
+def sort_of(part: str) -> str:
+    """``background``, ``style`` or ``thing``: what the second part of a combined concept is."""
+    return (
+        "background"
+        if key(part).endswith("background")
+        else "style"
+        if guess_kind(part) == "style"
+        else "thing"
+    )

@@ -22,9 +22,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .concepts import OTHERS, Concept, fill, guess_kind, same
+from .concepts import Concept, same
 from .encoding import FIRST_EOT, SUBJECT, TextEncoder, align
+from .kinds import guess_kind
 from .synonyms import synonymous
+from .templates import OTHERS, fill
 
 #: Kinds that get a substitute. Away from another person, or from the opposite of an explicit word, is the
 #: wrong way; the neutral prompt rarely draws either by chance.
@@ -46,7 +48,7 @@ def substitutes(
     """What stands for each concept without an anchor, by target; those for which nothing fits are left out.
 
     Args:
-        keep: what stays; where it has none of the kind, :data:`~trace_core.text.concepts.OTHERS` are
+        keep: what stays; where it has none of the kind, :data:`~trace_core.text.templates.OTHERS` are
             candidates.
         encoder: of the model; nothing is drawn at random.
         kind: of all concepts, or ``auto``: each by its name.

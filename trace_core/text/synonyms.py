@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .concepts import EVERYDAY, Concept, same
+from .concepts import Concept, same
 from .kinds import DATA, bare
+from .templates import EVERYDAY
 
 
 def synonymous(a: str, b: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...text.concepts import KINDS
+from ...text.kinds import KINDS
 from .base import Objective, Term
 
 FOCUS = (0.2, 0.4, 50.0)  #: t1, t2 and gamma on a time of 0..1 (the paper's 200, 400 and 0.05 of 1,000 steps)

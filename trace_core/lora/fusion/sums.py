@@ -14,8 +14,11 @@ from ...closed_form import solvers
 from ...closed_form.gram import Gram, add_symmetric, mirror
 from ...closed_form.policies import POLICIES, keep_prompts, row_weights
 from ...errors import ConceptError
-from ...text.concepts import TEMPLATES, Concept, guess_kind, prompt_pairs, settled
+from ...text.concepts import Concept, settled
 from ...text.encoding import BOS, GROUPS, TextEncoder, TextRows
+from ...text.kinds import guess_kind
+from ...text.prompts import prompt_pairs
+from ...text.templates import TEMPLATES
 from ..erasure import ErasureLora
 from .config import Adapter, FusionConfig, Progress, timed
 

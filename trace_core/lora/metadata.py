@@ -1,0 +1,68 @@
+"""What an erasure's file says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite
+
+from .. import __version__
+from .parts import entry_of
+
+FORMAT = "trace-erasure-1"
+ARCHITECTURES = {
+    "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
+    "sd2": ("stable-diffusion-v2/lora", "sd_v2"),
+    "sdxl": ("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
+    "flux": ("flux-1-dev/lora", "flux1"),
+    "flux-schnell": ("flux-1-schnell/lora", "flux1"),
+}
+
+
+def title_of(targets: Sequence[str]) -> str:
+    """What LoRA browsers show: the first eight concepts by name."""
+    return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
+
+
+def base_metadata(
+    backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int
+) -> dict[str, str]:
+    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers
+    show.
+    """
+    architecture, version = ARCHITECTURES[backbone.kind]
+    return {
+        "trace.format": json.dumps(FORMAT),
+        "trace.version": json.dumps(__version__),
+        "trace.concepts": json.dumps([entry_of(c) for c in concepts], ensure_ascii=False),
+        "trace.keep": json.dumps(list(keep), ensure_ascii=False),
+        "trace.method": json.dumps(method),
+        "trace.parameters": json.dumps(parameters),
+        "trace.window": json.dumps([0.0, 1.0]),
+        "trace.base": json.dumps({"kind": backbone.kind, "hash": backbone.model_hash()}),
+        "trace.seed": json.dumps(seed),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": architecture,
+        "modelspec.implementation": "TRACE concept erasure",
+        "modelspec.title": title_of([c.target for c in concepts]),
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were "
+        "used",
+    }
+
+
+def parsed(text: str | None):
+    """A JSON entry of the metadata, or None if it is none: anybody can write them."""
+    try:
+        return None if text is None else json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def finite_number(text: str) -> float:
+    """A number of a JSON text; Python would also read NaN and infinity, and write what is no JSON."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
