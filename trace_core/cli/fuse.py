@@ -58,9 +58,20 @@ def run(args, bars) -> dict:
         lora, report = result.lora, result.report
     args.clock.enter("save")
     path = keep_file(lora.to_bytes(), args.out, "the erasure")
+    _show(report, lora, path, len(loras), config.max_rank)
+    return report | {
+        "model": args.model,
+        "files": list(args.files),
+        "file": str(path),
+        "bytes": path.stat().st_size,
+    }
+
+
+def _show(report: dict, lora: ErasureLora, path: Path, files: int, max_rank: int | None) -> None:
+    """What was fused, and how well."""
     known = [t for part in lora.parts() for t in part.targets]
     print(
-        f"{_done(report, len(loras))}: {len(known)} concepts in {len(lora.parts())} parts, "
+        f"{_done(report, files)}: {len(known)} concepts in {len(lora.parts())} parts, "
         f"{len(lora.modules)} layers, rank {lora.rank}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
     )
     for name, figures in report.get("streams", {}).items():
@@ -73,17 +84,11 @@ def run(args, bars) -> dict:
         )
     if report.get("truncation"):
         print(
-            f"cut to rank {config.max_rank}: {100 * report['truncation']['worst']:.2f} % of a layer's edit "
+            f"cut to rank {max_rank}: {100 * report['truncation']['worst']:.2f} % of a layer's edit "
             "lost at most"
         )
     for warning in report["warnings"]:
         print(f"warning: {warning}")
-    return report | {
-        "model": args.model,
-        "files": list(args.files),
-        "file": str(path),
-        "bytes": path.stat().st_size,
-    }
 
 
 def _fused(args, names, loras, keep, config, strengths, bars):

@@ -95,36 +95,12 @@ def recoverability(
         )
         found[label] = recognised(vae.decode(latents))
     prompt = f"a photo of a {concept}" if head == "object" else f"a photo, {concept}"
-    curve = inversion(
-        model,
-        lora,
-        clip,
-        prompt,
-        lambda latents: recognised(vae.decode(latents)),
-        samples,
-        seed,
-        steps,
-        every,
-        lr,
-        config,
-        progress,
-    )
+    judge, options = lambda latents: recognised(vae.decode(latents)), (samples, seed, steps, every, lr)
+    curve = inversion(model, lora, clip, prompt, judge, *options, config, progress)
     reached = next((step for step, share in curve if share >= RECOGNISED), None)
-    return {
-        **found,
-        "inversion": {
-            "curve": curve,
-            "recovered_at": reached,
-            "prompt": prompt,
-            "steps": curve[-1][0],
-            "lr": lr,
-        },
-        "concept": concept,
-        "samples": samples,
-        "seed": seed,
-        "lambda": RIDGE,
-        "recognised_from": RECOGNISED,
-    }
+    attack = {"curve": curve, "recovered_at": reached, "prompt": prompt, "steps": curve[-1][0], "lr": lr}
+    setting = {"concept": concept, "samples": samples, "seed": seed}
+    return {**found, "inversion": attack, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
 
 
 # ------------------------------------------------------------------------------------------- adversarial rows
@@ -196,6 +172,43 @@ class _Rows(Prompts):
         self._made[number] = made
 
 
+class _Attack:
+    """The rows that are trained, in units of their root mean square, and their optimiser."""
+
+    def __init__(
+        self, backbone: Backbone, prompts: _Rows, number: int, original, trained, lr: float, seed: int
+    ):
+        self.backbone, self.prompts, self.number, self.original = backbone, prompts, number, original
+        self.trained = trained
+        self.scale = {k: v.square().mean().sqrt() for k, v in trained.items()}
+        self.change = {k: torch.zeros_like(v, requires_grad=True) for k, v in trained.items()}
+        self.optimiser = torch.optim.Adam(self.change.values(), lr=lr)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def condition(self) -> dict[str, Tensor]:
+        """The prompt's condition with the rows of now."""
+        rows = {k: v + self.scale[k] * self.change[k] for k, v in self.trained.items()}
+        return _with_text(self.original, rows)
+
+    def show(self) -> None:
+        """Let the prompt stand for the rows of now."""
+        self.prompts.put(self.number, {k: v.detach() for k, v in self.condition().items()})
+
+    def step(self, points: tuple[Tensor, ...]) -> None:
+        """One step of Adam on a batch of points: x, sigma, and what the base network predicts there."""
+        made = self.condition()
+        drawn = torch.randint(len(points[0]), (BATCH,), generator=self.generator)
+        x, sigma, wanted = (t[drawn] for t in points)
+        with saved_apart(self.backbone.network):
+            condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in made.items()}
+            out = self.backbone.predict(x, sigma, condition)
+            squared = (out - wanted).square().mean(dim=(1, 2, 3))
+            error = ((1 + sigma.square().clamp_max(30)) * squared).mean()
+            self.optimiser.zero_grad()
+            error.backward()
+        self.optimiser.step()
+
+
 def inversion(
     model,
     lora: ErasureLora,
@@ -235,55 +248,24 @@ def inversion(
         target = backbone.lora_targets("text")[:1]
         with attached(backbone, target, 1, lora, seed) as adapters:
             adapters.use("base")
-            points = _points(
-                backbone,
-                prompts,
-                number,
-                uncond,
-                Sampling(config.steps, cfg, TRAJECTORIES, torch.float32),
-                seed + 1,
-            )
+            source = Sampling(config.steps, cfg, TRAJECTORIES, torch.float32)
+            points = _points(backbone, prompts, number, uncond, source, seed + 1)
             adapters.use("start")
             original = prompts.made(number)
             trained = _text(original, backbone)
-            scale = {k: v.square().mean().sqrt() for k, v in trained.items()}
-            change = {k: torch.zeros_like(v, requires_grad=True) for k, v in trained.items()}
-            optimiser = torch.optim.Adam(change.values(), lr=lr)
-            generator, curve = torch.Generator().manual_seed(seed), []
+            attack = _Attack(backbone, prompts, number, original, trained, lr, seed)
+            pictures, curve = Sampling(config.steps, cfg, samples), []
             for step in range(steps + 1):
-                made = _with_text(original, {k: v + scale[k] * change[k] for k, v in trained.items()})
                 if step % every == 0 or step == steps:
-                    prompts.put(number, {k: v.detach() for k, v in made.items()})
-                    curve.append(
-                        [
-                            step,
-                            _share(
-                                backbone,
-                                prompts,
-                                number,
-                                uncond,
-                                Sampling(config.steps, cfg, samples),
-                                seed,
-                                judge,
-                            ),
-                        ]
-                    )
+                    attack.show()
+                    share = _share(backbone, prompts, number, uncond, pictures, seed, judge)
+                    curve.append([step, share])
                     if len(curve) > 1 and curve[-1][1] == curve[-2][1] == 1:
                         break
                 if step == steps:
                     break
                 progress("inversion", step, steps)
-                drawn = torch.randint(len(points[0]), (BATCH,), generator=generator)
-                x, sigma, wanted = (t[drawn] for t in points)
-                with saved_apart(backbone.network):
-                    condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in made.items()}
-                    out = backbone.predict(x, sigma, condition)
-                    error = (
-                        (1 + sigma.square().clamp_max(30)) * (out - wanted).square().mean(dim=(1, 2, 3))
-                    ).mean()
-                    optimiser.zero_grad()
-                    error.backward()
-                optimiser.step()
+                attack.step(points)
     return curve
 
 

@@ -143,6 +143,21 @@ class DemoFlux(nn.Module):
             return F.mse_loss(self.predict(x, sigma, texts, guidance), target)
 
 
+def save_state(file: Path, model, ema, optimiser, step: int, spent: float) -> None:
+    """What a training needs to go on, written whole or not at all."""
+    state = {
+        "model": model.state_dict(),
+        "ema": ema.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "spent": spent,
+    }
+    if getattr(model, "teacher", None):
+        state["teacher"] = model.teacher[0].state_dict()
+    torch.save(state, file.with_suffix(".tmp"))
+    file.with_suffix(".tmp").rename(file)
+
+
 def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) -> None:
     z, labels, _ = latents()
     torch.manual_seed(0)
@@ -198,17 +213,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
                 f"{name} step {step} {spent / 60:.1f} min loss {mean:.4f} {step / spent:.2f} it/s", flush=True
             )
         if now - last_save > 240 or spent >= minutes * 60:
-            state = {
-                "model": model.state_dict(),
-                "ema": ema.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step,
-                "spent": spent,
-            }
-            if getattr(model, "teacher", None):
-                state["teacher"] = model.teacher[0].state_dict()
-            torch.save(state, file.with_suffix(".tmp"))
-            file.with_suffix(".tmp").rename(file)
+            save_state(file, model, ema, optimiser, step, spent)
             last_save = now
 
 

@@ -15,20 +15,19 @@ from ...text.anchors import followed
 from ...text.concepts import Concept, check_disjoint, same
 from ...text.encoding import TextEncoder
 from ...text.synonyms import everyday
-from ..erasure import ErasureLora, base_metadata
+from ..erasure import ErasureLora
 from ..gating import base_mismatch, check_fits
+from ..metadata import base_metadata
 from ..parts import grades
+from ..result import Erasure
 from .config import Adapter, FusionConfig, Progress
 from .factors import assemble, one_part, parts_of
 from .sums import Stream, collect
 
 
-@dataclass
-class FusionResult:
+@dataclass(frozen=True)
+class FusionResult(Erasure):
     """The fused erasure, and what was measured on the way."""
-
-    lora: ErasureLora
-    report: dict
 
 
 def fuse(
@@ -83,17 +82,25 @@ def fuse(
     lora = lora.graded(again) if again else lora
     clock["all"] = time.perf_counter() - begin
     report = {
-        "method": config.mode,
-        "parameters": asdict(config),
-        "concepts": [asdict(c) for c in concepts],
-        "keep": kept,
-        "strengths": again,
-        "seconds": {k: round(v, 4) for k, v in clock.items()},
+        **_settings(config, concepts, kept, again, clock),
         **_figures(adapters, streams, lora),
         "truncation": lost,
     }
     report["warnings"] = _warnings(model, adapters, report, streams)
     return FusionResult(lora, report)
+
+
+def _settings(
+    config: FusionConfig, concepts: list[Concept], keep: list[str], strengths: dict, clock: dict
+) -> dict:
+    return {
+        "method": config.mode,
+        "parameters": asdict(config),
+        "concepts": [asdict(c) for c in concepts],
+        "keep": keep,
+        "strengths": strengths,
+        "seconds": {k: round(v, 4) for k, v in clock.items()},
+    }
 
 
 def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = None) -> list[Adapter]:
