@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import stand_ins
 
-PACK_ROOT = Path(__file__).resolve().parents[1]
+PACK_ROOT = Path(__file__).resolve().parents[2]
 PACKAGED_ENGINE = PACK_ROOT / ".engine"
 
 

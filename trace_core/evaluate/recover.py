@@ -1,14 +1,14 @@
 """Attacks on an erasure, by someone who has the erased model: how much of the concept comes back.
 
 * adversarial rows (RECE, arXiv 2407.12383): in closed form, the rows that the erased layers map to where the
-base layers map
-  the concept's
+  base layers map the concept's
 * inverted rows (textual inversion, arXiv 2208.01618): rows trained by gradient through the erased network
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,14 +86,9 @@ def recoverability(
         return top1(domain.judge(pictures, head), classes.index(name))
 
     found = {}
-    for label, reader in (
-        ("plain", clip),
-        ("adversarial_rows", Rewritten(clip, adversarial_maps(model, erased))),
-    ):
-        latents = sample(
-            erased, reader, prompts, seeds, config, lambda a, b, label=label: progress(label, a, b)
-        )
-        found[label] = recognised(vae.decode(latents))
+    for label, maps in (("plain", None), ("adversarial_rows", adversarial_maps(model, erased))):
+        heard, reader = partial(progress, label), Rewritten(clip, maps) if maps else clip
+        found[label] = recognised(vae.decode(sample(erased, reader, prompts, seeds, config, heard)))
     prompt = f"a photo of a {concept}" if head == "object" else f"a photo, {concept}"
     judge, options = lambda latents: recognised(vae.decode(latents)), (samples, seed, steps, every, lr)
     curve = inversion(model, lora, clip, prompt, judge, *options, config, progress)

@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import ConceptError
 from .concepts import Concept, same
 from .encoding import FIRST_EOT, SUBJECT, TextEncoder, align
 from .kinds import guess_kind
 from .synonyms import synonymous
-from .templates import OTHERS, fill
+from .templates import OTHERS, TEMPLATES, fill
 
 #: Kinds that get a substitute. Away from another person, or from the opposite of an explicit word, is the
 #: wrong way; the neutral prompt rarely draws either by chance.
@@ -70,14 +71,24 @@ def substitutes(
                 changes[entry, own] = _change(entry, own, encoder)
             near.append(torch.nn.functional.cosine_similarity(mine, changes[entry, own], dim=1).mean().item())
         found = [i for i, value in enumerate(near) if FARTHEST <= value < NEAREST]
-        nearest = sorted(found, key=lambda i: -near[i])
-        if own == "style" and first_step and len(nearest) > 1:
-            names = [pool[i] for i in nearest[:DRAWN]]
-            likeness = _likeness(concept.target, names, PROBES[own][0], first_step)
-            out[concept.target] = names[int(likeness.argmax())]
-        elif nearest:
-            out[concept.target] = pool[nearest[0]]
+        names = [pool[i] for i in sorted(found, key=lambda i: -near[i])]
+        if own == "style" and first_step and len(names) > 1:
+            likeness = _likeness(concept.target, names[:DRAWN], PROBES[own][0], first_step)
+            names = [names[i] for i in likeness.argsort(descending=True, stable=True).tolist()]
+        fitting = next((name for name in names if _fits(name, own, encoder)), None)
+        if fitting:
+            out[concept.target] = fitting
     return out
+
+
+def _fits(name: str, kind: str, encoder: TextEncoder) -> bool:
+    """Whether the encoder can read the name in every prompt that it will stand in."""
+    try:
+        for template in TEMPLATES[kind]:
+            encoder.encode(fill(template, name), name)
+    except ConceptError:
+        return False
+    return True
 
 
 def _likeness(
