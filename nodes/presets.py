@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..trace_core.text.concepts import EVERYDAY, parse_concepts, parse_keep, same
+from . import widgets
 
 PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait")
 
@@ -47,6 +48,14 @@ PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+TOOLTIPS = {
+    "preset": "The list. The erasing nodes know these names, so their kind may stay auto.",
+    "only": "Erase only these, one a line (`name` or `name -> anchor`), and keep the rest of the list. Empty "
+    "erases the whole list.",
+    "keep_more": "Further things for the keep list, one a line.",
+}
+
+
 class ErasurePresets:
     ID = "TRACE_ErasurePresets"
     TITLE = "Erasure Presets"
@@ -63,46 +72,27 @@ class ErasurePresets:
     ]
     DESCRIPTION = (
         "Lists of artists, persons, objects, explicit content and trademarks for the erase and keep "
-        "inputs. Name the ones to erase, and the others of the list are kept; name none, and the whole "
-        "list is erased."
+        "inputs. Name the entries to erase, and the node keeps the others of the list. Name none to erase "
+        "the whole list."
     )
     RETURN_TYPES = ("STRING", "STRING")
     RETURN_NAMES = ("erase", "keep")
-    OUTPUT_TOOLTIPS = ("For the erase input, one concept a line.", "For the keep input, one a line.")
+    OUTPUT_TOOLTIPS = (
+        "Text for the erase input, one concept a line.",
+        "Text for the keep input, one a line.",
+    )
     FUNCTION = "lists"
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "preset": (
-                    list(PRESETS),
-                    {
-                        "default": "artist",
-                        "tooltip": "Which list. kind may stay auto on the erasing nodes: "
-                        "they know these names. The demo lists are for the demo models.",
-                    },
-                ),
-                "only": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "",
-                        "tooltip": "Erase these alone, one a line (`name` or `name -> "
-                        "anchor`); the rest of the list is kept. They need not stand in the list. Empty: "
-                        "erase the whole list.",
-                    },
-                ),
-                "keep_more": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "",
-                        "tooltip": "Put these on the keep list too, one a line.",
-                    },
-                ),
+        return widgets.input_types(
+            TOOLTIPS,
+            {
+                "preset": widgets.choice(PRESETS, "artist"),
+                "only": widgets.lines(),
+                "keep_more": widgets.lines(),
             },
-        }
+        )
 
     def lists(self, preset, only, keep_more):
         listed, kept = PRESETS[preset]

@@ -73,6 +73,8 @@ def test_every_node_explains_itself(pack, hosted, name):
     assert all(node.OUTPUT_TOOLTIPS)
     assert callable(getattr(node, node.FUNCTION))
     groups = node.INPUT_TYPES()
+    tooltips = vars(sys.modules[node.__module__])["TOOLTIPS"]
+    assert set(tooltips) == {entry for inputs in groups.values() for entry in inputs}
     assert set(groups) <= {"required", "optional"}, "a hidden input would join the cache's key"
     for inputs in groups.values():
         for entry, (kind, options) in inputs.items():
