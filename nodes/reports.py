@@ -234,7 +234,7 @@ def fusion(report: dict, lora: ErasureLora) -> str:
             [(k, v["layers"], v["rank"], v["how"]) for k, v in report["layers"].items()],
         ),
         "",
-        f"{_size(lora)}, {report['parts']} parts; {report['seconds']['all']:.1f} s.",
+        f"{_size(lora)}, {report['parts']} parts, made in {report['seconds']['all']:.1f} s.",
     ]
     if report["truncation"]:
         lost = report["truncation"]
@@ -259,20 +259,17 @@ def _fusion_verdict(report: dict) -> str:
     if stream is None:
         return "No layer of these erasures reads the text directly. The erasures are added up, not fused."
     fused, summed = stream["fused"], stream["sum"]
-    verdict = (
-        f"The file does {percent(1 - fused['residual_mean'])} of what each of {len(report['adapters'])} "
-    )
-    verdict += "erasures does on its own prompts"
+    verdict = f"The erasures keep {percent(1 - fused['residual_mean'])} of their effect on their own prompts"
     if report["method"] != "fuse":
-        return verdict + "."
+        return f"{verdict}."
     return (
-        f"{verdict}, and the plain sum {percent(1 - summed['residual_mean'])}. The kept things change by "
+        f"{verdict}, and {percent(1 - summed['residual_mean'])} in the plain sum. The kept things change by "
         f"{percent(fused['keep_change'], 2)}, and by {percent(summed['keep_change'], 2)} in the plain sum."
     )
 
 
 def _fusion_figures(report: dict) -> list[str]:
-    """Residuals and changes of this file and of the plain sum, for each way in which text enters the model."""
+    """Figures of this file and of the plain sum, for each way in which text enters the model."""
     titles = {
         "residual_mean": "residual, mean",
         "residual_worst": "residual, worst",
@@ -337,8 +334,7 @@ def compare(parts: Sequence[dict], judged: Sequence[dict], settings: str) -> str
         lines += [f"**{verdict}.** {seen} (the demo models' judge).", ""]
     else:
         lines += [
-            "**Judge by the pictures.** The pack's classifier knows the demo models' concepts only, and saw "
-            "none to count here.",
+            "**Judge by the pictures.** No classifier of the pack recognises what was erased here.",
             "",
         ]
     rows = [
