@@ -1,4 +1,4 @@
-"""Apply Erasure LoRA: an erasure on a model, whole or within a window of the sampling schedule."""
+"""Apply Erasure LoRA: an erasure on a model, for the whole sampling or within a window of it."""
 
 from __future__ import annotations
 

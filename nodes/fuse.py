@@ -149,10 +149,10 @@ class FuseErasureLoras:
 
     @staticmethod
     def erasure(name: str, state) -> ErasureLora:
-        """The erasure on a wire.
+        """The erasure on the wire of an input.
 
         Raises:
-            LoraError: naming the wire.
+            LoraError: naming the input.
         """
         try:
             return wire.erasure_of(state)

@@ -7,7 +7,7 @@ from . import widgets
 
 PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait")
 
-#: Name -> (concepts with anchors, what stays beside those of the list that are not erased)
+#: Name -> (concepts with anchors, things to keep beside the list's other concepts)
 PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "artist": (
         ("Van Gogh", "Claude Monet", "Pablo Picasso", "Salvador Dali", "Edvard Munch", "Gustav Klimt",
