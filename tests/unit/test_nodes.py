@@ -288,6 +288,17 @@ def test_translations_are_complete(language):
         assert said[name]["display_name"] != node["display_name"]
 
 
+def test_help_pages_explain_every_choice(part):
+    """Of the inputs whose tooltip does not list the choices."""
+    page = (ROOT / "web" / "docs" / "TRACE_LateStageFinetune.md").read_text()
+    scopes, objectives = (
+        part("trace_core.backbones.base").SCOPES,
+        part("trace_core.finetune.objectives").OBJECTIVES,
+    )
+    for choice in (*scopes, *objectives):
+        assert f"`{choice}`" in page
+
+
 def test_help_pages_have_no_dead_pictures():
     for page in (ROOT / "web" / "docs").rglob("*.md"):
         found = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
