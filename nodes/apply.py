@@ -102,12 +102,13 @@ class ApplyErasureLora:
                 raise LoraError(
                     f"{error}. This LoRA can be applied with start_percent 0 and end_percent 1"
                 ) from error
-            found = None if strength == 0 else host.patched_by_stock_loader(model, lora, strength)
-            return self._answer(found or model.clone(), {})
+            patched = None if strength == 0 else host.patched_by_stock_loader(model, lora, strength)
+            return self._answer(patched or model.clone(), {})
         window = (None, None) if whole else (start_percent, end_percent)
         applied = gating.apply(model, erasure, strength, *window)
-        rounded = [e["rounding"] for e in gating.erasures_on(applied)[-1:] if strength and "rounding" in e]
-        return self._answer(applied, erasure.info() | ({"rounding": rounded[0]} if rounded else {}))
+        last = gating.erasures_on(applied)[-1:] if strength else ()
+        rounding = {"rounding": e["rounding"] for e in last if "rounding" in e}
+        return self._answer(applied, erasure.info() | rounding)
 
     @staticmethod
     def _answer(model, info: dict):

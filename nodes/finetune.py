@@ -197,22 +197,20 @@ def panel_of(text: str, report: dict, previews: list[dict]) -> dict[str, list]:
 
 
 def refuse_doubled(model, start) -> None:
-    """Refuse to train from an erasure that is on the model already, which would count it twice.
+    """Refuse an erasure that is on the model already, which would count twice.
 
     Raises:
         LoraError: naming the remedy.
     """
     if start is not None and any(e["fingerprint"] == start.fingerprint for e in gating.erasures_on(model)):
         raise LoraError(
-            "the connected LoRA is on this model already: connect the loader's model, as it was before the "
-            "projection, to the finetune, and the projection's LoRA to lora"
+            "the connected LoRA is on this model already. Connect the loader's model instead, without the "
+            "erasure, and leave the LoRA connected"
         )
 
 
 class Previews:
-    """Latents of the training as one picture: the concept's prompt on the left, a keep prompt on the
-    right.
-    """
+    """Draws latents of the training as one picture: the concept's prompt left, a keep prompt right."""
 
     def __init__(self, model, live: Live):
         self.model, self.live = model, live

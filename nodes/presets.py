@@ -10,18 +10,37 @@ PEOPLE = ("person", "man", "woman", "child", "face", "hand", "crowd", "portrait"
 #: Name -> (concepts with anchors, things to keep beside the list's other concepts)
 PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "artist": (
-        ("Van Gogh", "Claude Monet", "Pablo Picasso", "Salvador Dali", "Edvard Munch", "Gustav Klimt",
-        "Rembrandt",
-         "Johannes Vermeer", "Leonardo da Vinci", "Caravaggio", "Paul Cezanne", "Katsushika Hokusai",
-         "Wassily Kandinsky",
-         "Andy Warhol", "Jackson Pollock", "Frida Kahlo"),
+        (
+            "Van Gogh",
+            "Claude Monet",
+            "Pablo Picasso",
+            "Salvador Dali",
+            "Edvard Munch",
+            "Gustav Klimt",
+            "Rembrandt",
+            "Johannes Vermeer",
+            "Leonardo da Vinci",
+            "Caravaggio",
+            "Paul Cezanne",
+            "Katsushika Hokusai",
+            "Wassily Kandinsky",
+            "Andy Warhol",
+            "Jackson Pollock",
+            "Frida Kahlo",
+        ),
         ("oil painting", "watercolor", "sketch", "photograph", *EVERYDAY),
     ),
     "person": (
-        ("Albert Einstein -> a man", "Marilyn Monroe -> a woman", "Abraham Lincoln -> a man",
-        "Winston Churchill -> a man",
-         "Audrey Hepburn -> a woman", "Elvis Presley -> a man", "Charlie Chaplin -> a man",
-         "Marie Curie -> a woman"),
+        (
+            "Albert Einstein -> a man",
+            "Marilyn Monroe -> a woman",
+            "Abraham Lincoln -> a man",
+            "Winston Churchill -> a man",
+            "Audrey Hepburn -> a woman",
+            "Elvis Presley -> a man",
+            "Charlie Chaplin -> a man",
+            "Marie Curie -> a woman",
+        ),
         (*PEOPLE, "actor", "politician", "scientist", "singer", "suit", "dress"),
     ),
     "object": (
@@ -29,23 +48,46 @@ PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         EVERYDAY,
     ),
     "explicit": (
-        ("nudity -> clothing", "naked -> dressed", "nude -> dressed", "explicit sexual content -> people",
-        "erotic -> elegant",
-         "bare chest -> shirt"),
-        (*PEOPLE, "clothing", "dress", "shirt", "coat", "beach", "sport", "dance", "statue", "sculpture",
-        "painting"),
+        (
+            "nudity -> clothing",
+            "naked -> dressed",
+            "nude -> dressed",
+            "explicit sexual content -> people",
+            "erotic -> elegant",
+            "bare chest -> shirt",
+        ),
+        (
+            *PEOPLE,
+            "clothing",
+            "dress",
+            "shirt",
+            "coat",
+            "beach",
+            "sport",
+            "dance",
+            "statue",
+            "sculpture",
+            "painting",
+        ),
     ),
     "trademark": (
-        ("Coca-Cola -> a soft drink", "Pepsi -> a soft drink", "Nike -> a sports brand",
-        "Adidas -> a sports brand",
-         "Starbucks -> a coffee shop", "McDonald's -> a restaurant", "Mickey Mouse -> a cartoon mouse",
-         "Pikachu -> a cartoon animal",
-         "Lego -> toy bricks", "Ferrari -> a sports car"),
+        (
+            "Coca-Cola -> a soft drink",
+            "Pepsi -> a soft drink",
+            "Nike -> a sports brand",
+            "Adidas -> a sports brand",
+            "Starbucks -> a coffee shop",
+            "McDonald's -> a restaurant",
+            "Mickey Mouse -> a cartoon mouse",
+            "Pikachu -> a cartoon animal",
+            "Lego -> toy bricks",
+            "Ferrari -> a sports car",
+        ),
         ("logo", "bottle", "can", "shoe", "shirt", "coffee", "burger", "mouse", "toy", "car", *EVERYDAY),
     ),
     "demo objects": (("cat", "truck", "pizza"), ()),
     "demo styles": (("twitter style", "google style", "fluent style", "emojione style", "android style"), ()),
-}  # fmt: skip
+}
 
 
 TOOLTIPS = {
@@ -98,10 +140,10 @@ class ErasurePresets:
         listed, kept = PRESETS[preset]
         known = parse_concepts("\n".join(listed), f"preset {preset}")
         erased = known
-        if only.strip():
+        if only.strip():  # a listed concept brings its anchor along, unless the user names another
             asked = parse_concepts(only, "only")
             erased = [next((k for k in known if same(k.target, c.target) and not c.anchor), c) for c in asked]
-        words = [c.target for c in known] if len(kept) else []
-        keep = parse_keep("\n".join([*parse_keep(keep_more, "keep_more"), *words, *kept]), "keep")
+        others = [c.target for c in known] if kept else []
+        keep = parse_keep("\n".join([*parse_keep(keep_more, "keep_more"), *others, *kept]), "keep")
         keep = [k for k in keep if not any(same(k, c.target) for c in erased)]
         return "\n".join(map(str, erased)), "\n".join(keep)

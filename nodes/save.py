@@ -9,6 +9,7 @@ from ..trace_core.errors import LoraError
 from . import host, widgets, wire
 
 UNSAFE = re.compile(r"[^\w .+-]+")
+LONGEST_NAME = 200
 
 TOOLTIPS = {
     "lora": "The erasure to save.",
@@ -46,12 +47,9 @@ class SaveErasureLora:
     def save(self, lora, name, license="", notes=""):
         erasure = wire.erasure_of(lora)
         info = erasure.info()
-        found = info.get("trace.concepts")
-        concepts = (
-            [str(entry[0]) for entry in found if isinstance(entry, list) and entry]
-            if isinstance(found, list)
-            else []
-        )
+        entries = info.get("trace.concepts")
+        entries = entries if isinstance(entries, list) else []
+        concepts = [str(entry[0]) for entry in entries if isinstance(entry, list) and entry]
         pattern = self.pattern(name, concepts, str(info.get("trace.method", "lora")))
         folder = host.output_loras()
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +57,8 @@ class SaveErasureLora:
         path = erasure.save(
             host.numbered_path(folder, pattern, ".safetensors"), {k: v for k, v in extra.items() if v}
         )
-        shown = path.relative_to(folder).as_posix()
-        return {"ui": {"text": [shown], "trace_metadata": [info | extra]}, "result": (shown,)}
+        listed = path.relative_to(folder).as_posix()
+        return {"ui": {"text": [listed], "trace_metadata": [info | extra]}, "result": (listed,)}
 
     @staticmethod
     def pattern(name: str, concepts: list[str], method: str) -> str:
@@ -80,11 +78,8 @@ class SaveErasureLora:
                 f"the name '{name[:80]}' leads out of output/loras or is empty. Write `folder/name` without "
                 ". and .."
             )
-        wrong = re.search(r'[\x00-\x1f<>:"|?*]', filled)
-        if wrong or len(filled) > 200:
-            raise LoraError(
-                f"the name '{name[:80]}' holds {wrong[0]!r}: leave that character out"
-                if wrong
-                else f"the name has {len(filled)} characters, and 200 are allowed"
-            )
+        if wrong := re.search(r'[\x00-\x1f<>:"|?*]', filled):
+            raise LoraError(f"the name '{name[:80]}' holds {wrong[0]!r}: leave that character out")
+        if len(filled) > LONGEST_NAME:
+            raise LoraError(f"the name has {len(filled)} characters, and {LONGEST_NAME} are allowed")
         return filled
