@@ -161,7 +161,7 @@ def _substitutes(report: dict) -> list[str]:
         return []
     shown = shortened([f"{other} for {target}" for target, other in substitute_of.items()], 8)
     return [
-        f"Concepts without an anchor give way to something else: {shown}. Write `concept -> something else` "
+        f"Another thing takes the place of a concept without an anchor: {shown}. Write `concept -> anchor` "
         "to choose. Set eta to 0 to put nothing in a concept's place.",
         "",
     ]
