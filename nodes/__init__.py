@@ -1,6 +1,4 @@
-"""The ComfyUI nodes, one a file. Ids stand in people's workflows: they are never renamed, widgets only
-appended.
-"""
+"""The ComfyUI nodes, one a file. People's workflows hold the ids and widgets: never rename, only append."""
 
 from . import live
 from .apply import ApplyErasureLora
@@ -12,9 +10,16 @@ from .presets import ErasurePresets
 from .projection import ClosedFormProjection
 from .save import SaveErasureLora
 
-NODES = (ClosedFormProjection, LateStageFinetune, FuseErasureLoras, ApplyErasureLora, SaveErasureLora,
-    CompareErasure, ErasurePresets,
-         LoadDemoModel)  # fmt: skip
+NODES = (
+    ClosedFormProjection,
+    LateStageFinetune,
+    FuseErasureLoras,
+    ApplyErasureLora,
+    SaveErasureLora,
+    CompareErasure,
+    ErasurePresets,
+    LoadDemoModel,
+)
 
 NODE_CLASS_MAPPINGS = {node.ID: node for node in NODES}
 NODE_DISPLAY_NAME_MAPPINGS = {node.ID: node.TITLE for node in NODES}

@@ -1,4 +1,4 @@
-"""Compare Erasure: the same prompts and seeds on two models, side by side, with figures."""
+"""Compare Erasure: the same prompts and seeds on two models, side by side and in figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..trace_core.evaluate.metrics import drift
 from ..trace_core.text.concepts import Concept
 from ..trace_core.text.grammar import parse_concepts
 from ..trace_core.text.prompts import asks_for
-from . import host, reports, wire
+from . import host, reports, widgets
 from .family import demo_name, picture_size, sampler_config
 from .live import Live, save_temporary
 
@@ -22,7 +22,27 @@ PROMPTS = (
     "a photo of a cat, google style\na photo of a cat, twitter style\na photo of a dog, google "
     "style\na photo of a house, fluent style"
 )
-MOST = 400  #: pictures a side
+MOST_PICTURES = 400  #: of each model
+MOST_PAIRS = 64  #: that the panel shows
+
+TOOLTIPS = {
+    "model_before": "The model without the erasure.",
+    "model_after": "The model with the erasure.",
+    "clip": "The text encoder of both models.",
+    "vae": "The VAE of both models.",
+    "prompts": "Prompts, one a line. Write some with the concept, and some with things that must stay.",
+    "seed": "The first seed. Both models draw each prompt with the same seeds.",
+    "seeds": "Number of seeds for each prompt: seed, seed + 1 and so on.",
+    "steps": "Sampling steps. 0 takes 12 on a demo model, else 20.",
+    "cfg": "Classifier-free guidance. -1 takes the model family's own: 3 for demo-sd, 7 for SD, 1 for FLUX.",
+    "erase": "The text of the erasing node's erase input, or nothing. The node marks prompts that name one "
+    "of these concepts, and reports their figures apart.",
+    "guidance": "FLUX's guidance embedding. -1 takes 3.",
+    "sampler_name": "The sampler. auto takes dpmpp_2m, and euler for FLUX.",
+    "scheduler": "The noise schedule. auto takes karras, and simple for FLUX.",
+    "width": "Width in pixels. 0 takes 64 on a demo model, 512 for SD 1 and 2, else 1024.",
+    "height": "Height in pixels. 0 takes 64 on a demo model, 512 for SD 1 and 2, else 1024.",
+}
 
 
 class CompareErasure:
@@ -39,17 +59,17 @@ class CompareErasure:
         "evaluate",
     ]
     DESCRIPTION = (
-        "Draws the same prompts with the same seeds on the model before and after an erasure: a labelled "
-        "grid, and how far the pictures moved. On a demo model a judge says whether the concept is still "
-        "there."
+        "Draws the same prompts with the same seeds on the model before and after an erasure. The grid shows "
+        "the pictures, and the report says how much they changed. On a demo model a classifier counts how "
+        "often the concept is still drawn."
     )
     RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE", "STRING")
     RETURN_NAMES = ("grid", "before", "after", "report")
     OUTPUT_TOOLTIPS = (
-        "All pictures with labels; prompts that name an erased concept are red.",
+        "All pictures with labels. Prompts that name an erased concept are red.",
         "The first model's pictures, prompt by prompt, seed after seed.",
         "The second model's pictures in the same order.",
-        "Verdict, drift and limits, in Markdown.",
+        "Verdict, figures and limits, in Markdown.",
     )
     FUNCTION = "compare"
     ADVANCED = ("guidance", "sampler_name", "scheduler", "width", "height")
@@ -57,107 +77,28 @@ class CompareErasure:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return wire.with_advanced(
-            cls.ADVANCED,
-            {
-                "required": {
-                    "model_before": ("MODEL", {"tooltip": "The model without the erasure."}),
-                    "model_after": ("MODEL", {"tooltip": "The model with it."}),
-                    "clip": ("CLIP", {"tooltip": "The text encoder of both."}),
-                    "vae": ("VAE", {"tooltip": "The VAE of both."}),
-                    "prompts": (
-                        "STRING",
-                        {
-                            "multiline": True,
-                            "default": PROMPTS,
-                            "tooltip": "One a line: some with the concept, some with things that must stay.",
-                        },
-                    ),
-                    "seed": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 2**31 - 1,
-                            "control_after_generate": False,
-                            "tooltip": "First seed; each prompt is drawn with the same seeds on both models.",
-                        },
-                    ),
-                    "seeds": (
-                        "INT",
-                        {"default": 1, "min": 1, "max": 64, "tooltip": "Seeds a prompt: seed, seed + 1, ..."},
-                    ),
-                    "steps": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 1000,
-                            "tooltip": "Sampling steps. 0: 12 on a demo model, else 20.",
-                        },
-                    ),
-                    "cfg": (
-                        "FLOAT",
-                        {
-                            "default": -1.0,
-                            "min": -1.0,
-                            "max": 100.0,
-                            "step": 0.1,
-                            "tooltip": "Classifier-free guidance. -1: the family's own (demo-sd 3, SD 7, "
-                            "FLUX 1).",
-                        },
-                    ),
-                },
-                "optional": {
-                    "erase": (
-                        "STRING",
-                        {
-                            "default": "",
-                            "multiline": True,
-                            "tooltip": "What was erased, as in the erasing node: marks "
-                            "the prompts that name it, and parts the figures. May stay empty.",
-                        },
-                    ),
-                    "guidance": (
-                        "FLOAT",
-                        {
-                            "default": -1.0,
-                            "min": -1.0,
-                            "max": 100.0,
-                            "step": 0.1,
-                            "tooltip": "FLUX's guidance embedding. -1: 3.",
-                        },
-                    ),
-                    "sampler_name": (
-                        ["auto", *host.sampler_names()],
-                        {"default": "auto", "tooltip": "auto: dpmpp_2m, for FLUX euler."},
-                    ),
-                    "scheduler": (
-                        ["auto", *host.scheduler_names()],
-                        {"default": "auto", "tooltip": "auto: karras, for FLUX simple."},
-                    ),
-                    "width": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 4096,
-                            "step": 8,
-                            "tooltip": "Pixels. 0: 64 on a demo model, 512 for SD 1 and 2, else 1024.",
-                        },
-                    ),
-                    "height": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 4096,
-                            "step": 8,
-                            "tooltip": "Pixels. 0: 64 on a demo model, 512 for SD 1 and 2, else 1024.",
-                        },
-                    ),
-                },
+        return widgets.input_types(
+            TOOLTIPS,
+            required={
+                "model_before": widgets.socket("MODEL"),
+                "model_after": widgets.socket("MODEL"),
+                "clip": widgets.socket("CLIP"),
+                "vae": widgets.socket("VAE"),
+                "prompts": widgets.lines(PROMPTS),
+                "seed": widgets.seed(),
+                "seeds": widgets.integer(1, 1, 64),
+                "steps": widgets.integer(0, 0, 1000),
+                "cfg": widgets.number(-1.0, -1.0, 100.0, 0.1),
             },
+            optional={
+                "erase": widgets.lines(),
+                "guidance": widgets.number(-1.0, -1.0, 100.0, 0.1),
+                "sampler_name": widgets.choice_or_auto(host.sampler_names()),
+                "scheduler": widgets.choice_or_auto(host.scheduler_names()),
+                "width": widgets.side(),
+                "height": widgets.side(),
+            },
+            advanced=cls.ADVANCED,
         )
 
     def compare(
@@ -180,12 +121,7 @@ class CompareErasure:
     ):
         for model in (model_before, model_after):
             check_clip(backbone_for(model), clip)
-        columns = [" ".join(line.split()) for line in prompts.splitlines() if line.strip()]
-        if not columns or len(columns) * seeds > MOST:
-            raise TraceError(
-                f"{len(columns)} prompts with {seeds} seeds; give 1 prompt or more, and {MOST} pictures at "
-                "most"
-            )
+        columns = prompt_lines(prompts, seeds)
         concepts = parse_concepts(erase, "erase") if erase.strip() else []
         config = sampler_config(
             model_before,
@@ -196,76 +132,101 @@ class CompareErasure:
             sampler=sampler_name,
             scheduler=scheduler,
         )
-        every = [prompt for _ in range(seeds) for prompt in columns]
-        numbers = [seed + i for i in range(seeds) for _ in columns]
+        shots = [(prompt, seed + i) for i in range(seeds) for prompt in columns]
         with Live() as live:
-            made = {}
-            for label, model in (("before", model_before), ("after", model_after)):
-                watch = Steps(live, label, config.steps * -(-len(every) // config.batch))
-                latents = sample(model, clip, every, numbers, config, step=watch)
-                made[label] = latents.cpu(), decoded(vae, latents, live, label)
+            drawn = {
+                label: draw(model, clip, vae, shots, config, live, label)
+                for label, model in (("before", model_before), ("after", model_after))
+            }
         named = [any(asks_for(prompt, c) for c in concepts) for prompt in columns]
-        sheet = self._sheet(made, columns, seed, seeds, named, config.width)
+        sheet = labelled_grid(drawn, columns, seed, seeds, named, config.width)
         text = reports.compare(
-            self._drifts(made, named, seeds),
-            judged(model_before, concepts, made, columns, seeds),
+            drifts(drawn, named, seeds),
+            judged(model_before, concepts, drawn, columns, seeds),
             f"{config.sampler}/{config.scheduler}, {config.steps} steps, cfg {config.cfg:g}, "
             f"{config.width} x {config.height}, seeds {seed} to {seed + seeds - 1}",
         )
         image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
-        pairs = [
-            {
-                "prompt": every[i],
-                "seed": numbers[i],
-                **{label: save_temporary(to_image(made[label][1][i], 1)) for label in made},
-            }
-            for i in range(min(len(every), 64))
-        ]
-        shown = {"images": [save_temporary(sheet)], "trace_pairs": pairs, "trace_report": [text]}
-        return {"ui": shown, "result": (image, made["before"][1], made["after"][1], text)}
-
-    @staticmethod
-    def _sheet(made: dict, columns: list[str], seed: int, seeds: int, named: list[bool], width: int):
-        n, rows = len(columns), []
-        for i in range(seeds):
-            for label, (_, pictures) in made.items():
-                rows.append(
-                    (label if seeds == 1 else f"{label}\nseed {seed + i}", pictures[i * n : (i + 1) * n])
-                )
-        return grid(
-            rows,
-            columns,
-            scale=2 if width <= 128 else 1,
-            marked=[i for i, found in enumerate(named) if found],
-        )
-
-    @staticmethod
-    def _drifts(made: dict, named: list[bool], seeds: int) -> list[dict]:
-        groups = {"naming an erased concept": True, "all others": False} if any(named) else {"all": False}
-        out, (before, after) = [], (made["before"], made["after"])
-        for name, value in groups.items():
-            which = torch.tensor(
-                [i for i, found in enumerate(named * seeds) if found == value], dtype=torch.long
-            )
-            if len(which):
-                out.append(
-                    {
-                        "name": name,
-                        "drift": drift(
-                            after[0][which].float(),
-                            before[0][which].float(),
-                            after[1][which],
-                            before[1][which],
-                        ),
-                    }
-                )
-        return out
+        shown = {
+            "images": [save_temporary(sheet)],
+            "trace_pairs": saved_pairs(drawn, shots),
+            "trace_report": [text],
+        }
+        return {"ui": shown, "result": (image, drawn["before"][1], drawn["after"][1], text)}
 
 
-class Steps:
-    """ComfyUI's sampling callback: counts steps over all batches, shows them, and stops when the user
-    cancels.
+#: ``{"before": (latents, pictures), "after": ...}``, both in the order of the shots.
+Drawn = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def prompt_lines(prompts: str, seeds: int) -> list[str]:
+    """The prompts of the widget, one a line.
+
+    Raises:
+        TraceError: if there are none, or more pictures than a run may draw.
     """
+    columns = [" ".join(line.split()) for line in prompts.splitlines() if line.strip()]
+    if not columns or len(columns) * seeds > MOST_PICTURES:
+        raise TraceError(
+            f"{len(columns)} prompts with {seeds} seeds: give at least 1 prompt, and at most {MOST_PICTURES} "
+            "pictures"
+        )
+    return columns
+
+
+def draw(model, clip, vae, shots, config, live: Live, label: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and pictures of one model for every ``(prompt, seed)``."""
+    prompts, seeds = (list(column) for column in zip(*shots))
+    counter = StepCounter(live, label, config.steps * -(-len(shots) // config.batch))
+    latents = sample(model, clip, prompts, seeds, config, step=counter)
+    return latents.cpu(), decoded(vae, latents, live, label)
+
+
+def saved_pairs(drawn: Drawn, shots: list[tuple[str, int]]) -> list[dict]:
+    """The first pairs as temporary files, for the panel's slider."""
+    return [
+        {
+            "prompt": prompt,
+            "seed": seed,
+            **{label: save_temporary(to_image(pictures[i], 1)) for label, (_, pictures) in drawn.items()},
+        }
+        for i, (prompt, seed) in enumerate(shots[:MOST_PAIRS])
+    ]
+
+
+def labelled_grid(drawn: Drawn, columns: list[str], seed: int, seeds: int, named: list[bool], width: int):
+    """All pictures, a column a prompt. Columns of prompts that name a concept are marked."""
+    n, rows = len(columns), []
+    for i in range(seeds):
+        for label, (_, pictures) in drawn.items():
+            title = label if seeds == 1 else f"{label}\nseed {seed + i}"
+            rows.append((title, pictures[i * n : (i + 1) * n]))
+    marked = [i for i, is_named in enumerate(named) if is_named]
+    return grid(rows, columns, scale=2 if width <= 128 else 1, marked=marked)
+
+
+def drifts(drawn: Drawn, named: list[bool], seeds: int) -> list[dict]:
+    """How far the pictures moved: those that name a concept, and all others."""
+    groups = {"naming an erased concept": True, "all others": False} if any(named) else {"all": False}
+    (latents_before, pictures_before), (latents_after, pictures_after) = drawn["before"], drawn["after"]
+    out = []
+    for name, value in groups.items():
+        which = torch.tensor(
+            [i for i, is_named in enumerate(named * seeds) if is_named == value], dtype=torch.long
+        )
+        if len(which):
+            measured = drift(
+                latents_after[which].float(),
+                latents_before[which].float(),
+                pictures_after[which],
+                pictures_before[which],
+            )
+            out.append({"name": name, "drift": measured})
+    return out
+
+
+class StepCounter:
+    """ComfyUI's sampling callback: shows the steps of all batches, and stops when the user cancels."""
 
     def __init__(self, live: Live, label: str, total: int):
         self.live, self.label, self.total, self.done = live, label, total, 0
@@ -284,25 +245,24 @@ def decoded(vae, latents: torch.Tensor, live: Live, label: str) -> torch.Tensor:
     return torch.cat(out)
 
 
-def judged(model, concepts, made: dict, columns: list[str], seeds: int) -> list[dict]:
-    """How often the demo models' judge recognises what it knows of the concepts, before and after, where a
-    prompt asks for it.
+def judged(model, concepts, drawn: Drawn, columns: list[str], seeds: int) -> list[dict]:
+    """How often the demo models' judge recognises each concept in pictures whose prompt asks for it.
 
-    Of a combined concept both parts must be seen; one with a part that the judge does not know (a background)
-    is left out.
+    A combined concept counts where the judge sees both parts. A concept with a part that the judge does not
+    know (a background) is left out.
     """
     if not concepts or demo_name(model) is None:
         return []
     from ..trace_core.demo.domain import domain
 
-    measured, out = domain(), []
-    # a word and its synonym are one class
+    demo, out = domain(), []
+    # A word and its synonym are one class
     for places in dict.fromkeys(
-        tuple(measured.locate(part) for part in c.parts or (c.target,)) for c in concepts
+        tuple(demo.locate(part) for part in c.parts or (c.target,)) for c in concepts
     ):
         if None in places:
             continue
-        words = [(name, *measured.objects.get(name, ())) for _, name in places]
+        words = [(name, *demo.objects.get(name, ())) for _, name in places]
         asked = [
             all(any(asks_for(prompt, Concept(w)) for w in part) for part in words) for prompt in columns
         ] * seeds
@@ -310,18 +270,18 @@ def judged(model, concepts, made: dict, columns: list[str], seeds: int) -> list[
         if not len(which):
             continue
         counts = {
-            label: int(_seen(measured, pictures[which], places).sum())
-            for label, (_, pictures) in made.items()
+            label: int(_all_seen(demo, pictures[which], places).sum())
+            for label, (_, pictures) in drawn.items()
         }
         out.append({"concept": " + ".join(name for _, name in places), **counts, "pictures": len(which)})
     return out
 
 
-def _seen(measured, pictures: torch.Tensor, places) -> torch.Tensor:
-    """Which of the pictures show all of ``(head, class)``."""
+def _all_seen(demo, pictures: torch.Tensor, places) -> torch.Tensor:
+    """Which of the pictures show every ``(head, class)`` of ``places``, by the judge."""
     found = [
-        measured.judge(pictures, head).argmax(-1)
-        == list(measured.objects if head == "object" else measured.styles).index(name)
+        demo.judge(pictures, head).argmax(-1)
+        == list(demo.objects if head == "object" else demo.styles).index(name)
         for head, name in places
     ]
     return torch.stack(found).all(dim=0)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from ..trace_core.demo import loader
+from . import widgets
+
+TOOLTIPS = {
+    "name": "demo-sd is a UNet like Stable Diffusion's. demo-flux is a transformer like FLUX's, to be "
+    "sampled with cfg 1.",
+}
 
 
 class LoadDemoModel:
@@ -11,24 +17,21 @@ class LoadDemoModel:
     CATEGORY = "TRACE"
     SEARCH_ALIASES = ["demo checkpoint", "example model", "load model", "emoji"]
     DESCRIPTION = (
-        "A small text-to-image model that comes with this pack: 24 objects in five emoji styles, 64 x 64 "
-        "pixels, sampled in seconds without a GPU. Try an erasure on it, then put a checkpoint loader in "
-        "its place."
+        "A small text-to-image model that comes with this pack. The model draws 24 objects in five emoji "
+        "styles at 64 x 64 pixels, in seconds without a GPU. Try an erasure on it, then put a checkpoint "
+        "loader in its place."
     )
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (
-        "The denoiser, of ComfyUI's own classes.",
-        "The text encoder that belongs to it.",
-        "Latents to pictures and back.",
+        "The denoiser, built from ComfyUI's own classes.",
+        "The text encoder of the same model.",
+        "The VAE: latents to pictures and back.",
     )
     FUNCTION = "load"
 
     @classmethod
     def INPUT_TYPES(cls):
-        tooltip = (
-            "demo-sd is a UNet as Stable Diffusion's, demo-flux a transformer as FLUX's (use cfg 1 with it)."
-        )
-        return {"required": {"name": (list(loader.MODELS), {"default": "demo-sd", "tooltip": tooltip})}}
+        return widgets.input_types(TOOLTIPS, {"name": widgets.choice(loader.MODELS, "demo-sd")})
 
     def load(self, name):
         return loader.load(name)

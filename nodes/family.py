@@ -1,4 +1,4 @@
-"""Demo models, and what differs between them and real ones for a node's user."""
+"""Defaults that differ between demo models and real ones."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def demo_name(model) -> str | None:
 
 
 def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict, list[str]]:
-    """Prompt templates beside the general ones, and the keep list: on a demo model what it was taught, as
-    on the command line.
+    """Additional prompt templates, and the keep list.
+
+    A demo model has templates of its own, and an empty keep list becomes all that the model knows.
     """
     if demo_name(model) is None:
         return {}, keep
@@ -28,7 +29,7 @@ def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict
 
 
 def finetune_options(model, width: int, height: int, lr: float) -> dict:
-    """Sizes, learning rate and templates of a finetune: of the widgets, and where they are 0 the model's own.
+    """Sizes, learning rate and templates of a finetune. A widget at 0 takes the model's own.
 
     Raises:
         TraceError: naming a size that latents cannot have.
@@ -43,7 +44,7 @@ def finetune_options(model, width: int, height: int, lr: float) -> dict:
 
 
 def picture_size(model, width: int, height: int, real: int | None = None) -> dict[str, int]:
-    """Sizes of the widgets; 0 stands for 64 on a demo model, else for ``real``, or the family's own.
+    """Width and height. 0 takes 64 on a demo model, else ``real``, else the family's own.
 
     Raises:
         TraceError: naming a size that latents cannot have.
@@ -53,14 +54,13 @@ def picture_size(model, width: int, height: int, real: int | None = None) -> dic
     for name, value in (("width", width), ("height", height)):
         if value and (value < 16 or value % 8):
             raise TraceError(
-                f"{name} is {value}; it must be 0 (the model's own) or a multiple of 8 from 16 up"
+                f"{name} is {value}: give 0 for the model's own, or a multiple of 8 that is at least 16"
             )
     return {"width": width or own, "height": height or own}
 
 
 def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
-    """Sampler settings over the family's defaults; ``auto``, 0 steps and a negative cfg or guidance stand for
-    those.
+    """Sampler settings. ``auto``, 0 steps and a negative cfg or guidance take the family's defaults.
 
     Raises:
         TraceError: for cfg 0.
@@ -72,6 +72,6 @@ def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
     given = {k: v for k, v in chosen.items() if (v >= 0 if k in ("cfg", "guidance") else v != unset[k])}
     if given.get("cfg") == 0:
         raise TraceError(
-            "cfg is 0, which ignores the prompt; use 1 for no guidance, or -1 for the model family's own"
+            "cfg is 0, which ignores the prompt. Use 1 for no guidance, or -1 for the model family's own"
         )
     return SamplerConfig.for_model(model, **{**defaults, **size, **given})

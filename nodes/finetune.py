@@ -1,6 +1,4 @@
-"""TRACE Late-Stage Finetune: a LoRA trained on the model's own sampling trajectories, late in the
-schedule.
-"""
+"""TRACE Late-Stage Finetune: a LoRA trained on the late part of the model's own sampling trajectories."""
 
 from __future__ import annotations
 
@@ -15,12 +13,48 @@ from ..trace_core.finetune.objectives import OBJECTIVES
 from ..trace_core.finetune.options import LEARNING_RATE, PRESETS, FinetuneConfig
 from ..trace_core.lora import gating
 from ..trace_core.text.kinds import KINDS
-from . import reports, wire
+from . import reports, widgets, wire
 from .family import demo_name, domain_of, finetune_options
 from .live import Live
 
 DEFAULTS = FinetuneConfig()
-SIDE = 256  #: pixels of a preview's picture
+PREVIEW_SIDE = 256  #: pixels
+MOST_STEPS = 100_000
+
+
+TOOLTIPS = {
+    **widgets.SHARED_TOOLTIPS,
+    "model": "The loader's model. The projection's model is not for this input: connect its LoRA to lora.",
+    "clip": "The text encoder of the same model.",
+    "objective": "The loss. trace is this pack's own, and mace, ant, trce and esd are published methods for "
+    "comparison.",
+    "preset": "How long to train. fast is enough to see the training work.",
+    "kind": "What the concept is, which selects the prompts and the objective's values. auto decides by name "
+    "lists and by words such as style, and the report says how.",
+    "window": "The part of the sampling in which the erasure acts. auto takes the objective's own or "
+    "measures it, and custom takes window_start and window_end.",
+    "window_start": "Start of a custom window: 0 is the beginning of the sampling.",
+    "window_end": "End of a custom window: 1 is the finished picture.",
+    "steps": "Optimiser steps. 0 takes the preset's, and trace doubles these for a style and triples these "
+    "for a combination.",
+    "rank": "Rank of the trained LoRA. A higher rank makes a larger file.",
+    "lr": f"Highest learning rate of AdamW. 0 takes the objective's own, {LEARNING_RATE:g} for most and more "
+    "on a demo model; lower the value if the loss grows.",
+    "eta": "-1 takes the objective's own: trace steers to something else of the same kind. 0 steers to the "
+    "neutral prompt, and above 0 past that prompt, where a negative prompt may draw the concept.",
+    "seed": "Seed of noise, prompts and adapters. The same seed trains the same LoRA.",
+    "width": "Width of the training pictures in pixels. 0 takes 64 on a demo model, else 512.",
+    "height": "Height of the training pictures in pixels. 0 takes 64 on a demo model, else 512.",
+    "checkpointing": "Saves memory and takes a third more time.",
+    "preview_every": "Steps between previews of a concept's prompt and a keep prompt, with the same seed "
+    "each time. 0 draws none and takes no time.",
+    "lora": "The projection's LoRA. Training starts from this LoRA and joins it into the result.",
+    "scope": "Layers that get adapters. auto takes the objective's own, and the help page lists the others.",
+    "saliency": "Above 0 trains whole weight matrices, but only this share of each, where gradients are "
+    "large (ANT takes 0.5). The result is cut to rank, so set rank to 64.",
+    "mask": "Where in the picture the concept is, for objective mace. Without a mask the model's own "
+    "attention says where.",
+}
 
 
 class LateStageFinetune:
@@ -28,7 +62,7 @@ class LateStageFinetune:
     TITLE = "TRACE Late-Stage Finetune"
     CATEGORY = "TRACE"
     SEARCH_ALIASES = [
-        *wire.ALIASES,
+        *widgets.ALIASES,
         "ESD",
         "ANT",
         "MACE",
@@ -37,19 +71,19 @@ class LateStageFinetune:
         "fine-tune",
         "negative guidance",
     ]
-    HAS_INTERMEDIATE_OUTPUT = True  # its panel is filled when the run comes from the cache
+    HAS_INTERMEDIATE_OUTPUT = True  # a cached run fills its panel again
     DESCRIPTION = (
-        "Trains a small LoRA so that the late part of the sampling no longer draws the concepts, without "
-        "images. Connect the projection's LoRA to join both stages into one file. The base model stays as "
-        "it is, also after cancel."
+        "Trains a small LoRA, without images, so that the late part of the sampling no longer draws the "
+        "concepts. Connect the projection's LoRA to join both stages into one file. The base model does not "
+        "change, also after cancel."
     )
     RETURN_TYPES = ("MODEL", wire.LORA, wire.LOSSES, "STRING")
     RETURN_NAMES = ("model", "lora", "loss_map", "report")
     OUTPUT_TOOLTIPS = (
         "The model with the concepts erased.",
-        "The erasure; with a LoRA connected, both joined into one.",
+        "The erasure. A connected LoRA is joined into it.",
         "Losses by step, for the stock Plot Loss Graph.",
-        "What was trained and how it went, in Markdown.",
+        "Verdict, losses, figures and limits, in Markdown.",
     )
     FUNCTION = "train"
     ADVANCED = tuple(
@@ -58,200 +92,36 @@ class LateStageFinetune:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return wire.with_advanced(
-            cls.ADVANCED,
-            {
-                "required": {
-                    "model": (
-                        "MODEL",
-                        {"tooltip": "The base model, not the projection's: its LoRA goes into lora."},
-                    ),
-                    "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
-                    "erase": wire.ERASE,
-                    "keep": wire.KEEP,
-                    "objective": (
-                        list(OBJECTIVES),
-                        {
-                            "default": "trace",
-                            "tooltip": "The loss: trace is this pack's; mace, ant, "
-                            "trce and esd are the published ones, for comparison.",
-                        },
-                    ),
-                    "preset": (
-                        list(PRESETS),
-                        {
-                            "default": DEFAULTS.preset,
-                            "tooltip": "How long to train. fast is enough to see it work.",
-                        },
-                    ),
-                    "kind": (
-                        ["auto", *KINDS],
-                        {
-                            "default": "auto",
-                            "tooltip": "Kind of concept: which prompts introduce it, and the "
-                            "objective's values for it. auto: by lists of artists, people and explicit "
-                            "words that come with the pack, and by words "
-                            "such as style; the report says which.",
-                        },
-                    ),
-                    "window": (
-                        ["auto", "custom"],
-                        {
-                            "default": "auto",
-                            "tooltip": "Where in the sampling the erasure acts. auto: the "
-                            "objective's own, or measured on the model's trajectories; custom: the two "
-                            "fields below.",
-                        },
-                    ),
-                    "window_start": (
-                        "FLOAT",
-                        {
-                            "default": 0.2,
-                            "min": 0.0,
-                            "max": 1.0,
-                            "step": 0.01,
-                            "tooltip": "With a custom window: its start, 0 is the beginning of the sampling.",
-                        },
-                    ),
-                    "window_end": (
-                        "FLOAT",
-                        {
-                            "default": 1.0,
-                            "min": 0.0,
-                            "max": 1.0,
-                            "step": 0.01,
-                            "tooltip": "With a custom window: its end, 1 is the finished picture.",
-                        },
-                    ),
-                    "steps": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 100000,
-                            "tooltip": "Optimiser steps. 0: the preset's (trace takes twice as many for a "
-                            "style, three times for a combination).",
-                        },
-                    ),
-                    "rank": (
-                        "INT",
-                        {"default": DEFAULTS.rank, "min": 1, "max": 1024, "tooltip": "Of the trained LoRA."},
-                    ),
-                    "lr": (
-                        "FLOAT",
-                        {
-                            "default": 0.0,
-                            "min": 0.0,
-                            "max": 1.0,
-                            "step": 0.0001,
-                            "round": False,
-                            "tooltip": "AdamW's learning rate "
-                            f"at its highest. 0: the objective's own, {LEARNING_RATE:g} for most, more on a "
-                            "demo model. Lower it if the run diverges.",
-                        },
-                    ),
-                    "eta": (
-                        "FLOAT",
-                        {
-                            "default": -1.0,
-                            "min": -1.0,
-                            "max": 10.0,
-                            "step": 0.05,
-                            "tooltip": "-1: the objective's own; for "
-                            "trace, as far as another of its kind, which takes the concept's place. 0: to "
-                            "the neutral prompt. Above 0: past it, and the "
-                            "concept may be drawn where it is the negative prompt.",
-                        },
-                    ),
-                    "seed": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 2**31 - 1,
-                            "control_after_generate": False,
-                            "tooltip": "Of noise, prompts and adapters: the same seed trains the same LoRA.",
-                        },
-                    ),
-                    "width": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 4096,
-                            "step": 8,
-                            "tooltip": "Of the pictures trained on, in pixels. 0: 64 on a demo model, else "
-                            "512.",
-                        },
-                    ),
-                    "height": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 4096,
-                            "step": 8,
-                            "tooltip": "Of the pictures trained on, in pixels. 0: 64 on a demo model, else "
-                            "512.",
-                        },
-                    ),
-                    "checkpointing": (
-                        "BOOLEAN",
-                        {"default": False, "tooltip": "Takes less memory and a third more time."},
-                    ),
-                    "preview_every": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 100000,
-                            "tooltip": "Steps between previews of a concept's "
-                            "prompt and a keep prompt, with the same seed each time. 0: none, and no time "
-                            "for them.",
-                        },
-                    ),
-                },
-                "optional": {
-                    "lora": (
-                        wire.LORA,
-                        {
-                            "tooltip": "The projection's LoRA: training starts from it, and it is joined "
-                            "into the result."
-                        },
-                    ),
-                    "scope": (
-                        ["auto", *SCOPES],
-                        {
-                            "default": "auto",
-                            "tooltip": "Layers that get adapters; auto: the objective's own. "
-                            + "; ".join(f"{k}: {v}" for k, v in SCOPES.items())
-                            + ".",
-                        },
-                    ),
-                    "saliency": (
-                        "FLOAT",
-                        {
-                            "default": 0.0,
-                            "min": 0.0,
-                            "max": 1.0,
-                            "step": 0.05,
-                            "tooltip": "Above 0, whole weight matrices "
-                            "are trained, but of each only this share with the largest gradients on every "
-                            "prompt and seed (ANT's value: "
-                            "0.5), at 0.3 times the learning rate unless lr is given, and cut to the rank "
-                            "at the end: set that to 64.",
-                        },
-                    ),
-                    "mask": (
-                        "MASK",
-                        {
-                            "tooltip": "For objective mace: where in the picture the concept is. Without "
-                            "it, where the model's own "
-                            "attention says."
-                        },
-                    ),
-                },
+        return widgets.input_types(
+            TOOLTIPS,
+            required={
+                "model": widgets.socket("MODEL"),
+                "clip": widgets.socket("CLIP"),
+                "erase": widgets.lines("cat"),
+                "keep": widgets.lines(),
+                "objective": widgets.choice(OBJECTIVES, "trace"),
+                "preset": widgets.choice(PRESETS, DEFAULTS.preset),
+                "kind": widgets.choice_or_auto(KINDS),
+                "window": widgets.choice_or_auto(["custom"]),
+                "window_start": widgets.number(0.2, 0.0, 1.0, 0.01),
+                "window_end": widgets.number(1.0, 0.0, 1.0, 0.01),
+                "steps": widgets.integer(0, 0, MOST_STEPS),
+                "rank": widgets.integer(DEFAULTS.rank, 1, 1024),
+                "lr": widgets.number(0.0, 0.0, 1.0, 0.0001, round=False),
+                "eta": widgets.number(-1.0, -1.0, 10.0, 0.05),
+                "seed": widgets.seed(),
+                "width": widgets.side(),
+                "height": widgets.side(),
+                "checkpointing": widgets.switch(False),
+                "preview_every": widgets.integer(0, 0, MOST_STEPS),
             },
+            optional={
+                "lora": widgets.socket(wire.LORA),
+                "scope": widgets.choice_or_auto(SCOPES),
+                "saliency": widgets.number(0.0, 0.0, 1.0, 0.05),
+                "mask": widgets.socket("MASK"),
+            },
+            advanced=cls.ADVANCED,
         )
 
     def train(
@@ -282,13 +152,14 @@ class LateStageFinetune:
     ):
         concepts, kept = wire.concepts_of(erase, keep)
         _, kept = domain_of(model, concepts, kept)
+        custom_window = None if window == "auto" else (window_start, window_end)
         start = None if lora is None else wire.erasure_of(lora)
         refuse_doubled(model, start)
         config = FinetuneConfig(
             objective=objective,
             preset=preset,
             kind=kind,
-            window=None if window == "auto" else (window_start, window_end),
+            window=custom_window,
             steps=steps or None,
             rank=rank,
             eta=None if eta < 0 else eta,
@@ -301,42 +172,45 @@ class LateStageFinetune:
         )
         terms = {t.name: t.weight for t in OBJECTIVES[objective].terms}
         with Live(
-            objective=objective,
-            window=None if window == "auto" else [window_start, window_end],
-            terms=list(terms),
+            objective=objective, window=custom_window and list(custom_window), terms=list(terms)
         ) as live:
-            show = Previews(model, live) if preview_every else None
-            result = run(model, clip, concepts, kept, config, start, live.training, show, region=mask)
+            previews = Previews(model, live) if preview_every else None
+            result = run(model, clip, concepts, kept, config, start, live.training, previews, region=mask)
             live.facts["window"] = result.report["window"]
             edited = gating.apply(model, result.lora)
         losses = wire.loss_map(result.report["losses"], {**terms, **result.report["parameters"]["weights"]})
         text = reports.finetune(result.report, result.lora, start is not None)
-        shown = {
-            "trace_report": [text],
-            "trace_losses": result.report["losses"],
-            "trace_window": list(result.report["window"]),
-            "trace_previews": live.previews,
+        return {
+            "ui": panel_of(text, result.report, live.previews),
+            "result": (edited, wire.LoraState(result.lora), losses, text),
         }
-        return {"ui": shown, "result": (edited, wire.LoraState(result.lora), losses, text)}
+
+
+def panel_of(text: str, report: dict, previews: list[dict]) -> dict[str, list]:
+    """What the node's panel on the page shows."""
+    return {
+        "trace_report": [text],
+        "trace_losses": report["losses"],
+        "trace_window": list(report["window"]),
+        "trace_previews": previews,
+    }
 
 
 def refuse_doubled(model, start) -> None:
-    """Training from an erasure that is on the model already would count it twice.
+    """Refuse an erasure that is on the model already, which would count twice.
 
     Raises:
         LoraError: naming the remedy.
     """
     if start is not None and any(e["fingerprint"] == start.fingerprint for e in gating.erasures_on(model)):
         raise LoraError(
-            "the connected LoRA is on this model already: connect the model as it was before the "
-            "projection (the loader's) to the finetune, and the projection's LoRA to lora"
+            "the connected LoRA is on this model already. Connect the loader's model instead, without the "
+            "erasure, and leave the LoRA connected"
         )
 
 
 class Previews:
-    """Latents of the training as one picture: the concept's prompt on the left, a keep prompt on the
-    right.
-    """
+    """Draws latents of the training as one picture: the concept's prompt left, a keep prompt right."""
 
     def __init__(self, model, live: Live):
         self.model, self.live = model, live
@@ -349,9 +223,9 @@ class Previews:
     def __call__(self, step: int, latents: torch.Tensor, prompts: list[str]) -> None:
         with torch.no_grad():
             pictures = [to_image(picture, 1) for picture in self.decode(latents.float().cpu())]
-        side = min(SIDE / max(p.size) for p in pictures)
+        scale = min(PREVIEW_SIDE / max(p.size) for p in pictures)
         pictures = [
-            p.resize((round(p.width * side), round(p.height * side)), Image.Resampling.BICUBIC)
+            p.resize((round(p.width * scale), round(p.height * scale)), Image.Resampling.BICUBIC)
             for p in pictures
         ]
         sheet = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
@@ -360,8 +234,9 @@ class Previews:
         self.live.preview(sheet, step, prompts)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """``[n, c, h, w]`` on the model's scale -> ``[n, h, w, 3]`` in 0..1; on real models ComfyUI's own
-        rough linear map.
+        """``[n, c, h, w]`` on the model's scale -> ``[n, h, w, 3]`` in 0..1.
+
+        Real models take ComfyUI's own rough linear map.
         """
         fmt = self.model.model.latent_format
         if self.vae is not None:

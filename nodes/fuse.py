@@ -1,4 +1,4 @@
-"""Fuse Erasure LoRAs: many erasures in one file, in closed form, so that they do not disturb each other."""
+"""Fuse Erasure LoRAs: many erasures in one file, in closed form, without disturbing each other."""
 
 from __future__ import annotations
 
@@ -6,145 +6,83 @@ from ..trace_core.errors import LoraError
 from ..trace_core.lora import ErasureLora, gating
 from ..trace_core.lora.fusion import FusionConfig, fuse, parse_strengths
 from ..trace_core.text.grammar import parse_keep
-from . import host, reports, wire
+from . import host, reports, widgets, wire
 from .family import domain_of
 from .finetune import refuse_doubled
 from .live import Live
 
 MODES = {"fuse": "fuse", "naive sum": "sum"}
-WIRES = 8
+WIRES = [f"lora_{i}" for i in range(1, 9)]
 DEFAULTS = FusionConfig()
+
+TOOLTIPS = {
+    "model": "The model that the erasures were made on, without them. The node does not change the model.",
+    "clip": "The text encoder of the same model. It encodes the prompts that the erasures are fused on.",
+    "keep": "What must not change, one a line. An empty list keeps what the erasures kept, less what is now "
+    "erased, or all that a demo model knows.",
+    "mode": "fuse is MACE's closed form. naive sum adds the LoRAs up, as several LoRA loaders do.",
+    **dict.fromkeys(WIRES, "An erasure made on this model. A fused erasure keeps its parts."),
+    "files": "Further files in models/loras or output/loras, one a line. Names are those of the LoRA "
+    "loaders' list.",
+    "strengths": "Strength of single concepts, one a line, such as `cat = 0.5`. 1 is as made, 0 does not "
+    "erase the concept, and both can be changed back later.",
+    "integration": "How little an erasure acts on the others' prompts. 1 is MACE's fusion, and a higher "
+    "value erases less.",
+    "keep_weight": "Weight of a kept thing against a concept. A higher value changes other pictures less and "
+    "erases less, and 0 takes no keep list.",
+    "max_rank": "Upper bound of the LoRA's rank, and so of the file's size. 0 sets no bound, and with a "
+    "bound no single concept can be weakened or taken out later.",
+}
 
 
 class FuseErasureLoras:
     ID = "TRACE_FuseErasureLoras"
     TITLE = "Fuse Erasure LoRAs"
     CATEGORY = "TRACE"
-    SEARCH_ALIASES = ["MACE", "merge LoRAs", "combine LoRAs", "multi-concept", "many concepts", *wire.ALIASES]
-    HAS_INTERMEDIATE_OUTPUT = True  # its report is shown again when the run comes from the cache
+    SEARCH_ALIASES = [
+        "MACE",
+        "merge LoRAs",
+        "combine LoRAs",
+        "multi-concept",
+        "many concepts",
+        *widgets.ALIASES,
+    ]
+    HAS_INTERMEDIATE_OUTPUT = True  # a cached run shows its report again
     DESCRIPTION = (
-        "Makes one erasure of many, in closed form and in seconds: on the prompts of every concept it does "
-        "what that concept's own LoRA does, without what the others would add there. Every concept can "
-        "later be graded or taken out again."
+        "Makes one erasure of many, in closed form and in seconds. On a concept's prompts the result does "
+        "what that concept's own LoRA does, and the other LoRAs add nothing there. Every concept can later "
+        "be weakened or taken out again."
     )
     RETURN_TYPES = ("MODEL", wire.LORA, "STRING")
     RETURN_NAMES = ("model", "lora", "report")
     OUTPUT_TOOLTIPS = (
         "The model with all the concepts erased.",
-        "The fused erasure: for Save Erasure LoRA, Apply Erasure LoRA, the stock LoRA nodes, or another "
+        "The fused erasure, for Save Erasure LoRA, Apply Erasure LoRA, the stock LoRA nodes or another "
         "fusion.",
-        "What was measured, in Markdown: verdict, figures beside those of the plain sum, limits.",
+        "Verdict, figures beside those of the plain sum, and limits, in Markdown.",
     )
     FUNCTION = "fuse"
     ADVANCED = ("integration", "keep_weight", "max_rank")
 
     @classmethod
     def INPUT_TYPES(cls):
-        places = {
-            f"lora_{i}": (
-                wire.LORA,
-                {
-                    "tooltip": f"Erasure number {i}, made on this model; one that was fused before keeps "
-                    "its parts."
-                },
-            )
-            for i in range(1, WIRES + 1)
-        }
-        return wire.with_advanced(
-            cls.ADVANCED,
-            {
-                "required": {
-                    "model": (
-                        "MODEL",
-                        {
-                            "tooltip": "The model that the erasures were made on, without them. It is read, "
-                            "never written."
-                        },
-                    ),
-                    "clip": (
-                        "CLIP",
-                        {
-                            "tooltip": "The text encoder of the same model: it makes the rows that the "
-                            "erasures are fused on."
-                        },
-                    ),
-                    "keep": (
-                        "STRING",
-                        {
-                            "multiline": True,
-                            "default": "",
-                            "tooltip": "What must not change, one a line. Empty: what the "
-                            "erasures themselves kept, less what is now erased (on a demo model all that it "
-                            "knows).",
-                        },
-                    ),
-                    "mode": (
-                        list(MODES),
-                        {
-                            "default": "fuse",
-                            "tooltip": "fuse: MACE's closed form. naive sum: what several LoRA loaders "
-                            "do, for comparison.",
-                        },
-                    ),
-                },
-                "optional": {
-                    **places,
-                    "files": (
-                        "STRING",
-                        {
-                            "multiline": True,
-                            "default": "",
-                            "tooltip": "Files in models/loras or output/loras to fuse as "
-                            "well, one a line, named as in the LoRA loaders' list: for more than eight.",
-                        },
-                    ),
-                    "strengths": (
-                        "STRING",
-                        {
-                            "multiline": True,
-                            "default": "",
-                            "tooltip": "Strength of single concepts, one a line, such "
-                            "as `cat = 0.5`. 1 is as it was made, 0 leaves the concept alone; it can be "
-                            "changed back later.",
-                        },
-                    ),
-                    "integration": (
-                        "FLOAT",
-                        {
-                            "default": DEFAULTS.integration,
-                            "min": 0.0,
-                            "max": 1000.0,
-                            "step": 0.1,
-                            "tooltip": "How silent "
-                            "an erasure shall be on the others' prompts. 1 is MACE's fusion; more disturbs "
-                            "less and erases less.",
-                        },
-                    ),
-                    "keep_weight": (
-                        "FLOAT",
-                        {
-                            "default": DEFAULTS.keep_weight,
-                            "min": 0.0,
-                            "max": 1000.0,
-                            "step": 0.05,
-                            "tooltip": "Weight of "
-                            "a kept thing against a concept. Higher drifts less and erases less; 0: no keep "
-                            "list.",
-                        },
-                    ),
-                    "max_rank": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 4096,
-                            "tooltip": "Upper bound of the rank, and so of the file's "
-                            "size. 0: no bound. With one, the concepts can no longer be graded or taken out "
-                            "one by one.",
-                        },
-                    ),
-                },
+        return widgets.input_types(
+            TOOLTIPS,
+            required={
+                "model": widgets.socket("MODEL"),
+                "clip": widgets.socket("CLIP"),
+                "keep": widgets.lines(),
+                "mode": widgets.choice(MODES, "fuse"),
             },
+            optional={
+                **{name: widgets.socket(wire.LORA) for name in WIRES},
+                "files": widgets.lines(),
+                "strengths": widgets.lines(),
+                "integration": widgets.number(DEFAULTS.integration, 0.0, 1000.0, 0.1),
+                "keep_weight": widgets.number(DEFAULTS.keep_weight, 0.0, 1000.0, 0.05),
+                "max_rank": widgets.integer(0, 0, 4096),
+            },
+            advanced=cls.ADVANCED,
         )
 
     @classmethod
@@ -158,7 +96,7 @@ class FuseErasureLoras:
 
     @classmethod
     def IS_CHANGED(cls, files="", **_):
-        """Fuse again when a file was written anew under the same name."""
+        """Changes when one of the files was overwritten."""
         states = [host.lora_path(name).stat() for name in cls.names(files or "")]
         return " ".join(f"{s.st_mtime_ns} {s.st_size}" for s in states)
 
@@ -188,35 +126,33 @@ class FuseErasureLoras:
         keep_weight=DEFAULTS.keep_weight,
         max_rank=0,
     ):
-        wires = (lora_1, lora_2, lora_3, lora_4, lora_5, lora_6, lora_7, lora_8)
-        found = {
-            f"lora_{i}": self.erasure(f"lora_{i}", lora)
-            for i, lora in enumerate(wires, start=1)
-            if lora is not None
-        }
-        found |= {name: ErasureLora.load(host.lora_path(name)) for name in self.names(files)}
-        if not found:
+        connected = zip(WIRES, (lora_1, lora_2, lora_3, lora_4, lora_5, lora_6, lora_7, lora_8))
+        erasures = {name: self.erasure(name, lora) for name, lora in connected if lora is not None}
+        erasures |= {name: ErasureLora.load(host.lora_path(name)) for name in self.names(files)}
+        if not erasures:
             raise LoraError("nothing to fuse: connect the LoRA outputs of the erasures, or name files")
-        for lora in found.values():
+        for lora in erasures.values():
             refuse_doubled(model, lora)
-        kept, graded = parse_keep(keep, "keep"), parse_strengths(strengths, "strengths")
-        concepts = [c for lora in found.values() for part in lora.parts() for c in part.concepts]
+        kept, strength_of = parse_keep(keep, "keep"), parse_strengths(strengths, "strengths")
+        concepts = [c for lora in erasures.values() for part in lora.parts() for c in part.concepts]
         contexts, kept = domain_of(model, concepts, kept)
         config = FusionConfig(
             MODES[mode], integration, keep_weight, max_rank=max_rank or None, contexts=contexts
         )
         with Live(objective=mode) as live:
-            result = fuse(model, clip, list(found.values()), kept, config, graded, live.phase, list(found))
+            result = fuse(
+                model, clip, list(erasures.values()), kept, config, strength_of, live.phase, list(erasures)
+            )
             edited = gating.apply(model, result.lora, 1.0, None, None)
         text = reports.fusion(result.report, result.lora)
         return {"ui": {"trace_report": [text]}, "result": (edited, wire.LoraState(result.lora), text)}
 
     @staticmethod
     def erasure(name: str, state) -> ErasureLora:
-        """The erasure on a wire.
+        """The erasure on the wire of an input.
 
         Raises:
-            LoraError: naming the wire.
+            LoraError: naming the input.
         """
         try:
             return wire.erasure_of(state)

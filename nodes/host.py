@@ -1,6 +1,4 @@
-"""What the nodes need of the ComfyUI they run in, imported when it is used: the pack can be imported
-without one.
-"""
+"""Everything the nodes take from ComfyUI, imported inside functions: the pack imports without a ComfyUI."""
 
 from __future__ import annotations
 
@@ -10,40 +8,39 @@ from ..trace_core.errors import LoraError
 
 
 def lora_names() -> list[str]:
-    """Names as in the stock LoRA loader's list: files below models/loras and output/loras."""
+    """Files below models/loras and output/loras, named as in the stock LoRA loader's list."""
     import folder_paths
 
     return folder_paths.get_filename_list("loras")
 
 
 def lora_path(name: str) -> Path:
-    """The file of a name in that list.
+    """The file of a name in the LoRA loader's list.
 
     Raises:
-        LoraError: naming it, if there is none.
+        LoraError: if no folder holds the file.
     """
     import folder_paths
 
     found = folder_paths.get_full_path("loras", name)
     if not found:
         raise LoraError(
-            f"'{name}' is in none of the LoRA folders; choose another, or press R to read the list again"
+            f"'{name}' is in none of the LoRA folders. Choose another file, or press R to read the list again"
         )
     return Path(found)
 
 
 def output_loras() -> Path:
-    """The folder below ComfyUI's output where its LoRA loader looks as well."""
+    """The folder of ComfyUI's output that its LoRA loader reads too."""
     import folder_paths
 
     return Path(folder_paths.get_output_directory()).resolve() / "loras"
 
 
 def numbered_path(folder: Path, pattern: str, ending: str = "") -> Path:
-    """``folder/pattern_00001_``, numbered as ComfyUI numbers what it saves; ``%year%`` and the like are
-    filled in.
+    """``folder/pattern_00001_``, numbered as ComfyUI does, with ``%year%`` and the like filled in.
 
-    A number is never that of a file which is there, however it came there: nothing is written over.
+    The path is always new, so no file is overwritten.
     """
     import folder_paths
 
@@ -54,6 +51,7 @@ def numbered_path(folder: Path, pattern: str, ending: str = "") -> Path:
 
 
 def temp_directory() -> Path:
+    """ComfyUI's folder for temporary files."""
     import folder_paths
 
     folder = Path(folder_paths.get_temp_directory())
@@ -74,6 +72,7 @@ def scheduler_names() -> list[str]:
 
 
 def progress_bar(total: int):
+    """ComfyUI's bar on the node that is running."""
     import comfy.utils
 
     return comfy.utils.ProgressBar(total)
@@ -87,6 +86,7 @@ def stop_if_interrupted() -> None:
 
 
 def is_interrupt(error: BaseException) -> bool:
+    """Whether ComfyUI raised this error for the cancel button."""
     import comfy.model_management
 
     return isinstance(error, comfy.model_management.InterruptProcessingException)
@@ -101,11 +101,11 @@ def server():
     return getattr(PromptServer, "instance", None)
 
 
-def where() -> tuple[str | None, str | None]:
-    """Id of the node that is running, and of its prompt.
+def running_node() -> tuple[str | None, str | None]:
+    """Ids of the node that is running and of its prompt.
 
-    A hidden UNIQUE_ID input would tell too, but would also become a part of the cache's key: the same node
-    pasted once more would train anew.
+    A hidden UNIQUE_ID input would give the id too, but would join the cache's key, so that a pasted copy of a
+    node would train again.
     """
     try:
         from comfy_execution.utils import get_executing_context
@@ -123,7 +123,7 @@ def patched_by_stock_loader(model, state: dict, strength: float):
     """A clone of the model with a LoRA of any form that ComfyUI itself reads.
 
     Raises:
-        LoraError: if no key of it is known for this model.
+        LoraError: if this model has none of the LoRA's layers.
     """
     import comfy.lora
     import comfy.lora_convert
@@ -132,5 +132,5 @@ def patched_by_stock_loader(model, state: dict, strength: float):
     patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), keys)
     clone = model.clone()
     if not patches or not clone.add_patches(patches, strength):
-        raise LoraError("no layer of this LoRA is in this model; connect a LoRA that was made for it")
+        raise LoraError("no layer of this LoRA is in this model. Connect a LoRA that was made for this model")
     return clone

@@ -1,8 +1,7 @@
 """What a running node tells its page: ComfyUI's progress bar, previews, and events for the panel.
 
-Every call looks first whether the user pressed cancel. Events go out as ``trace.progress`` where there is a
-server; the newest one of every node, with all points of its curves, can be asked for at ``/trace/live``, for
-a page that was reloaded.
+Every call first looks whether the user pressed cancel. A server sends the events out as ``trace.progress``. A
+page that was reloaded asks ``/trace/live`` for the newest event of every node, with all points of its curves.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from PIL import Image
 from . import host
 
 EVENT = "trace.progress"
-PAUSE = 0.1  #: seconds between events; points that fall between two are sent with the next
-KEPT = 16  #: nodes whose last state is remembered
+EVENT_INTERVAL = 0.1  #: seconds; points in between are sent with the next event
+REMEMBERED_NODES = 16
 
-_last: OrderedDict[str, dict] = OrderedDict()
+_last_events: OrderedDict[str, dict] = OrderedDict()
 
 
 class Live:
-    """One run of a node; use it as a context manager, so that the page hears how it ended."""
+    """One run of a node, as a context manager, so that the page hears how the run ended."""
 
     def __init__(self, **facts):
-        """``facts``: sent with every event (objective, window, ...)."""
-        self.node, self.prompt = host.where()
+        """``facts`` (objective, window, ...) are sent with every event."""
+        self.node, self.prompt = host.running_node()
         self.facts, self.points, self.previews = facts, [], []
         self._sent, self._sent_points, self._phase, self._payload = 0.0, 0, None, {}
         self._bar = host.progress_bar(1)
@@ -39,21 +38,19 @@ class Live:
         self._send({**self._payload, "error": str(error)[:500] if state == "failed" else None}, state)
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """A step of a phase that has no optimiser: the bar shows the phase."""
+        """A step of a phase without an optimiser. The bar shows the phase."""
         host.stop_if_interrupted()
         self._bar.update_absolute(min(done, total), max(1, total))
-        self._maybe_send({"phase": name, "done": done, "total": total})
+        self._send_if_due({"phase": name, "done": done, "total": total})
 
     def training(self, progress) -> None:
-        """Hears a :class:`trace_core.finetune.Progress`; until the first step the bar shows the phase,
-        then the steps.
-        """
+        """Take a :class:`trace_core.finetune.Progress`. The bar shows the phase, then the steps."""
         host.stop_if_interrupted()
         shown = (progress.step, progress.steps) if progress.step else (progress.done, max(1, progress.total))
         self._bar.update_absolute(*shown)
         if progress.losses and (not self.points or self.points[-1]["step"] < progress.step - 1):
             self.points.append({"step": progress.step - 1, **progress.losses})
-        self._maybe_send(
+        self._send_if_due(
             {
                 "phase": progress.phase,
                 "step": progress.step,
@@ -70,15 +67,16 @@ class Live:
         )
 
     def preview(self, image: Image.Image, step: int, prompts: list[str], largest: int = 512) -> None:
-        """Show a picture in ComfyUI's own preview, and keep it for the panel as a temporary file."""
+        """Show a picture in ComfyUI's own preview, and save a temporary file of it for the panel."""
         self._bar.update_absolute(step, max(1, self._payload.get("steps") or 1), ("JPEG", image, largest))
         file = save_temporary(image, "jpg")
         self.previews.append({"step": step, "prompts": prompts, **file})
         self._send({**self._payload, "step": step})
 
-    def _maybe_send(self, payload: dict) -> None:
+    def _send_if_due(self, payload: dict) -> None:
+        """Send an event, unless the last one of this phase went out a moment ago."""
         last = payload.get("step") is not None and payload["step"] == payload["steps"]
-        if payload["phase"] == self._phase and not last and time.monotonic() - self._sent < PAUSE:
+        if payload["phase"] == self._phase and not last and time.monotonic() - self._sent < EVENT_INTERVAL:
             self._payload = payload
             return
         self._send(payload)
@@ -96,14 +94,15 @@ class Live:
 
 
 def remember(event: dict) -> None:
-    _last[str(event["node"])] = event
-    _last.move_to_end(str(event["node"]))
-    while len(_last) > KEPT:
-        _last.popitem(last=False)
+    """Keep the newest event of a node for ``/trace/live``."""
+    _last_events[str(event["node"])] = event
+    _last_events.move_to_end(str(event["node"]))
+    while len(_last_events) > REMEMBERED_NODES:
+        _last_events.popitem(last=False)
 
 
 def save_temporary(image: Image.Image, kind: str = "png") -> dict[str, str]:
-    """Write a picture into ComfyUI's temp folder; returns how a page asks for it."""
+    """Write a picture into ComfyUI's temp folder. The result names the file as ``/view`` wants it."""
     folder = host.temp_directory() / "trace"
     folder.mkdir(exist_ok=True)
     name = f"{time.time_ns():x}.{kind}"
@@ -112,7 +111,7 @@ def save_temporary(image: Image.Image, kind: str = "png") -> dict[str, str]:
 
 
 def add_route() -> None:
-    """``GET /trace/live``: the last event of every node, with all its points; ``?node=ID`` for one."""
+    """``GET /trace/live``: the last event of every node with all its points, or of one with ``?node=ID``."""
     instance = host.server()
     if instance is None:
         return
@@ -121,4 +120,4 @@ def add_route() -> None:
     @instance.routes.get("/trace/live")
     async def live(request):
         node = request.query.get("node")
-        return web.json_response(list(_last.values()) if node is None else _last.get(node))
+        return web.json_response(list(_last_events.values()) if node is None else _last_events.get(node))

@@ -7,130 +7,73 @@ from ..trace_core.closed_form import erase as erase_closed_form
 from ..trace_core.closed_form.policies import POLICIES
 from ..trace_core.lora import gating
 from ..trace_core.text.kinds import KINDS
-from . import reports, wire
+from . import reports, widgets, wire
 from .family import domain_of
 from .live import Live
 
 DEFAULTS = ClosedFormConfig()
+
+TOOLTIPS = {
+    **widgets.SHARED_TOOLTIPS,
+    "model": "The model to erase from. The node reads the model and does not change it.",
+    "clip": "The text encoder of the same model.",
+    "policy": f"The closed form. {DEFAULTS.policy} is this pack's own, and the others are published methods "
+    "for comparison.",
+    "strength": "1 erases and 0 changes nothing. Above 1 overshoots, and below 0 strengthens the concept.",
+    "kind": "What the concept is, which selects the prompts. auto decides by name lists and by words such as "
+    "style, and the report says how.",
+    "energy": "Share of the concept's energy to project out. A lower value changes other pictures less and "
+    "erases less.",
+    "eta": "-1 steers to something else of the same kind, which the report names. 0 steers to the neutral "
+    "prompt, and above 0 past that prompt, where a negative prompt may draw the concept.",
+    "alpha": "Regulariser, relative to the keep set. 0 takes the policy's own.",
+    "keep_weight": "Weight of the keep list against the concepts. A higher value changes other pictures less "
+    "and erases less.",
+    "max_rank": "Upper bound of the LoRA's rank, and so of the file's size. 0 sets no bound.",
+}
 
 
 class ClosedFormProjection:
     ID = "TRACE_ClosedFormProjection"
     TITLE = "Closed-Form Concept Projection"
     CATEGORY = "TRACE"
-    SEARCH_ALIASES = [*wire.ALIASES, "UCE", "MACE", "TRCE", "closed form", "NSFW", "safety"]
-    HAS_INTERMEDIATE_OUTPUT = True  # its report is shown again when the run comes from the cache
+    SEARCH_ALIASES = [*widgets.ALIASES, "UCE", "MACE", "TRCE", "closed form", "NSFW", "safety"]
+    HAS_INTERMEDIATE_OUTPUT = True  # a cached run shows its report again
     DESCRIPTION = (
-        "Erases concepts from a model in one closed-form solve: seconds, no images, no training. The base "
-        "model stays as it is; the result is a small LoRA."
+        "Erases concepts from a model in one closed-form solve. It takes seconds and needs no images and no "
+        "training. The result is a small LoRA, and the base model does not change."
     )
     RETURN_TYPES = ("MODEL", wire.LORA, "STRING")
     RETURN_NAMES = ("model", "lora", "report")
     OUTPUT_TOOLTIPS = (
         "The model with the concepts erased.",
-        "The erasure: for Save Erasure LoRA, for the finetune, for Apply Erasure LoRA, or for the stock "
-        "LoRA nodes.",
-        "What was measured, in Markdown: verdict, figures, limits.",
+        "The erasure, for Save Erasure LoRA, Apply Erasure LoRA, the finetune or the stock LoRA nodes.",
+        "Verdict, figures and limits, in Markdown.",
     )
     FUNCTION = "erase"
     ADVANCED = ("energy", "eta", "alpha", "keep_weight", "max_rank")
 
     @classmethod
     def INPUT_TYPES(cls):
-        return wire.with_advanced(
-            cls.ADVANCED,
-            {
-                "required": {
-                    "model": ("MODEL", {"tooltip": "The model to erase from. It is read, never written."}),
-                    "clip": ("CLIP", {"tooltip": "The text encoder of the same model."}),
-                    "erase": wire.ERASE,
-                    "keep": wire.KEEP,
-                    "policy": (
-                        list(POLICIES),
-                        {
-                            "default": DEFAULTS.policy,
-                            "tooltip": "Which rows of text go where: trace is this pack's "
-                            "projection, uce, mace and trce are the published ones, for comparison.",
-                        },
-                    ),
-                    "strength": (
-                        "FLOAT",
-                        {
-                            "default": 1.0,
-                            "min": -10.0,
-                            "max": 10.0,
-                            "step": 0.05,
-                            "tooltip": "1 erases, 0 changes nothing, above 1 overshoots, below 0 "
-                            "strengthens the concept.",
-                        },
-                    ),
-                },
-                "optional": {
-                    "kind": (
-                        ["auto", *KINDS],
-                        {
-                            "default": "auto",
-                            "tooltip": "Kind of concept: which prompts introduce it. auto: by "
-                            "lists of artists, people and explicit words that come with the pack, and by "
-                            "words such as style; the report says which.",
-                        },
-                    ),
-                    "energy": (
-                        "FLOAT",
-                        {
-                            "default": DEFAULTS.energy,
-                            "min": 0.01,
-                            "max": 1.0,
-                            "step": 0.01,
-                            "tooltip": "Share of the concept's energy to project out. Lower drifts less and "
-                            "erases less.",
-                        },
-                    ),
-                    "eta": (
-                        "FLOAT",
-                        {
-                            "default": -1.0,
-                            "min": -1.0,
-                            "max": 5.0,
-                            "step": 0.05,
-                            "tooltip": "-1: no further than another "
-                            "of its kind, which takes the concept's place (the report names it). 0: to the "
-                            "neutral prompt. Above 0: past it, and the "
-                            "concept may be drawn where it is the negative prompt.",
-                        },
-                    ),
-                    "alpha": (
-                        "FLOAT",
-                        {
-                            "default": 0.0,
-                            "min": 0.0,
-                            "max": 1000.0,
-                            "step": 0.0001,
-                            "round": False,
-                            "tooltip": "Regulariser, relative to the keep set. 0: the policy's own.",
-                        },
-                    ),
-                    "keep_weight": (
-                        "FLOAT",
-                        {
-                            "default": 1.0,
-                            "min": 0.01,
-                            "max": 1000.0,
-                            "step": 0.1,
-                            "tooltip": "Weight of the keep list against the concepts.",
-                        },
-                    ),
-                    "max_rank": (
-                        "INT",
-                        {
-                            "default": 0,
-                            "min": 0,
-                            "max": 4096,
-                            "tooltip": "Upper bound of the rank, and so of the file's size. 0: no bound.",
-                        },
-                    ),
-                },
+        return widgets.input_types(
+            TOOLTIPS,
+            required={
+                "model": widgets.socket("MODEL"),
+                "clip": widgets.socket("CLIP"),
+                "erase": widgets.lines("cat"),
+                "keep": widgets.lines(),
+                "policy": widgets.choice(POLICIES, DEFAULTS.policy),
+                "strength": widgets.number(1.0, -10.0, 10.0, 0.05),
             },
+            optional={
+                "kind": widgets.choice_or_auto(KINDS),
+                "energy": widgets.number(DEFAULTS.energy, 0.01, 1.0, 0.01),
+                "eta": widgets.number(-1.0, -1.0, 5.0, 0.05),
+                "alpha": widgets.number(0.0, 0.0, 1000.0, 0.0001, round=False),
+                "keep_weight": widgets.number(1.0, 0.01, 1000.0, 0.1),
+                "max_rank": widgets.integer(0, 0, 4096),
+            },
+            advanced=cls.ADVANCED,
         )
 
     def erase(

@@ -1,6 +1,4 @@
-"""Save Erasure LoRA: one safetensors file that the stock LoRA loader reads, with what it is in its
-metadata.
-"""
+"""Save Erasure LoRA: one safetensors file that the stock LoRA loader reads, described in its metadata."""
 
 from __future__ import annotations
 
@@ -8,9 +6,18 @@ import re
 from pathlib import PureWindowsPath
 
 from ..trace_core.errors import LoraError
-from . import host, wire
+from . import host, widgets, wire
 
 UNSAFE = re.compile(r"[^\w .+-]+")
+LONGEST_NAME = 200
+
+TOOLTIPS = {
+    "lora": "The erasure to save.",
+    "name": "Name of the file below output/loras, without an ending: %concepts%, %method%, %year%, %month% "
+    "and %day% are filled in, and / makes folders. A number is added, so no file is overwritten.",
+    "license": "Licence for the file's metadata, such as CC0-1.0.",
+    "notes": "Text for the file's metadata, for whoever gets the file.",
+}
 
 
 class SaveErasureLora:
@@ -19,57 +26,30 @@ class SaveErasureLora:
     CATEGORY = "TRACE"
     SEARCH_ALIASES = ["save LoRA", "export LoRA", "erasure LoRA"]
     DESCRIPTION = (
-        "Writes an erasure as one small safetensors file into output/loras, where Apply Erasure LoRA and "
-        "the stock LoRA loader find it after R. What was erased, how, and from which base model stands in "
-        "its metadata."
+        "Writes an erasure as one small safetensors file into output/loras. Press R, and Apply Erasure LoRA "
+        "and the stock LoRA loader list the file. Its metadata name the concepts, the method and the base "
+        "model."
     )
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("name",)
-    OUTPUT_TOOLTIPS = ("The file's name, as the LoRA loaders list it.",)
+    OUTPUT_TOOLTIPS = ("Name of the file, as the LoRA loaders list it.",)
     FUNCTION = "save"
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
-            "required": {
-                "lora": (wire.LORA, {"tooltip": "The erasure to save."}),
-                "name": (
-                    "STRING",
-                    {
-                        "default": "erased-%concepts%",
-                        "tooltip": "Name of the file below output/loras, without an "
-                        "ending; folders with /. %concepts% is what was erased, %method% how, %year%, "
-                        "%month% and %day% the date. A "
-                        "number is added, nothing is overwritten.",
-                    },
-                ),
-            },
-            "optional": {
-                "license": (
-                    "STRING",
-                    {"default": "", "tooltip": "Licence of the file, such as CC0-1.0, for its metadata."},
-                ),
-                "notes": (
-                    "STRING",
-                    {
-                        "multiline": True,
-                        "default": "",
-                        "tooltip": "Whatever others should know; it is stored in the file's metadata.",
-                    },
-                ),
-            },
-        }
+        return widgets.input_types(
+            TOOLTIPS,
+            required={"lora": widgets.socket(wire.LORA), "name": widgets.line("erased-%concepts%")},
+            optional={"license": widgets.line(), "notes": widgets.lines()},
+        )
 
     def save(self, lora, name, license="", notes=""):
         erasure = wire.erasure_of(lora)
         info = erasure.info()
-        found = info.get("trace.concepts")
-        concepts = (
-            [str(entry[0]) for entry in found if isinstance(entry, list) and entry]
-            if isinstance(found, list)
-            else []
-        )
+        entries = info.get("trace.concepts")
+        entries = entries if isinstance(entries, list) else []
+        concepts = [str(entry[0]) for entry in entries if isinstance(entry, list) and entry]
         pattern = self.pattern(name, concepts, str(info.get("trace.method", "lora")))
         folder = host.output_loras()
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,15 +57,15 @@ class SaveErasureLora:
         path = erasure.save(
             host.numbered_path(folder, pattern, ".safetensors"), {k: v for k, v in extra.items() if v}
         )
-        shown = path.relative_to(folder).as_posix()
-        return {"ui": {"text": [shown], "trace_metadata": [info | extra]}, "result": (shown,)}
+        listed = path.relative_to(folder).as_posix()
+        return {"ui": {"text": [listed], "trace_metadata": [info | extra]}, "result": (listed,)}
 
     @staticmethod
     def pattern(name: str, concepts: list[str], method: str) -> str:
-        """The name with its fields filled in, a path that stays below its folder.
+        """The name with its fields filled in: a path that stays below the output folder.
 
         Raises:
-            LoraError: naming what leads out of it.
+            LoraError: naming what leads out of the folder.
         """
         words = "+".join(UNSAFE.sub("", c).strip(" .").replace(" ", "-")[:24] for c in concepts[:4]) or "lora"
         name = name.strip().removesuffix(".safetensors")
@@ -95,14 +75,11 @@ class SaveErasureLora:
         parts = filled.split("/")
         if PureWindowsPath(filled).drive or any(part.strip(" .") == "" for part in parts):
             raise LoraError(
-                f"the name '{name[:80]}' leads out of output/loras or is empty; write `folder/name` without "
+                f"the name '{name[:80]}' leads out of output/loras or is empty. Write `folder/name` without "
                 ". and .."
             )
-        wrong = re.search(r'[\x00-\x1f<>:"|?*]', filled)
-        if wrong or len(filled) > 200:
-            raise LoraError(
-                f"the name '{name[:80]}' holds {wrong[0]!r}; leave it out"
-                if wrong
-                else f"the name has {len(filled)} characters; 200 are the most"
-            )
+        if wrong := re.search(r'[\x00-\x1f<>:"|?*]', filled):
+            raise LoraError(f"the name '{name[:80]}' holds {wrong[0]!r}: leave that character out")
+        if len(filled) > LONGEST_NAME:
+            raise LoraError(f"the name has {len(filled)} characters, and {LONGEST_NAME} are allowed")
         return filled

@@ -1,4 +1,4 @@
-/** The erasure's window on the axis of the sampling, 0 its beginning and 1 the finished picture. */
+/** The erasure's window on an axis of the sampling, from 0 (noise) to 1 (the finished picture). */
 
 import { el, setText } from "./dom.js";
 
@@ -9,13 +9,13 @@ export class WindowAxis {
     this.element = el(
       "div",
       { class: "trace-window" },
-      el("div", { class: "trace-window-head" }, el("span", {}, "erases in this part of the sampling"), this.text),
+      el("div", { class: "trace-window-head" }, el("span", {}, "window of the erasure"), this.text),
       el("div", { class: "trace-window-track" }, this.bar),
       el("div", { class: "trace-window-ends" }, el("span", {}, "0  noise"), el("span", {}, "picture  1")),
     );
   }
 
-  /** `window`: `[start, end]`, or nothing while it is not known. */
+  /** `window`: `[start, end]`, or nothing while no window is known. */
   update(window) {
     const known = Array.isArray(window) && window.length === 2 && window.every((v) => Number.isFinite(v));
     const [start, end] = known ? window.map((v) => Math.min(1, Math.max(0, v))) : [0, 0];

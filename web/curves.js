@@ -1,22 +1,23 @@
-/** Loss curves, a line a term, on a logarithmic scale. */
+/** Loss curves on a logarithmic scale, one line for each term. */
 
 import { el, short, svg } from "./dom.js";
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT] = [340, 130, 38, 16, 6, 6];
 const COLOURS = { erase: "#e5484d", keep: "#30a46c", uncond: "#3e8eed", early: "#d98c00" };
 const MORE = ["#9b5de5", "#12a594", "#d6409f", "#8d8d8d"];
-const MOST = 400; //: points drawn a line; of more, each drawn one is the mean of its neighbours
+const MOST_POINTS = 400; //: of one line; longer lines draw means of neighbours
 
-/** The terms' names of some points, in the order they came. */
+/** Names of the terms in some points, in the order of appearance. */
 export function terms(points) {
   return [...new Set(points.flatMap((point) => Object.keys(point)))].filter((name) => name !== "step");
 }
 
+/** The colour of a term, which is the `number`th one. */
 export function colour(name, number) {
   return COLOURS[name] ?? MORE[number % MORE.length];
 }
 
-/** The figure with its legend; `steps`: how long the axis is. */
+/** The figure with its legend. `steps` is the length of the axis. */
 export function curves(points, steps) {
   const names = terms(points);
   const positive = points.flatMap((p) => names.map((n) => p[n])).filter((v) => typeof v === "number" && v > 0 && Number.isFinite(v));
@@ -26,15 +27,15 @@ export function curves(points, steps) {
   const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - Math.log10(value))) / (high - low);
   const figure = svg(
     "svg",
-    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "trace-curves", role: "img", "aria-label": spoken(points, names) },
-    ...grid(low, high, y),
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "trace-curves", role: "img", "aria-label": description(points, names) },
+    ...powerLines(low, high, y),
     ...stepLabels(last, x),
     ...names.flatMap((name, i) => line(points, name, colour(name, i), x, y)),
   );
   return el("div", {}, figure, legend(points, names));
 }
 
-/** The powers of ten around some values. */
+/** The exponents of the powers of ten around some values. */
 function decades(values) {
   if (!values.length) return [-3, 0];
   const logs = values.map(Math.log10);
@@ -42,7 +43,8 @@ function decades(values) {
   return [low, Math.max(low + 1, Math.ceil(Math.max(...logs) - 1e-9))];
 }
 
-function grid(low, high, y) {
+/** Lines and labels at the powers of ten. */
+function powerLines(low, high, y) {
   const every = Math.ceil((high - low) / 4);
   const out = [];
   for (let power = low; power <= high; power += every) {
@@ -64,9 +66,9 @@ function stepLabels(last, x) {
   );
 }
 
-/** A term's line; a value that has no logarithm interrupts it. A single point is a dot. */
+/** A term's line with a dot at its end. A value without a logarithm interrupts the line. */
 function line(points, name, stroke, x, y) {
-  const group = Math.ceil(points.length / MOST);
+  const group = Math.ceil(points.length / MOST_POINTS);
   const shown = [];
   for (let i = 0; i < points.length; i += group) {
     const part = points.slice(i, i + group).filter((p) => typeof p[name] === "number" && p[name] > 0 && Number.isFinite(p[name]));
@@ -87,7 +89,8 @@ function legend(points, names) {
   ));
 }
 
-function spoken(points, names) {
+/** The figure in words, for screen readers. */
+function description(points, names) {
   const ends = names.map((name) => `${name} from ${short(points[0]?.[name])} to ${short(points.at(-1)?.[name])}`);
   return `Losses over ${points.length} steps: ${ends.join(", ")}`;
 }

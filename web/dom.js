@@ -1,13 +1,13 @@
-/** Elements of the panels. Text only ever becomes a text node, so nothing that a user wrote is read as HTML. */
+/** Elements of the panels. All text goes into text nodes, so that no user's text is read as HTML. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element; `attributes` may hold `class`, `on` ({event: listener}), `style` ({property: value}) and properties of the element. */
+/** An HTML element. `attributes` may also hold `on` ({event: listener}) and `style` ({property: value}). */
 export function el(tag, attributes = {}, ...children) {
   return build(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG, where everything is an attribute. */
+/** An SVG element, with the same arguments as `el`. */
 export function svg(tag, attributes = {}, ...children) {
   return build(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -23,17 +23,17 @@ function build(element, { on = {}, style = {}, ...attributes }, children) {
   return element;
 }
 
-/** Write text only where it changed: a selection in it survives, and nothing is laid out anew. */
+/** Write a text only if it changed, which keeps the user's selection and saves a layout. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Show or hide; a hidden element takes no room. */
+/** Show or hide an element. A hidden element takes no room. */
 export function show(element, visible) {
   element.hidden = !visible;
 }
 
-/** A short number: 3 digits that matter. */
+/** A number with 3 significant digits. */
 export function short(value) {
   if (typeof value !== "number" || !Number.isFinite(value)) return "–";
   if (value !== 0 && (Math.abs(value) < 0.001 || Math.abs(value) >= 100000)) return value.toExponential(1);

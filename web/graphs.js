@@ -1,6 +1,6 @@
-/** Nodes by the ids of a run: "5:3" is node 3 in the subgraph of node 5. */
+/** Nodes by their execution ids: "5:3" is node 3 in the subgraph of node 5. */
 
-/** Every node of a graph and its subgraphs as `[execution id, node]`; a subgraph used twice gives its nodes twice. */
+/** Every node of a graph and its subgraphs, as `[execution id, node]`. A subgraph used twice gives its nodes twice. */
 export function* everyNode(graph, prefix = "") {
   for (const node of graph?.nodes ?? []) {
     yield [`${prefix}${node.id}`, node];
@@ -21,8 +21,8 @@ function byId(graph, id) {
 }
 
 /**
- * Where a node went that ran under an id which no node has any more: into a subgraph or to another one, its own number and type
- * stay the same. Undefined if it is gone, or if several may be it.
+ * The node that ran under an id which no node has any more. A node that moves into a subgraph keeps its own number and type.
+ * Undefined if no node or several nodes have both.
  */
 export function movedNode(graph, id, type) {
   const number = String(id).split(":").pop();

@@ -1,8 +1,8 @@
-/** The Markdown that the reports use, as elements: headings, paragraphs, tables, lists, quotes, bold and code. */
+/** Draws the Markdown of the reports: headings, paragraphs, tables, lists, quotes, bold and code. */
 
 import { el } from "./dom.js";
 
-const INLINE = /\*\*(.+?)\*\*|`([^`]+)`|\\([<\]\\])/g; // the last one is a sign that a report keeps from being read as HTML or a link
+const INLINE = /\*\*(.+?)\*\*|`([^`]+)`|\\([<\]\\])/g; // the last one is a sign that a report escapes, so that no text is read as HTML or a link
 
 /** A report as one element. */
 export function render(text) {
@@ -18,7 +18,7 @@ export function render(text) {
   return out;
 }
 
-/** What a report says first in bold, else its heading: a line for when it is folded. */
+/** The line of a folded report: its first bold text with what follows, else its heading. */
 export function verdict(text) {
   const source = String(text ?? "");
   const found = /\*\*(.+?)\*\*([^\n]*)/.exec(source);

@@ -1,8 +1,8 @@
-/** The part of a panel that tells what an erasure is: concepts, method, base model, window, licence and notes; it unfolds. */
+/** The part of a panel that shows an erasure's metadata: concepts, method, base model, window, licence and notes. */
 
 import { el, setText, short, show } from "./dom.js";
 
-const MOST = 12; //: concepts named; of more, their number
+const MOST_NAMES = 12; //: of concepts; of the others the number is shown
 
 export class MetadataView {
   constructor() {
@@ -22,16 +22,16 @@ export class MetadataView {
   }
 }
 
-/** `[name, text]` of what is known. A file may hold anything under these keys, so every value is looked at first. */
+/** Rows `[name, text]` of what is known. Every value is checked, because a file may hold anything under these keys. */
 export function facts(info) {
   const base = info["trace.base"];
   const found = [
-    ["careful:", text(info.rounding)],
+    ["warning", text(info.rounding)],
     ["erases", concepts(info["trace.concepts"])],
     ["method", text(info["trace.method"])],
     ["base", base && typeof base === "object" ? [base.kind, base.hash].map(text).filter(Boolean).join(", ") : text(base)],
-    ["window", span(info["trace.window"])],
-    ["keeps", counted(info["trace.keep"])],
+    ["window", windowText(info["trace.window"])],
+    ["keeps", firstOf(info["trace.keep"])],
     ["size", Number.isFinite(info.modules) ? `${info.modules} layers, rank ${text(info.rank)}` : ""],
     ["licence", text(info["modelspec.license"])],
     ["notes", text(info["modelspec.description"])],
@@ -46,20 +46,26 @@ function text(value) {
 
 function concepts(list) {
   if (!Array.isArray(list)) return text(list);
-  const named = list.slice(0, MOST).map((entry) => {
+  const names = list.slice(0, MOST_NAMES).map((entry) => {
     const [target, anchor, weight, strength] = Array.isArray(entry) ? entry : [entry];
-    const named = (sign, value) => (Number.isFinite(value) && value !== 1 ? `${sign}${short(value)}` : "");
-    return text(target) + (anchor ? ` → ${text(anchor)}` : "") + named(" @ ", strength) + (named(" (× ", weight) && `${named(" (× ", weight)})`);
+    const isOther = (value) => Number.isFinite(value) && value !== 1;
+    return [
+      text(target),
+      anchor ? ` → ${text(anchor)}` : "",
+      isOther(strength) ? ` @ ${short(strength)}` : "",
+      isOther(weight) ? ` (× ${short(weight)})` : "",
+    ].join("");
   });
-  return named.join(", ") + (list.length > MOST ? ` and ${list.length - MOST} more` : "");
+  return names.join(", ") + (list.length > MOST_NAMES ? ` and ${list.length - MOST_NAMES} more` : "");
 }
 
-function span(window) {
+function windowText(window) {
   if (!Array.isArray(window) || !window.every((v) => Number.isFinite(v))) return text(window);
   return window[0] === 0 && window[1] === 1 ? "the whole sampling" : `${short(window[0])} – ${short(window[1])} of the sampling`;
 }
 
-function counted(list) {
+/** The first names of a list, and the number of the others. */
+function firstOf(list) {
   if (!Array.isArray(list) || !list.length) return "";
   return list.length > 4 ? `${list.slice(0, 3).map(text).join(", ")} and ${list.length - 3} more` : list.map(text).join(", ");
 }

@@ -1,4 +1,4 @@
-/** The panel of one node, a DOM widget below its other widgets. */
+/** The panel of one node: a DOM widget below the node's other widgets. */
 
 import { CompareView } from "./compare.js";
 import { el } from "./dom.js";
@@ -12,9 +12,10 @@ const MARGIN = 10;
 
 export class Panel {
   /**
-   * `view(entry)`: the address of a picture; `canvas()`: ComfyUI's canvas, which gets the mouse wheel and the middle button;
-   * `trains`: whether the node trains, so that the panel is never empty; `laidOut()`: whether the page lays nodes out as HTML, its
-   * new design, so that they grow by themselves.
+   * `view(entry)`: the address of a picture.
+   * `canvas()`: ComfyUI's canvas, which gets the mouse wheel and the middle button.
+   * `trains`: whether the node trains. The panel of such a node is never empty.
+   * `laidOut()`: whether the page lays nodes out as HTML, its new design, so that nodes grow by themselves.
    */
   constructor(node, { view, canvas, trains, laidOut }) {
     this.node = node;
@@ -28,7 +29,7 @@ export class Panel {
     this.content = el("div", { class: "trace-content" }, ...parts.map((part) => part.element));
     this.element = el("div", { class: "trace-panel" }, this.content);
     this.end = new AbortController();
-    passOn(this.element, canvas, this.end.signal);
+    passMouseToCanvas(this.element, canvas, this.end.signal);
     this.widget = this.#addWidget();
     this.observer = new ResizeObserver(() => this.#fit());
     this.observer.observe(this.content);
@@ -36,7 +37,7 @@ export class Panel {
     this.update(undefined);
   }
 
-  /** Draw a run, as :class:`Runs` keeps it, with the next frame; of several before it the last one counts. */
+  /** Draw a run of `Runs` with the next frame. Of several updates before the frame, the last one counts. */
   update(run) {
     this.run = run;
     this.frame ??= requestAnimationFrame(() => {
@@ -62,9 +63,9 @@ export class Panel {
     this.training?.update(trained, this.#windowAsked());
     this.compare.update(output);
     this.metadata.update(output?.trace_metadata?.[0]);
-    // The report of the run before says nothing of one that was cancelled
-    const earlier = trained && run.live && run.live.prompt_id !== run.prompt;
-    this.report.update(earlier ? undefined : output?.trace_report?.[0]);
+    // A cancelled run has no report, and that of the run before would mislead
+    const isOfEarlierRun = trained && run.live && run.live.prompt_id !== run.prompt;
+    this.report.update(isOfEarlierRun ? undefined : output?.trace_report?.[0]);
     this.#fit();
   }
 
@@ -72,11 +73,11 @@ export class Panel {
     const height = () => this.height + 2 * MARGIN;
     const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height, getValue: () => "" };
     const widget = this.node.addDOMWidget(WIDGET, WIDGET, this.element, options);
-    widget.serialize = false; // else the workflow's list of widget values would grow by one
+    widget.serialize = false; // otherwise the workflow's list of widget values would grow by one
     return widget;
   }
 
-  /** Make room for the content: the node grows if it must, and gives back what a part that was closed had taken. */
+  /** Make room for the content: the node grows if it must, and shrinks when a part is closed. */
   #fit() {
     const height = Math.ceil(this.content.offsetHeight);
     if (!height || height === this.height) return; // 0: not on the page now
@@ -89,12 +90,13 @@ export class Panel {
     this.node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** The window that the widgets ask for. */
+  /** The window that the widgets ask for, if it is a custom one. */
   #windowAsked() {
     const value = (name) => this.node.widgets?.find((widget) => widget.name === name)?.value;
     return value("window") === "custom" ? [Number(value("window_start")), Number(value("window_end"))] : undefined;
   }
 
+  /** Draw the window anew whenever one of its widgets changes. */
   #watchWindow() {
     for (const widget of this.node.widgets.filter(({ name }) => /^window(_start|_end)?$/.test(name))) {
       const before = widget.callback;
@@ -108,8 +110,8 @@ export class Panel {
   }
 }
 
-/** The wheel zooms and the middle button moves the canvas over a panel too, unless there is something to scroll. */
-function passOn(element, canvas, signal) {
+/** Over a panel too, the wheel zooms and the middle button moves the canvas. Only a long report takes the wheel to scroll. */
+function passMouseToCanvas(element, canvas, signal) {
   const middle = (handler) => (event) => (event.button === 1 || event.buttons & 4) && canvas()?.[handler]?.(event);
   element.addEventListener("wheel", (event) => {
     const body = event.target.closest?.(".trace-report-body");

@@ -1,4 +1,4 @@
-/** The part of a panel that holds a report: a line with its verdict, which unfolds. */
+/** The part of a panel that holds a report. Folded, it shows the verdict in one line. */
 
 import { el, setText, show } from "./dom.js";
 import { render, verdict } from "./markdown.js";

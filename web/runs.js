@@ -1,9 +1,9 @@
 /**
- * What is known of runs, by workflow and node: it outlives the nodes, which ComfyUI makes anew whenever a tab is switched or a
- * change is undone. No page is needed to import this.
+ * What is known of runs, by workflow and node. ComfyUI makes nodes anew whenever a tab is switched or a change is undone, and
+ * this memory outlives them. The module imports nothing of the page.
  */
 
-const KEPT = 64;
+const REMEMBERED = 64; //: runs
 
 export class Runs {
   #known = new Map();
@@ -12,13 +12,13 @@ export class Runs {
     return this.#known.get(`${workflow} ${id}`);
   }
 
-  /** What is known of a workflow's nodes, what was heard last at the end. */
+  /** What is known of a workflow's nodes. What was heard last is at the end. */
   of(workflow) {
     return [...this.#known.values()].filter((run) => run.workflow === workflow);
   }
 
   /**
-   * An event of `trace.progress`, or a state of `/trace/live`, whose points and previews are complete (`whole`).
+   * Take an event of `trace.progress`, or a state of `/trace/live`. Points and previews of a state are complete (`whole`).
    * `origin`: the prompt's `{workflow, types}`.
    */
   hear(origin, event, whole = false) {
@@ -26,13 +26,13 @@ export class Runs {
     return this.#keep(origin, event.node, { ...before, live: merged(before?.live, event, whole) });
   }
 
-  /** A node's own output, as the `executed` event and the history have it; it ends what an earlier run said. */
+  /** Take a node's output, from the `executed` event or the history. What an earlier run said is dropped. */
   executed(origin, id, output, prompt) {
     const live = this.get(origin.workflow, id)?.live;
     return this.#keep(origin, id, { live: live?.prompt_id === prompt ? live : undefined, output, prompt });
   }
 
-  /** What still runs. */
+  /** The runs that have not ended. */
   running() {
     return [...this.#known.values()].filter((run) => run.live?.state === "running");
   }
@@ -44,14 +44,14 @@ export class Runs {
     this.#known.delete(key);
     this.#known.set(key, kept);
     for (const old of this.#known.keys()) {
-      if (this.#known.size <= KEPT) break;
+      if (this.#known.size <= REMEMBERED) break;
       this.#known.delete(old);
     }
     return kept;
   }
 }
 
-/** What was known of a run and what is new of it; of another run nothing stays. */
+/** The state of a run after an event. Nothing stays of another run. */
 function merged(live, event, whole) {
   const before = live?.prompt_id === event.prompt_id ? live : undefined;
   return {
@@ -61,19 +61,19 @@ function merged(live, event, whole) {
   };
 }
 
-/** A complete state may have been on its way while newer events came. */
+/** Whether a complete state is older than what is known: newer events may have come while it was on its way. */
 function isOlder(event, live) {
   if (!live) return false;
   return (event.state === "running" && live.state !== "running") || (event.step ?? 0) < (live.step ?? 0);
 }
 
-/** Both lists by step, each entry once: events are sent again with the last preview. */
+/** Both lists in the order of their steps, without repetitions: an event repeats the last preview. */
 function joined(before, more, key) {
   const all = new Map([...(before ?? []), ...(more ?? [])].map((entry) => [entry[key], entry]));
   return [...all.values()].sort((a, b) => a.step - b.step);
 }
 
-/** A run as the training panel draws it, from events, from the output, or from both. */
+/** A run as the training panel draws it: from events, from the output, or from both. */
 export function training(run) {
   const { live, output, prompt } = run ?? {};
   const losses = output?.trace_losses;

@@ -10,7 +10,7 @@ export class Slider {
     this.view = view;
     this.before = el("img", { alt: "", draggable: "false" });
     this.after = el("img", { alt: "", draggable: "false", class: "trace-after" });
-    // The page's own range input: it is dragged, focused, read out and moved by the arrow keys as any other.
+    // A range input brings dragging, focus, arrow keys and screen readers along.
     this.range = el("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": "Divider between before and after" });
     this.range.addEventListener("input", () => this.#move());
     this.element = el(
@@ -26,7 +26,7 @@ export class Slider {
     this.#move();
   }
 
-  /** Show another pair; the divider stays where it is. */
+  /** Show another pair. The divider stays where it is. */
   update(before, after, label) {
     for (const [img, entry, name] of [[this.before, before, "before"], [this.after, after, "after"]]) {
       const address = this.view({ ...URLS, ...entry });

@@ -1,9 +1,9 @@
-/** What ComfyUI's own parts of the page make of our nodes: its text preview, and its fold of rarely used widgets. */
+/** Two stock parts of the page that our nodes adjust: the text preview, and the fold of rarely used widgets. */
 
 import { everyNode } from "./graphs.js";
 
 const PREVIEW = "PreviewAny";
-const MODE = "preview_mode"; //: plain text or Markdown; no workflow keeps it, older pages have none, and the classic design heeds it not
+const MODE = "preview_mode"; //: plain text or Markdown; workflows do not keep it, older pages lack it, and the classic design ignores it
 const REPORT = "report";
 
 /** Show the reports that run into text previews as Markdown. */
@@ -13,7 +13,7 @@ export function showReports(graph) {
   }
 }
 
-/** The same for one that is connected to a node of ours by hand. */
+/** Show the reports of a node as Markdown in text previews that the user connects. */
 export function showReportsOf(node) {
   const before = node.onConnectionsChange;
   node.onConnectionsChange = function (type, slot, connected, link, ...more) {
@@ -29,15 +29,15 @@ function asMarkdown(preview, source, slot) {
 }
 
 /**
- * Unfold the rarely used widgets of a node that came with a workflow, if one of them has another value than its default: what acts
- * is to be seen. One that was folded or unfolded by hand stays so.
+ * Unfold the rarely used widgets of a node that came with a workflow, if one of them has another value than its default, so that
+ * the user sees what acts. A node that the user folded or unfolded stays so.
  */
 export function unfold(node) {
   if (node.showAdvanced !== undefined) return;
   const { required = {}, optional = {} } = node.constructor.nodeData?.input ?? {};
   for (const [name, [choices, options = {}]] of Object.entries({ ...required, ...optional })) {
-    const usual = options.default ?? (Array.isArray(choices) ? choices[0] : undefined);
+    const standard = options.default ?? (Array.isArray(choices) ? choices[0] : undefined);
     const value = node.widgets?.find((widget) => widget.name === name)?.value;
-    if (options.advanced && value !== undefined && value !== usual) node.showAdvanced = true;
+    if (options.advanced && value !== undefined && value !== standard) node.showAdvanced = true;
   }
 }

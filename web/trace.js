@@ -1,4 +1,4 @@
-/** The extension: hears what nodes say while they run, and shows it on them. All other modules only define things. */
+/** The extension: listens to running nodes and updates their panels. All other modules only define things. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -9,14 +9,14 @@ import { ended, history, lastStates, originOf, pictureUrl } from "./server.js";
 import { showReports, showReportsOf, unfold } from "./stock.js";
 
 const TRAINS = "TRACE_LateStageFinetune";
-const PICTURED = [TRAINS, "TRACE_CompareErasure"]; //: whose panel shows the pictures that ComfyUI would draw below it
-const SHOWN = ["trace_report", "trace_losses", "trace_pairs", "trace_metadata"];
-const SILENCE = 3000; //: ms without an event after which a running node is asked for
+const PICTURED = [TRAINS, "TRACE_CompareErasure"]; //: their panels show the pictures that ComfyUI would draw too
+const SHOWN_KEYS = ["trace_report", "trace_losses", "trace_pairs", "trace_metadata"];
+const SILENCE = 3000; //: ms without an event, after which the page asks for a running node's state
 
 const runs = new Runs();
 const panels = new WeakMap();
 const restored = new Set();
-let soon; //: a timer, while there are new nodes to draw
+let drawTimer; //: runs while there are new nodes to draw
 
 const laidOut = () => Boolean(window.LiteGraph?.vueNodesMode);
 const isOurs = (node) => String(node?.comfyClass ?? "").startsWith("TRACE_");
@@ -31,15 +31,15 @@ app.registerExtension({
     api.addEventListener("execution_success", ({ detail }) => onSuccess(detail.prompt_id));
     api.addEventListener("execution_error", ({ detail }) => onEnd(detail, "failed", detail.exception_message));
     api.addEventListener("execution_interrupted", ({ detail }) => onEnd(detail, "cancelled"));
-    setInterval(askForSilentOnes, SILENCE);
+    setInterval(askForSilentNodes, SILENCE);
   },
 
   nodeCreated(node) {
     if (!isOurs(node)) return;
-    if (PICTURED.includes(node.comfyClass)) node.hideOutputImages = true; // of the page's new design, which reads it early on
+    if (PICTURED.includes(node.comfyClass)) node.hideOutputImages = true; // the page's new design reads this early
     showReportsOf(node);
     if (node.comfyClass === TRAINS) panelOf(node);
-    soon ??= setTimeout(drawAll); // a node that moves into a subgraph is made anew there
+    drawTimer ??= setTimeout(drawAll); // a node that moves into a subgraph is made anew there
   },
 
   loadedGraphNode(node) {
@@ -58,20 +58,20 @@ async function onProgress(event) {
 }
 
 async function onExecuted({ node, display_node, output, prompt_id }) {
-  if (!output || !SHOWN.some((key) => key in output)) return;
+  if (!output || !SHOWN_KEYS.some((key) => key in output)) return;
   draw(runs.executed(await originOf(prompt_id), display_node ?? node, output, prompt_id));
 }
 
-/** Nodes that came from the cache said nothing; what they show is in the history, which is written a moment later. */
+/** Show cached nodes, which sent nothing. The history holds their output, and is written a moment later. */
 async function onSuccess(promptId) {
   const run = await ended(promptId);
   for (const [id, output] of Object.entries(run.outputs)) {
     const heard = runs.get(run.workflow, id)?.prompt === promptId;
-    if (!heard && SHOWN.some((key) => key in output)) draw(runs.executed(run, id, output, promptId));
+    if (!heard && SHOWN_KEYS.some((key) => key in output)) draw(runs.executed(run, id, output, promptId));
   }
 }
 
-/** A run that ended early in a node, maybe before that node said anything itself. */
+/** Show a run that a node ended early, perhaps before that node sent anything. */
 async function onEnd({ node_id, prompt_id }, state, error) {
   const origin = await originOf(prompt_id);
   const live = runs.get(origin.workflow, node_id)?.live;
@@ -79,7 +79,7 @@ async function onEnd({ node_id, prompt_id }, state, error) {
   draw(runs.hear(origin, { ...known, node: node_id, prompt_id, state, error: known.error ?? error?.trim().slice(0, 500) }));
 }
 
-/** After a reload of the page: what the server remembers of this workflow's runs, in the order in which they ended. */
+/** After a reload of the page, show what the server remembers of this workflow's runs, in the order in which the runs ended. */
 async function restore(workflow) {
   if (restored.has(workflow)) return;
   restored.add(workflow);
@@ -88,7 +88,7 @@ async function restore(workflow) {
   for (const run of past.filter((entry) => entry.workflow === workflow)) {
     for (const state of statesOf(run.prompt_id)) runs.hear(run, state, true);
     for (const [id, output] of Object.entries(run.outputs)) {
-      if (SHOWN.some((key) => key in output)) runs.executed(run, id, output, run.prompt_id);
+      if (SHOWN_KEYS.some((key) => key in output)) runs.executed(run, id, output, run.prompt_id);
     }
   }
   const known = new Set(past.map((entry) => entry.prompt_id));
@@ -98,14 +98,14 @@ async function restore(workflow) {
   drawAll();
 }
 
-/** A node that says nothing for a while may be slow, may run for another page, or its server is gone. */
-async function askForSilentOnes() {
+/** Ask for nodes that sent nothing for a while: they may be slow, run for another page, or belong to a server that is gone. */
+async function askForSilentNodes() {
   const silent = runs.running().filter((run) => Date.now() - run.heard > SILENCE);
   const states = silent.length ? await lastStates() : null;
   if (!states) return;
   for (const run of silent) {
     const state = states.find((entry) => String(entry.node) === run.id && entry.prompt_id === run.live.prompt_id);
-    const gone = { ...run.live, state: "failed", error: "ComfyUI was started anew while this node ran." };
+    const gone = { ...run.live, state: "failed", error: "ComfyUI restarted while this node ran." };
     draw(runs.hear(run, state ?? gone, true));
   }
 }
@@ -114,16 +114,16 @@ function draw(run) {
   if (!run || run.workflow !== app.graph?.id) return;
   const exact = findNode(app.graph, run.id);
   const node = isOurs(exact) ? exact : movedNode(app.graph, run.id, run.type);
-  if (node && (panels.has(node) || SHOWN.some((key) => key in (run.output ?? {})))) panelOf(node).update(run);
+  if (node && (panels.has(node) || SHOWN_KEYS.some((key) => key in (run.output ?? {})))) panelOf(node).update(run);
 }
 
 function drawAll() {
-  clearTimeout(soon);
-  soon = undefined;
+  clearTimeout(drawTimer);
+  drawTimer = undefined;
   if (app.graph) runs.of(app.graph.id).forEach(draw);
 }
 
-/** The node's panel; it is made when there is first something to show. */
+/** The node's panel, made on the first call. */
 function panelOf(node) {
   if (panels.has(node)) return panels.get(node);
   const panel = new Panel(node, { view: pictureUrl, canvas: () => app.canvas, trains: node.comfyClass === TRAINS, laidOut });
@@ -138,7 +138,7 @@ function panelOf(node) {
   return panel;
 }
 
-/** The grid of a comparison and the previews of a training are in the panel; ComfyUI would draw them once more below it. */
+/** Keep ComfyUI from drawing the pictures that the panel shows once more below it. */
 function hideStockPreview(node, panel) {
   const before = node.onDrawBackground;
   node.onDrawBackground = function (...given) {

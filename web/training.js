@@ -1,4 +1,4 @@
-/** The part of a panel that follows a training: state, progress, curves, window and previews. */
+/** The part of a panel that follows a training: state, progress, loss curves, window and previews. */
 
 import { WindowAxis } from "./axis.js";
 import { curves } from "./curves.js";
@@ -22,7 +22,7 @@ export class TrainingView {
     this.update(undefined, undefined);
   }
 
-  /** `live`: as of `runs.training`; `given`: the window that the widgets ask for, shown until one is known. */
+  /** `live`: what `runs.training` returns. `given`: the window that the widgets ask for, shown until the run has one. */
   update(live, given) {
     this.axis.update(live?.window ?? given);
     for (const part of [this.head, this.bar]) show(part, Boolean(live));
@@ -49,13 +49,13 @@ export class TrainingView {
   }
 }
 
-/** The share that is done: of the steps once there are some, of the phase before. */
+/** The share that is done: of the steps, or of the phase before the first step. */
 function share({ step, steps, done, total }) {
   const [part, whole] = step ? [step, steps] : [done, total];
   return whole ? Math.min(1, part / whole) : 0;
 }
 
-/** The same prompts and seed of the base model, which is step 0, and at a later step. */
+/** Pictures of the same prompts and seed: of the base model, which is step 0, and of a later step. */
 class Previews {
   constructor(view) {
     this.view = view;

@@ -178,12 +178,12 @@ SWAP = """## Your own model
 Put **Load Checkpoint** in the place of *Load Demo Model*, and connect its MODEL, CLIP and VAE where the \
 demo's were.
 
-- **SD 1.5, SD 2, SDXL**: nothing else to set; Compare takes 20 steps, cfg 7 and 512 or 1024 pixels by itself.
-- **FLUX**: *Load Diffusion Model*, *DualCLIPLoader* (type flux) and *Load VAE* instead; Compare takes cfg 1 \
-by itself.
+- **SD 1.5, SD 2, SDXL**: Nothing else to set. Compare takes 20 steps, cfg 7 and 512 or 1024 pixels.
+- **FLUX**: Use *Load Diffusion Model*, *DualCLIPLoader* (type flux) and *Load VAE* instead. Compare takes \
+cfg 1.
 
-Then write your own concept, prompts with it, and prompts with what must stay. An empty **keep** means a \
-hundred everyday things.
+Then write your own concept, prompts with the concept, and prompts with what must stay. An empty **keep** \
+keeps a hundred everyday things.
 """
 
 CATS = """a photo of a cat, google style
@@ -198,9 +198,8 @@ def quickstart(g: Graph) -> None:
     g.column("1  Model")
     g.note(
         "# Erase a concept in seconds\n\nPress **Run**. The projection takes *cat* out of the model in one "
-        "closed-form solve, and "
-        "Compare draws the same prompts before and after. Nothing is trained, and the base model stays as "
-        "it is."
+        "closed-form solve. Compare draws the same prompts before and after. Nothing is trained, and the "
+        "base model does not change."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(SWAP)
@@ -214,17 +213,16 @@ def quickstart(g: Graph) -> None:
 def trace_full(g: Graph) -> None:
     g.column("1  Model")
     g.note(
-        "# Both stages of TRACE\n\nThe projection removes what the text rows carry (with a lower energy, as "
-        "the finetune follows). The "
-        "finetune starts from its LoRA, trains the late part of the sampling, and joins both into one LoRA. "
-        "Connect the loader's model to both: the projection's LoRA goes over the **lora** wire.\n\n"
-        "*fast* shows it at work in a minute or two; take *balanced* for a result to keep."
+        "# Both stages of TRACE\n\nThe projection removes what the text rows carry. Its energy is lower "
+        "here, because the finetune follows. The finetune starts from the projection's LoRA, trains the "
+        "late part of the sampling, and joins both into one LoRA. Connect the loader's model to both "
+        "nodes. The projection's LoRA goes over the **lora** wire.\n\n*fast* shows the training at work in "
+        "a minute or two. Take *balanced* for a result to keep."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(
         SWAP
-        + "\nThe finetune trains on 512 pixels unless width and height say otherwise; checkpointing saves "
-        "memory."
+        + "\nThe finetune trains on 512 pixels, unless you set width and height. Checkpointing saves memory."
     )
     g.column("2  Closed form")
     first, _ = g.node(
@@ -256,16 +254,14 @@ def flux(g: Graph) -> None:
     g.column("1  Model")
     g.note(
         "# Erase from FLUX\n\nFLUX reads text in two ways: T5's rows and CLIP's pooled vector. The "
-        "projection edits both. "
-        "The demo model is a small transformer of FLUX's class with its guidance embedding."
+        "projection edits both. The demo model is a small transformer of FLUX's class, with its guidance "
+        "embedding."
     )
     model, _ = g.node("TRACE_LoadDemoModel", name="demo-flux")
     g.note(
         "## Your own FLUX\n\nPut *Load Diffusion Model* (fp16, bf16 or fp8), *DualCLIPLoader* (type flux) "
-        "and *Load VAE* in the "
-        "place of *Load Demo Model*. Compare takes cfg 1, guidance 3 and 1024 pixels by itself. For SD 1.5 "
-        "or SDXL take "
-        "*Load Checkpoint*."
+        "and *Load VAE* in the place of *Load Demo Model*. Compare takes cfg 1, guidance 3 and 1024 "
+        "pixels. For SD 1.5 or SDXL use *Load Checkpoint*."
     )
     g.column("2  Erase")
     erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="dog")
@@ -279,16 +275,14 @@ def flux(g: Graph) -> None:
 def style(g: Graph) -> None:
     g.column("1  Model")
     g.note(
-        "# Erase a style\n\nThe objects stay, the hand that draws them goes. A text with *style* in it is "
-        "introduced by the "
-        "prompts of a style; for an artist's name set **kind** to style."
+        "# Erase a style\n\nThe objects stay, and the style goes. A concept with *style* in its name gets "
+        "the prompts of a style. For an artist's name, set **kind** to style."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(
         SWAP
-        + "\nFor an artist write the name alone, such as `Van Gogh`, set **kind** to style, and name other "
-        "artists in keep "
-        "(*Erasure Presets* has a list)."
+        + "\nFor an artist write the name alone, such as `Van Gogh`, and set **kind** to style. Name other "
+        "artists in keep. *Erasure Presets* has a list."
     )
     g.column("2  Erase")
     erased, _ = g.node(
@@ -310,13 +304,17 @@ def style(g: Graph) -> None:
 def several_concepts(g: Graph) -> None:
     g.column("1  What")
     g.note(
-        "# Several concepts at once\n\nOne list, one solve, one file. *Erasure Presets* fills the erase and "
-        "keep inputs of all the "
-        "nodes behind it; write into **only** to erase a part of a list and keep the rest."
+        "# Several concepts at once\n\nOne list, one solve, one file. *Erasure Presets* fills the erase "
+        "and keep inputs of all the other nodes. Write names into **only** to erase a part of a list and "
+        "keep the rest."
     )
     lists, _ = g.node("TRACE_ErasurePresets", preset="demo objects")
     model, _ = g.node("TRACE_LoadDemoModel")
-    g.note(SWAP + "\nTake the artist, person, object, explicit or trademark list, and set **kind** to match.")
+    g.note(
+        SWAP
+        + "\nTake the artist, person, object, explicit or trademark list. **kind** may stay auto, because "
+        "the nodes know these names."
+    )
     g.column("2  Erase")
     erased, _ = g.node(
         "TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase=(lists, 0), keep=(lists, 1)
@@ -338,11 +336,10 @@ def several_concepts(g: Graph) -> None:
 def combined_concepts(g: Graph) -> None:
     g.column("1  Model")
     g.note(
-        "# Two things together\n\nA dog in Google's style goes; dogs in other styles stay, and Google's "
-        "style on everything else. A + joins "
-        "the two, and the picture asked for gives way to the same one in another style, the first of "
-        "**keep** (`-> twitter style` behind it "
-        "names one).\n\nThe same way an attribute goes from one thing alone: `glasses from scientist`."
+        "# Two things together\n\nA dog in Google's style goes. Dogs in other styles stay, and so do other "
+        "things in Google's style. The + joins the two. Another style takes the place of Google's on a "
+        "dog: the first one of **keep**. Write `-> twitter style` behind the concept to name one.\n\nAn "
+        "attribute can go from one thing alone: `glasses from scientist`."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(SWAP)
@@ -371,10 +368,9 @@ def apply_and_stack(g: Graph) -> None:
     g.column("1  Two erasures")
     g.note(
         "# Apply, stack, window\n\nTwo erasures, each saved as a file to share. Chain one *Apply Erasure "
-        "LoRA* for each: every one has "
-        "its own strength and its own window of the sampling. The first reads its file back from the disk, "
-        "by the name that comes "
-        "from *Save*; the second takes its LoRA from the wire."
+        "LoRA* for each erasure. Each node has its own strength and its own window of the sampling. The "
+        "first node reads its file back from the disk, by the name that *Save* gives. The second node "
+        "takes its LoRA from the wire."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     cat, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")
@@ -383,11 +379,9 @@ def apply_and_stack(g: Graph) -> None:
     file, _ = g.node("TRACE_SaveErasureLora", lora=(cat, 1), name="stack/erased-%concepts%")
     g.node("TRACE_SaveErasureLora", lora=(truck, 1), name="stack/erased-%concepts%")
     g.note(
-        "## A file of your own, or one that somebody shared\n\nAfter the first run both files are in "
-        "`output/loras`; a shared one goes "
-        "into `models/loras`. Press **R**, choose it in **lora_file** of *Apply Erasure LoRA*, and take "
-        "that node's **file_name** or "
-        "**lora** wire off.\n\n" + SWAP
+        "## A file of your own, or a shared one\n\nAfter the first run both files are in `output/loras`. "
+        "Put a shared file into `models/loras`. Press **R**, choose the file in **lora_file** of *Apply "
+        "Erasure LoRA*, and disconnect the node's **file_name** or **lora** wire.\n\n" + SWAP
     )
     g.column("3  Apply")
     whole, _ = g.node(
@@ -401,8 +395,8 @@ def apply_and_stack(g: Graph) -> None:
         end_percent=0.7,
     )
     g.note(
-        "Outside a window every step is the base model's to the last bit. What a picture shows is decided "
-        "early, its detail late."
+        "Outside its window an erasure changes no step by a bit. The early steps decide what a picture "
+        "shows, and the late steps its detail."
     )
     g.column("4  Before and after")
     _compare(
@@ -419,11 +413,10 @@ def apply_and_stack(g: Graph) -> None:
 def fuse(g: Graph) -> None:
     g.column("1  Erasures")
     g.note(
-        "# Many erasures in one file\n\nThree erasures, each made alone, fused in closed form: on the "
-        "prompts of each the result does "
-        "what that one does, without what the others would add there. Several LoRA loaders in a row would "
-        "add them up, and "
-        "everything else would change with every one."
+        "# Many erasures in one file\n\nThree erasures, each made alone, are fused in closed form. On a "
+        "concept's prompts the result does what that concept's erasure does, and the others add nothing "
+        "there. Several LoRA loaders in a row would add the erasures up, and every loader would change "
+        "other pictures too."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     made = [
@@ -438,9 +431,8 @@ def fuse(g: Graph) -> None:
         **{f"lora_{i}": (m, 1) for i, m in enumerate(made, 1)},
     )
     g.note(
-        "Connect the model as the loader gives it, not one that an erasure is on already. Files go into "
-        "**files**, one a line. Write "
-        "`cat = 0.5` into **strengths** for half of one concept.\n\n" + SWAP
+        "Connect the loader's model, not a model with an erasure on it. Write file names into **files**, "
+        "one a line. Write `cat = 0.5` into **strengths** for half of one concept.\n\n" + SWAP
     )
     g.column("3  What came out")
     g.node("TRACE_SaveErasureLora", lora=(fused, 1), name="fused-%concepts%")
@@ -458,18 +450,18 @@ def fuse(g: Graph) -> None:
 
 
 PUBLISHED = (
-    "\n\nThe values are the paper's, on a demo model at ten times the learning rate; *fast* is to "
-    "see it work, take *balanced* for a result to keep. *trace* beside it: the template "
-    "*trace-full*."
+    "\n\nThe values are the paper's. On a demo model the learning rate is ten times higher. *fast* shows the "
+    "training at work, and *balanced* is for a result to keep. Compare with this pack's own method in the "
+    "template *trace-full*."
 )
 
 
 def mace(g: Graph) -> None:
     g.column("1  Model")
     g.note(
-        "# MACE: one adapter a concept, fused\n\nFor each concept MACE's closed form, then an adapter that "
-        "takes away the attention to "
-        "the concept's words where the concept is; the files are fused in closed form." + PUBLISHED
+        "# MACE: one adapter a concept, fused\n\nEach concept gets MACE's closed form, and then an "
+        "adapter. The adapter takes away the attention to the concept's words where the concept is. All "
+        "files are fused in closed form." + PUBLISHED
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(SWAP)
@@ -513,11 +505,9 @@ def mace(g: Graph) -> None:
 def ant(g: Graph) -> None:
     g.column("1  Model")
     g.note(
-        "# ANT: reverse the guidance late\n\nNo closed form: the finetune alone, on whole weight matrices, "
-        "of which a saliency map "
-        "chooses the weights that matter to the concept on every prompt and seed. What is trained is cut to "
-        "a LoRA at the end; the report "
-        "says how much of it that cost." + PUBLISHED
+        "# ANT: reverse the guidance late\n\nThe finetune alone, without a closed form, on whole weight "
+        "matrices. A saliency map chooses the weights that matter to the concept on every prompt and seed. "
+        "The result is cut to a LoRA at the end. The report says how much the cut loses." + PUBLISHED
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(SWAP)
@@ -540,11 +530,10 @@ def ant(g: Graph) -> None:
 def trce(g: Graph) -> None:
     g.column("1  Model")
     g.note(
-        "# TRCE: both stages\n\nThe closed form maps the end token of the concept's prompts to that of a "
-        "safe concept; the finetune steers "
-        "the early sampling nearer to the safe picture than to the concept's, by a margin, in layers that "
-        "do not read the text. It needs "
-        "an anchor: `cat -> dog`." + PUBLISHED
+        "# TRCE: both stages\n\nThe closed form maps the end token of the concept's prompts to the end "
+        "token of a safe concept. The finetune steers the early sampling nearer to the safe picture than "
+        "to the concept's, by a margin. It trains only layers that do not read the text. TRCE needs an "
+        "anchor: `cat -> dog`." + PUBLISHED
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(SWAP)
@@ -572,17 +561,15 @@ def merge_into_checkpoint(g: Graph) -> None:
     g.column("1  Model")
     g.note(
         "# A checkpoint without the concept\n\nThe core node *Save Checkpoint* writes the patches into the "
-        "weights: the file needs "
-        "no LoRA, and none can be left out. It lands in `output/checkpoints`."
+        "weights. The file needs no LoRA, so no one can leave the LoRA out. The file is saved in "
+        "`output/checkpoints`."
     )
     model, _ = g.node("TRACE_LoadDemoModel")
     g.note(
         SWAP
-        + "\nOnly the whole sampling can be merged, not a window. The demo checkpoint itself is too small "
-        "for *Load Checkpoint*, "
-        "which knows the real sizes alone; one made of SD 1.5, SDXL or FLUX loads there. For the diffusion "
-        "model alone take "
-        "*ModelSave*."
+        + "\nAn erasure with a window cannot be merged. *Load Checkpoint* knows the sizes of real models "
+        "only, so the merged demo checkpoint does not load there. A merged SD 1.5, SDXL or FLUX checkpoint "
+        "does. Use *ModelSave* for the diffusion model alone."
     )
     g.column("2  Erase and merge")
     erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")

@@ -73,6 +73,8 @@ def test_every_node_explains_itself(pack, hosted, name):
     assert all(node.OUTPUT_TOOLTIPS)
     assert callable(getattr(node, node.FUNCTION))
     groups = node.INPUT_TYPES()
+    tooltips = vars(sys.modules[node.__module__])["TOOLTIPS"]
+    assert set(tooltips) == {entry for inputs in groups.values() for entry in inputs}
     assert set(groups) <= {"required", "optional"}, "a hidden input would join the cache's key"
     for inputs in groups.values():
         for entry, (kind, options) in inputs.items():
@@ -195,7 +197,7 @@ def test_presets_parse(pack, part, preset):
     erase, keep = node.lists(preset, "", "a blue house")
     erased = concepts.parse_concepts(erase)
     kept = concepts.parse_keep(keep)
-    part("trace_core.text.concepts").check_disjoint(erased, kept)
+    part("trace_core.text.grammar").check_disjoint(erased, kept)
     assert "a blue house" in kept
     one, rest = node.lists(preset, erased[0].target, "")
     assert concepts.parse_concepts(one) == erased[:1]
@@ -284,6 +286,17 @@ def test_translations_are_complete(language):
             v.get("name") or node["outputs"][k]["name"].isupper() for k, v in said[name]["outputs"].items()
         )
         assert said[name]["display_name"] != node["display_name"]
+
+
+def test_help_pages_explain_every_choice(part):
+    """Of the inputs whose tooltip does not list the choices."""
+    page = (ROOT / "web" / "docs" / "TRACE_LateStageFinetune.md").read_text()
+    scopes, objectives = (
+        part("trace_core.backbones.base").SCOPES,
+        part("trace_core.finetune.objectives").OBJECTIVES,
+    )
+    for choice in (*scopes, *objectives):
+        assert f"`{choice}`" in page
 
 
 def test_help_pages_have_no_dead_pictures():
