@@ -6,7 +6,7 @@ and ``browser`` need a full checkout. What cannot run here is skipped with the r
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -72,9 +72,12 @@ def engine() -> engine_finder.Engine:
 
 
 @pytest.fixture(scope="session")
+def fake():
+    """The module ``tests/helpers/fake_clip.py``."""
+    return importlib.import_module("fake_clip")
+
+
+@pytest.fixture(scope="session")
 def tiny(engine):
-    """The module ``tests/tiny_models.py``, which needs ComfyUI at import."""
-    spec = importlib.util.spec_from_file_location("tiny_models", TESTS / "tiny_models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module ``tests/helpers/tiny_models.py``, which needs ComfyUI at import."""
+    return importlib.import_module("tiny_models")
