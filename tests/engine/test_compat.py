@@ -55,8 +55,7 @@ def same(a: ErasureLora, b: ErasureLora) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------- small
-# differences
+# ------------------------------------------------------------------------------------------ small differences
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -117,8 +116,7 @@ def test_a_static_model_is_itself(families):
     )
 
 
-# ------------------------------------------------------------------------------------------- dynamic memory
-# management
+# ---------------------------------------------------------------------------------- dynamic memory management
 
 
 @dataclass
@@ -238,8 +236,7 @@ def test_comfyuis_own_dynamic_class(families, on_disk, monkeypatch):
     model.model.dynamic_patchers.clear()
 
 
-# ------------------------------------------------------------------------------------------- copies of demo
-# models
+# -------------------------------------------------------------------------------------- copies of demo models
 
 
 @pytest.mark.parametrize("name", loader.MODELS)

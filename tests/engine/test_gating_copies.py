@@ -297,8 +297,7 @@ def test_easycache_within_the_window_is_an_error_and_not_a_silent_step(tiny, mad
     assert sampled(tiny, whole, steps=8)[-1].isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------- threads and
-# casts
+# ------------------------------------------------------------------------------------------ threads and casts
 
 
 def test_another_threads_call_of_the_same_network_is_not_edited(made):

@@ -131,8 +131,7 @@ def test_a_result_without_a_state_is_whole(expected, tmp_path, capsys, monkeypat
     assert {"load", "train", "save", "all"} <= set(report["phases"])
 
 
-# ------------------------------------------------------------------------------------------- Ctrl-C, other
-# runs
+# ----------------------------------------------------------------------------------------- Ctrl-C, other runs
 
 
 def interrupted(monkeypatch, at: int) -> None:

@@ -23,8 +23,6 @@ PHASES = [
     ("trace-full", "preview"),
 ]
 
-# errors
-
 
 def small(prompt: dict) -> dict:
     """The whole pipeline, short, with a preview at every step; a fresh seed keeps it out of the cache."""

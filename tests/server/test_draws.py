@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 from server_prompts import applied, base, erased, node, picture, tuned
 from trace_core.methods import METHODS
 
-# stock nodes
-
 
 def test_saved_file_draws_the_same_in_the_stock_loader(draw, saved):
     prompt = base() | {

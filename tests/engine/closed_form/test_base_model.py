@@ -45,8 +45,7 @@ def test_only_layers_that_read_text_are_changed(one, kind):
     assert changed == {m + ".weight" for m in lora.modules}, "biases in particular stay"
 
 
-# ------------------------------------------------------------------------------------- the base model is
-# never touched
+# ---------------------------------------------------------------------------- the base model is never touched
 
 
 @pytest.mark.parametrize("kind", KINDS)

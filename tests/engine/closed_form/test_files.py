@@ -76,8 +76,7 @@ def test_weights_are_read_without_what_is_loaded_right_now(families):
         edited.unpatch_model(device_to=torch.device("cpu"))
 
 
-# ------------------------------------------------------------------------------------- the file in the stock
-# loader
+# ------------------------------------------------------------------------------- the file in the stock loader
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,6 @@ from trace_core.closed_form import erase
 from trace_core.errors import ConceptError
 from trace_core.text.concepts import TEMPLATES, Concept
 
-# vocabularies
-
 
 @pytest.fixture(scope="module")
 def sd(tiny):

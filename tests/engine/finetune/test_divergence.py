@@ -11,8 +11,6 @@ from finetune_cases import KINDS, SMALL, TINY, run, same_factors
 from trace_core.backbones import Backbone, backbone_for
 from trace_core.finetune.run import Diverged
 
-# numbers
-
 
 def nan_after(monkeypatch, steps: int, where: str = "train"):
     """From a training step on (or in sampling) the network says NaN."""

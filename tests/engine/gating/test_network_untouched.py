@@ -9,8 +9,6 @@ from gating_cases import last, several, some_lora, state_of
 from trace_core.errors import ModelError
 from trace_core.lora.gating import SigmaGate, apply, erasures_on
 
-# behind
-
 
 class Broken(Exception):
     pass

@@ -10,8 +10,6 @@ from trace_core.backbones import backbone_for
 from trace_core.errors import ModelError
 from trace_core.lora.gating import SigmaGate, apply
 
-# sorts
-
 
 def call(model, x, sigma, rows) -> torch.Tensor:
     """The model's prediction by way of its wrapper, as ComfyUI's sampler asks for it; ``sigma``

@@ -15,8 +15,6 @@ from lora_cases import A, B, make, noise
 from trace_core.errors import LoraError
 from trace_core.lora.erasure import ErasureLora
 
-# hostile
-
 
 def test_missing_file(tmp_path):
     with pytest.raises(LoraError, match=r"cannot read '.*gone\.safetensors': No such file"):

@@ -14,8 +14,6 @@ from trace_core.closed_form.policies import erased_pairs, keep_prompts
 from trace_core.text.concepts import TEMPLATES, Concept, fill
 from trace_core.text.encoding import AFTER, FIRST_EOT, PAD, SUBJECT, TextEncoder
 
-# papers
-
 
 def dense_solution(weight, erase, want, a, keep, b, lam):
     """W' = (sum a v* c^T + sum b W p p^T + lambda W)(sum a c c^T + sum b p p^T + lambda I)^-1, row by row,
