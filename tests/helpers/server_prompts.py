@@ -63,8 +63,8 @@ def tuned(**changes) -> dict:
         lr=0.0,
         eta=-1.0,
         seed=1,
-        width=0,
-        height=0,
+        width=32,
+        height=32,
         checkpointing=False,
         preview_every=0,
     )

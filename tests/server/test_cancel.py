@@ -29,7 +29,13 @@ def small(prompt: dict) -> dict:
     out = json.loads(json.dumps(prompt))
     for entry in out.values():
         if entry["class_type"] == "TRACE_LateStageFinetune":
-            entry["inputs"] |= {"steps": 4, "preview_every": 1, "seed": uuid.uuid4().int % 2**31}
+            entry["inputs"] |= {
+                "steps": 4,
+                "preview_every": 1,
+                "width": 32,
+                "height": 32,
+                "seed": uuid.uuid4().int % 2**31,
+            }
         if entry["class_type"] == "TRACE_ClosedFormProjection":
             entry["inputs"]["energy"] = 0.9 + 1e-6 * (uuid.uuid4().int % 10_000)
     return out
@@ -86,7 +92,7 @@ def test_events_over_the_socket(server):
     """
     client = uuid.uuid4().hex
     prompt = base() | {
-        "tune": tuned(steps=3, seed=uuid.uuid4().int % 2**31, preview_every=1),
+        "tune": tuned(steps=3, seed=uuid.uuid4().int % 2**31, preview_every=1, width=0, height=0),
         **picture(("tune", 0)),
     }
 

@@ -145,7 +145,20 @@ def test_same_seed_same_tensors_as_the_command_line(server, tmp_path):
     outputs = server.run(prompt)
     options = {
         "save": ["--method", "projection"],
-        "both": ["--method", "trace", "--preset", "fast", "--steps", "3", "--rank", "4", "--seed", "1"],
+        "both": [
+            "--method",
+            "trace",
+            "--preset",
+            "fast",
+            "--steps",
+            "3",
+            "--size",
+            "32",
+            "--rank",
+            "4",
+            "--seed",
+            "1",
+        ],
     }
     for which, more in options.items():
         out = tmp_path / f"{which}.safetensors"
