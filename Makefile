@@ -2,6 +2,7 @@
 #
 #   make demo    erase concepts from the demo models, draw before/after grids, print the table
 #   make test    lint and every test tier, on every ComfyUI in the home folder (or the one in COMFYUI_PATH) and the packaged one
+#   make test-fast   lint, the unit tests and the quick engine tests on one ComfyUI: for between two edits
 #   make bench   time the closed form
 #   make workflows   write workflows/, their thumbnails and the snapshot of the nodes anew
 #
@@ -19,9 +20,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # The ComfyUIs that the tests run on: what COMFYUI_PATH names, or the checkouts in the home folder.
 ENGINES ?= $(or $(COMFYUI_PATH),$(patsubst %/comfy/model_patcher.py,%,$(wildcard $(HOME)/ComfyUI/comfy/model_patcher.py $(HOME)/ComfyUI-*/comfy/model_patcher.py)))
-# Files are shared out to WORKERS processes, each with a ComfyUI of its own.
+# Files are shared out to WORKERS processes, each with a ComfyUI of its own; the longest first (tests/conftest.py).
 WORKERS ?= 2
-PYTEST := $(VENV)/bin/pytest -rs -n $(WORKERS) --dist loadfile
+PYTEST := $(VENV)/bin/pytest -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
 # Waiting threads spin for some microseconds, then sleep. Spinning on, they would take the core from another busy process, and
@@ -29,7 +30,7 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 20000
 
-.PHONY: setup lint browser frontends test demo bench workflows clean
+.PHONY: setup lint browser frontends test test-fast demo bench workflows clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed $(ENGINE)/.installed
@@ -90,6 +91,10 @@ test: setup lint
 	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not processes"; fi; \
 	COMFYUI_PATH=$(CURDIR)/$(ENGINE) $(PYTEST) -m "$$marks" || status=$$?; \
 	exit $$status
+
+# On the first ComfyUI that is there, or the packaged one.
+test-fast: setup lint
+	COMFYUI_PATH=$(firstword $(ENGINES) $(CURDIR)/$(ENGINE)) $(PYTEST) -m "unit or (engine and not slow)"
 
 demo: setup
 	$(PY) -m trace_core demo --out out/demo --overwrite

@@ -65,8 +65,7 @@ ESD_STEPS = 50  #: of a trajectory in ESD's released code
 LIMIT = 400_000  #: evaluations after which a run is given up
 
 
-# ------------------------------------------------------------------------------------------------ the two
-# loops
+# ---------------------------------------------------------------------------------------------- the two loops
 
 
 class Reached(Exception):

@@ -174,8 +174,7 @@ def memory(say=print) -> dict:
     return out
 
 
-# ------------------------------------------------------------------------------------------------ real sizes
-# on CUDA
+# ----------------------------------------------------------------------------------------- real sizes on CUDA
 
 
 def timed(name: str, backbone: Backbone, mode: str, batch: int, edge: int, steps: int) -> dict:

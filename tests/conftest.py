@@ -6,7 +6,7 @@ and ``browser`` need a full checkout. What cannot run here is skipped with the r
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -18,6 +18,32 @@ from trace_core import engine as engine_finder
 TESTS = Path(__file__).resolve().parent
 TIERS = ("unit", "engine", "server", "browser")
 NEED_CHECKOUT = ("full_engine", "server", "browser")
+#: Files that take long, by about how many seconds. Workers take the longest first, so that none of them works
+#: on alone at the end. `make test-fast` leaves these files out.
+SECONDS = {
+    "browser/test_browser.py": 200,
+    "server/test_workflows.py": 150,
+    "engine/test_jobs.py": 110,
+    "engine/test_families.py": 80,
+    "server/test_draws.py": 60,
+    "server/test_cancel.py": 60,
+    "engine/test_cli.py": 40,
+    "engine/test_recover.py": 40,
+    "engine/test_demo_models.py": 30,
+    "engine/test_gating_copies.py": 30,
+    "engine/finetune/test_model_untouched.py": 30,
+    "engine/finetune/test_command_line.py": 25,
+    "engine/finetune/test_resume.py": 25,
+    "engine/finetune/test_result.py": 25,
+    "engine/test_carried.py": 25,
+    "engine/test_work.py": 25,
+    "engine/test_nodes.py": 25,
+    "engine/formats/test_training.py": 25,
+    "engine/test_attention.py": 20,
+    "engine/test_compat.py": 20,
+    "engine/test_lists.py": 20,
+    "engine/formats/test_erasing.py": 20,
+}
 
 # Waiting threads sleep instead of spinning: beside another busy process, tiny models run 50 times as fast.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,14 +72,21 @@ def pytest_report_header() -> str:
     return f"engine: {found.path}, {found.version}, {'checkout' if found.full else 'model classes only'}"
 
 
+def seconds(item: pytest.Item) -> int:
+    return SECONDS.get(item.path.relative_to(TESTS).as_posix(), 0)
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     found, reason = _find_engine()
+    items.sort(key=seconds, reverse=True)
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0]
         if tier not in TIERS:
             raise pytest.UsageError(f"{item.path} is in none of the folders {', '.join(TIERS)}")
         item.add_marker(tier)
+        if seconds(item):
+            item.add_marker("slow")
         if tier != "unit" and found is None:
             item.add_marker(pytest.mark.skip(reason=reason))
         elif any(item.get_closest_marker(name) for name in NEED_CHECKOUT) and not found.full:
@@ -72,9 +105,12 @@ def engine() -> engine_finder.Engine:
 
 
 @pytest.fixture(scope="session")
+def fake():
+    """The module ``tests/helpers/fake_clip.py``."""
+    return importlib.import_module("fake_clip")
+
+
+@pytest.fixture(scope="session")
 def tiny(engine):
-    """The module ``tests/tiny_models.py``, which needs ComfyUI at import."""
-    spec = importlib.util.spec_from_file_location("tiny_models", TESTS / "tiny_models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module ``tests/helpers/tiny_models.py``, which needs ComfyUI at import."""
+    return importlib.import_module("tiny_models")

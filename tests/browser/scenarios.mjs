@@ -6,6 +6,7 @@ const FINETUNE = "TRACE_LateStageFinetune";
 const COMPARE = "TRACE_CompareErasure";
 const PROJECTION = "TRACE_ClosedFormProjection";
 const APPLY = "TRACE_ApplyErasureLora";
+const SMALL = { width: 32, height: 32 }; // pictures that are trained on, where nobody looks at them
 const TRAP = `<img src=x onerror="window.trapped=1">`;
 const SHORT_TRAP = "<b>x</b>"; // a demo model reads 24 tokens
 
@@ -126,7 +127,7 @@ async function shots(page, given) {
 
 async function cancelled(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { steps: 5000, preview_every: 0, seed: given.seed ?? 7 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { ...SMALL, steps: 5000, preview_every: 0, seed: given.seed ?? 7 } });
   await queue(page);
   await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 2);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
@@ -186,7 +187,7 @@ async function caught(page, { pack, problems }) {
 /** Two finetunes at once, one of them in a subgraph; then the other one, which has run, is put into one too. The page's own ways. */
 async function subgraph(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { steps: 3, preview_every: 0, seed: 21 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { ...SMALL, steps: 3, preview_every: 0, seed: 21 } });
   await without(page, COMPARE, "LossGraphNode", "TRACE_SaveErasureLora");
   await page.evaluate((type) => {
     const inner = app.graph.nodes.find((n) => n.type === type);
@@ -258,7 +259,7 @@ async function applied(page, given) {
 /** A removed node takes its panel along, and events for it do no harm. */
 async function removed(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { steps: 40, preview_every: 0, seed: 31 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { ...SMALL, steps: 40, preview_every: 0, seed: 31 } });
   await queue(page);
   await until(page, FINETUNE, (p) => p.state === "running");
   await page.evaluate((type) => app.graph.remove(app.graph.nodes.find((n) => n.type === type)), FINETUNE);

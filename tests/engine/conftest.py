@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine_cases import unload
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
@@ -18,16 +20,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def fake():
-    """The module ``tests/fake_clip.py``."""
-    file = Path(__file__).resolve().parents[1] / "fake_clip.py"
-    spec = importlib.util.spec_from_file_location("fake_clip", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -89,6 +81,4 @@ def pack(engine):
 def nothing_stays_loaded():
     """ComfyUI holds on to models that were sampled."""
     yield
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
+    unload()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine_cases import some_lora
 from trace_core.backbones import backbone_for
 from trace_core.backbones.other_patches import changes_of_the_network
 from trace_core.closed_form import erase
@@ -75,18 +76,6 @@ def call(module: str, name: str, *arguments):
         return getattr(node(), node.FUNCTION)(*arguments)[0]
     done = node.execute(*arguments)
     return getattr(done, "args", done)[0]
-
-
-def some_lora(model, seed: int = 0) -> ErasureLora:
-    draw = torch.Generator().manual_seed(seed)
-    factors = {}
-    for layer in backbone_for(model).context_layers():
-        weight = model.model.get_submodule(layer.module).weight
-        factors[layer.module] = (
-            torch.randn(weight.shape[0], 2, generator=draw),
-            0.1 * torch.randn(2, weight.shape[1], generator=draw),
-        )
-    return ErasureLora.from_factors(factors)
 
 
 def sampled(tiny, family, model, steps: int = 4) -> list[torch.Tensor]:

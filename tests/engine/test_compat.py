@@ -56,8 +56,7 @@ def same(a: ErasureLora, b: ErasureLora) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------- small
-# differences
+# ------------------------------------------------------------------------------------------ small differences
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -118,8 +117,7 @@ def test_a_static_model_is_itself(families):
     )
 
 
-# ------------------------------------------------------------------------------------------- dynamic memory
-# management
+# ---------------------------------------------------------------------------------- dynamic memory management
 
 
 @dataclass
@@ -239,8 +237,7 @@ def test_comfyuis_own_dynamic_class(families, on_disk, monkeypatch):
     model.model.dynamic_patchers.clear()
 
 
-# ------------------------------------------------------------------------------------------- copies of demo
-# models
+# -------------------------------------------------------------------------------------- copies of demo models
 
 
 @pytest.mark.parametrize("name", loader.MODELS)

@@ -11,6 +11,7 @@ import threading
 import pytest
 import torch
 
+from engine_cases import some_lora
 from trace_core.backbones import backbone_for, compat
 from trace_core.backbones.running import called_model, eager
 from trace_core.errors import ModelError
@@ -41,18 +42,6 @@ def made(families):
         return held[kind]
 
     return get
-
-
-def some_lora(model, seed: int = 0) -> ErasureLora:
-    draw = torch.Generator().manual_seed(seed)
-    factors = {}
-    for layer in backbone_for(model).context_layers():
-        weight = model.model.get_submodule(layer.module).weight
-        factors[layer.module] = (
-            torch.randn(weight.shape[0], 2, generator=draw),
-            0.1 * torch.randn(2, weight.shape[1], generator=draw),
-        )
-    return ErasureLora.from_factors(factors)
 
 
 def sampled(tiny, model, positive=None, steps: int = 4) -> list[torch.Tensor]:
@@ -308,8 +297,7 @@ def test_easycache_within_the_window_is_an_error_and_not_a_silent_step(tiny, mad
     assert sampled(tiny, whole, steps=8)[-1].isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------- threads and
-# casts
+# ------------------------------------------------------------------------------------------ threads and casts
 
 
 def test_another_threads_call_of_the_same_network_is_not_edited(made):

@@ -163,8 +163,7 @@ def test_training_mode_holds_inside_inference_mode_only():
         assert not torch.is_grad_enabled()
 
 
-# ------------------------------------------------------------------------------------- the states of the
-# adapters
+# --------------------------------------------------------------------------------- the states of the adapters
 
 
 @torch.no_grad()

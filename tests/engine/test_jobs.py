@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from engine_cases import least_work
 from trace_core.cli import jobs, main, training
 from trace_core.cli.workers import START, PartMaker, said
 from trace_core.errors import TraceError
@@ -36,10 +37,6 @@ NAMES = (
     "book",
     "flower",
 )
-#: as little work as a finetune can be, most of it in its own paths
-TINY = dict(
-    steps=2, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,10 +44,8 @@ def tiny_work(engine):
     """The command line has no options to make a finetune this small; its processes are told by the first
     one.
     """
-    before = training.options
-    training.options = lambda args, method: before(args, method) | TINY
-    yield
-    training.options = before
+    with least_work():
+        yield
 
 
 def command(out: Path, names=NAMES, *more: str, keep=("sun",)) -> list[str]:

@@ -145,8 +145,7 @@ def test_the_node_says_it(pack, sd, engine):
         node.erase(*sd, "cat\na, b", "", "trace", 1.0)
 
 
-# --------------------------------------------------------------------------------------------- the command
-# line
+# ------------------------------------------------------------------------------------------- the command line
 
 
 def test_dry_run_reads_the_lists_and_loads_no_model(engine, tmp_path, capsys, monkeypatch):

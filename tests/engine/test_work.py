@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine_cases import LEAST_WORK, least_work
 from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.cli import main, models, training
 from trace_core.closed_form import ClosedFormConfig, erase
@@ -22,19 +23,14 @@ from trace_core.lora.fusion import fuse
 from trace_core.lora.gating import apply
 from trace_core.text.concepts import Concept
 
-#: as little work as a finetune can be
-TINY = dict(
-    steps=3, batch=4, trajectories=2, keep_trajectories=2, refresh=1, sampling_steps=2, width=32, height=32
-)
+TINY = LEAST_WORK | dict(steps=3)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_work(engine):
     """The command line has no options to make a finetune this small."""
-    before = training.options
-    training.options = lambda args, method: before(args, method) | TINY
-    yield
-    training.options = before
+    with least_work(**TINY):
+        yield
 
 
 @pytest.fixture
@@ -135,8 +131,7 @@ def test_a_result_without_a_state_is_whole(expected, tmp_path, capsys, monkeypat
     assert {"load", "train", "save", "all"} <= set(report["phases"])
 
 
-# ------------------------------------------------------------------------------------------- Ctrl-C, other
-# runs
+# ----------------------------------------------------------------------------------------- Ctrl-C, other runs
 
 
 def interrupted(monkeypatch, at: int) -> None:

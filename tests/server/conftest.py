@@ -6,7 +6,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from server_prompts import base, erased, node
 
 HERE = Path(__file__).resolve().parent
 MODULES = ("requests", "pathspec", "av")
@@ -60,3 +63,40 @@ def workflow(harness, info):
         return harness.to_api(json.loads((harness.ROOT / "workflows" / f"{name}.json").read_text()), info)
 
     return load_workflow
+
+
+@pytest.fixture(scope="session")
+def stock(info, harness):
+    """``stock(kind, **inputs)``: a node of ComfyUI itself; inputs that this version added have their
+    defaults.
+    """
+
+    def made(kind: str, **inputs) -> dict:
+        required = {
+            name: spec for name, spec in info[kind]["input"]["required"].items() if name not in inputs
+        }
+        widgets = {n: s for n, s in required.items() if harness.is_widget(s[0], s[1] if len(s) > 1 else {})}
+        return node(kind, **{name: spec[1]["default"] for name, spec in widgets.items()}, **inputs)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def draw(server):
+    """``draw(prompt, "image")``: the pixels that a node saved, int16."""
+
+    def run(prompt: dict, *names: str) -> list[np.ndarray]:
+        outputs = server.run(prompt)
+        return [np.asarray(server.picture(outputs[n]["images"][0]), dtype=np.int16) for n in names]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def saved(server) -> str:
+    """An erasure in a file, by its name in the loaders' list."""
+    prompt = base() | {
+        "erase": erased(),
+        "save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="t/%concepts%", license="CC0-1.0"),
+    }
+    return server.run(prompt)["save"]["text"][0]

@@ -187,8 +187,7 @@ def test_same_looks_through_case_space_and_unicode_form():
     assert not same("cat", "cats") and not same("cafe", "café")
 
 
-# --------------------------------------------------------------------------------------------- combined
-# concepts
+# ------------------------------------------------------------------------------------------ combined concepts
 
 RED = combined("cat", "red background")
 

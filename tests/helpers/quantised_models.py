@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ENGINE = Path(comfy.sd.__file__).parents[1]
 FLUX = dict(hidden=256, heads=4, depth=1, depth_single=1, context_dim=256, pooled_dim=256)
 SD = dict(context_dim=32)
