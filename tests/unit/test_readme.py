@@ -83,7 +83,8 @@ def test_pages_are_short(page):
 
 
 def test_every_page_is_linked_from_the_readme():
-    assert {f"docs/{page.name}" for page in DOCS} - set(re.findall(r"\(([^)#]+)", README.read_text())) == set()
+    linked = set(re.findall(r"\]\(([^)#]+)", README.read_text()))
+    assert {f"docs/{page.name}" for page in DOCS} - linked == set()
 
 
 def test_the_readme_has_one_table_of_results_of_eight_rows_at_most():
