@@ -72,6 +72,14 @@ def test_every_link_leads_somewhere(page):
 
 
 @each_page
+def test_every_file_that_is_named_exists(page):
+    tops = "benchmarks|docs|locales|nodes|tests|trace_core|web|workflows"
+    for code in re.findall(r"`([^`\n]+)`", FENCED.sub("", page.read_text())):
+        if re.fullmatch(rf"({tops})/[\w./-]*", code) and not re.search(r"\bID\b", code):
+            assert (ROOT / code).exists(), code
+
+
+@each_page
 def test_python_blocks_are_python(page):
     for block in blocks(page.read_text(), "python"):
         ast.parse(block)
