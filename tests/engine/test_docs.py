@@ -100,8 +100,8 @@ def run(words: list[str], erasures: Path) -> int:
     for word in words:
         if (erasures / word).is_file() and word not in outputs and not Path(word).exists():
             shutil.copy(erasures / word, word)
-    in_workers = ["--preset", "fast", "--steps", "2"] if "--jobs" in words else []
-    return main([*words, *CHEAPER.get(words[0], []), *in_workers])
+    untrained = ["--method", "projection"] if "--jobs" in words else []  # workers know no QUICK
+    return main([*words, *CHEAPER.get(words[0], []), *untrained])
 
 
 @pytest.mark.parametrize("page", named(with_some(commands)))

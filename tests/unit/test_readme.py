@@ -85,6 +85,22 @@ def test_python_blocks_are_python(page):
         ast.parse(block)
 
 
+def test_quoted_messages_are_those_of_the_program():
+    """Where a page has dots or a number that the program fills in, the parts around them are looked for."""
+    said = [
+        node.value
+        for folder in ("trace_core", "nodes")
+        for file in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    for name in ("troubleshooting.md", "training.md"):
+        quoted = re.findall(r'^\| "([^"]+)" \|', (ROOT / "docs" / name).read_text(), flags=re.M)
+        assert quoted
+        for part in (part.strip() for message in quoted for part in re.split(r"\.\.\.|nan", message)):
+            assert any(part in text for text in said), part
+
+
 @pytest.mark.parametrize("page", (README, *DOCS), ids=lambda page: page.name)
 def test_pages_are_short(page):
     assert len(page.read_bytes()) <= LONGEST.get(page.name, 6144)
