@@ -18,6 +18,7 @@ from tables_erasure import (  # noqa: E402
     erasure,
     judge,
     mass,
+    methods,
     per_class,
     prompts,
     recoverability,
@@ -28,6 +29,7 @@ TABLES = {
     table.__name__: table
     for table in (
         summary,
+        methods,
         erasure,
         per_class,
         judge,

@@ -48,11 +48,11 @@ def best_of(task: str, methods: dict[str, list[dict]]) -> str:
     return max(methods, key=lambda m: fmean(r[RANKED_BY[task]] for r in methods[m]))
 
 
-def summary() -> str:
+def summary(leave_out: tuple[str, ...] = ()) -> str:
     """H and drift of every method, a column for each model and task."""
     groups = erased()
     rows = []
-    for method in sorted({m for methods in groups.values() for m in methods}):
+    for method in sorted({m for methods in groups.values() for m in methods} - set(leave_out)):
         cells = []
         for (_, task), methods in groups.items():
             runs = methods.get(method)
@@ -62,6 +62,11 @@ def summary() -> str:
         rows.append([named(method), *cells])
     short = {"object": "objects", "style": "styles", "12 objects": "12 objects at once"}
     return markdown(["method: H ↑, drift ↓", *(f"{model}, {short[task]}" for model, task in groups)], rows)
+
+
+def methods() -> str:
+    """:func:`summary` for the README: whole methods alone, without first stages and variants."""
+    return summary(leave_out=("ant-saliency", "mace-cfr", "trce-eot", "trace-fused"))
 
 
 def erasure() -> str:

@@ -21,6 +21,7 @@ NEED_CHECKOUT = ("full_engine", "server", "browser")
 #: Files that take long, by about how many seconds. Workers take the longest first, so that none of them works
 #: on alone at the end. `make test-fast` leaves these files out.
 SECONDS = {
+    "engine/test_docs.py": 150,
     "browser/test_browser.py": 200,
     "server/test_workflows.py": 150,
     "engine/test_jobs.py": 110,

@@ -143,6 +143,7 @@ def test_archive_has_no_development_files():
     folders = {".ci", ".github", "benchmarks", "docs", "tests"}
     extra = {name for name in archive() if name.split("/")[0] in folders or DEVELOPMENT.fullmatch(name)}
     assert extra == set()
+    assert {"ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"} & archive() == set()
     assert not any(re.search(r"(^|/)(test_|conftest)", name) for name in archive())
 
 
