@@ -197,7 +197,7 @@ def test_presets_parse(pack, part, preset):
     erase, keep = node.lists(preset, "", "a blue house")
     erased = concepts.parse_concepts(erase)
     kept = concepts.parse_keep(keep)
-    part("trace_core.text.grammar").check_disjoint(erased, kept)
+    part("trace_core.text.concepts").check_disjoint(erased, kept)
     assert "a blue house" in kept
     one, rest = node.lists(preset, erased[0].target, "")
     assert concepts.parse_concepts(one) == erased[:1]

@@ -279,25 +279,3 @@ def bare(network: torch.nn.Module) -> torch.nn.Module:
 def bare_name(name: str) -> str:
     """A module's or weight's name as it was before parts of the network were compiled."""
     return name.replace("_orig_mod.", "")
-
-
-def backbone_for(patcher) -> Backbone:
-    """Recognise the family of a ComfyUI model.
-
-    Raises:
-        ModelError: naming the model, for families whose text path is not known.
-    """
-    from . import flux, unet
-
-    engine_of(patcher)
-    if getattr(patcher.model, "diffusion_model", None) is not None:
-        for family in (unet, flux):
-            if family.matches(patcher):
-                return family.build(patcher)
-    name = comfy_class(patcher.model)
-    if name in ("", "BaseModel"):
-        name = type(getattr(patcher.model, "model_config", patcher.model)).__name__
-    raise ModelError(
-        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (inpainting "
-        "models, unCLIP, SSD-1B, Vega, KOALA, and FLUX.1's Fill, Kontext and Krea are among them)"
-    )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..errors import TraceError
-from . import backbone_for
 from .base import engine_of
 from .defaults import defaults_of
+from .families import backbone_for
 
 
 @dataclass(frozen=True)

@@ -15,37 +15,16 @@ from ..lora.gating import apply
 from ..methods import METHODS, Eraser
 from ..text.grammar import parse_concepts
 from .engine import load
+from .figures import table
+from .outputs import write_text
+from .shows import SHOWS, stem
 from .training import Bar
-
-NOUNS = ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")
-
-#: (model, method, concept, nouns of the grid)
-SHOWS = (
-    ("demo-sd", "projection", "cat", NOUNS),
-    ("demo-sd", "trace", "cat", NOUNS),
-    ("demo-sd", "projection", "twitter style", ("cat", "airplane", "snowman", "guitar")),
-    ("demo-flux", "projection", "cat", NOUNS),
-)
-
-
-def _stem(model: str, method: str, concept: str) -> str:
-    return f"{model}-{concept.replace(' ', '-')}" + ("-trace" if METHODS[method].finetune is not None else "")
-
-
-#: What the command writes into its folder
-FILES = [
-    "report.json",
-    *(f"{_stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png")),
-]
 
 
 def run(args, bars) -> dict:
     """Erase, save, judge and draw each of :data:`SHOWS`; returns the report and writes it beside the
     pictures.
     """
-    from .commands import table
-    from .outputs import write_text
-
     load()
     out, started = Path(args.out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -76,8 +55,8 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
         if bar:
             bar.close()
     seconds = time.perf_counter() - start
-    stem = _stem(name, method, concept)
-    file = result.lora.save(out / f"{stem}.safetensors")
+    file_stem = stem(name, method, concept)
+    file = result.lora.save(out / f"{file_stem}.safetensors")
     edited = apply(evaluator.model, ErasureLora.load(file))
     scores = evaluator.evaluate(edited, concepts)
     prompts, marked = _prompts(concept, nouns, scores["head"], list(evaluator.domain.styles))
@@ -87,13 +66,13 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
     ]
     how = "closed form and finetune" if trained else "closed form"
     sheet = grid(pictures, prompts, f"{name}: '{concept}' erased by {how}, {seconds:.1f} s", marked=marked)
-    sheet.save(out / f"{stem}.png")
+    sheet.save(out / f"{file_stem}.png")
     return scores | {
         "name": f"{name}: {concept}, {method}",
         "erase_seconds": seconds,
         "bytes": file.stat().st_size,
         "lora": str(file),
-        "grid": str(out / f"{stem}.png"),
+        "grid": str(out / f"{file_stem}.png"),
     }
 
 

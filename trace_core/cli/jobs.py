@@ -21,7 +21,7 @@ from .models import open_model
 from .outputs import keep
 from .timing import Bars
 from .training import Stopped
-from .workers import REPORT, START, Setup, pool_for
+from .workers import REPORT, START, LocalPool, Setup
 
 RETRIES = 3  #: of a concept whose worker is lost
 FALSE_STARTS = 3  #: workers lost in a row before any was ready
@@ -251,6 +251,15 @@ def check(args, method, concepts: Sequence[Concept]) -> bool | None:
             "which keeps what is finished"
         )
     return apart
+
+
+def pool_for(setup: Setup, jobs: int, ray: str | None):
+    """On this machine, or as :class:`~trace_core.cli.ray_workers.RayPool` at the address ``ray``."""
+    if ray is None:
+        return LocalPool(setup)
+    from .ray_workers import RayPool
+
+    return RayPool(setup, ray, jobs)
 
 
 def run(args, setup: Setup, clock=None):

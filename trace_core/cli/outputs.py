@@ -92,7 +92,7 @@ def outputs(args) -> list[Place]:
     found = []
     out = None if getattr(args, "dry_run", False) else getattr(args, "out", None)
     if args.command == "demo":
-        from .demo import FILES
+        from .shows import FILES
 
         found += [Place("--out", Path(out) / name) for name in FILES]
     elif out is not None:

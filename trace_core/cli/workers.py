@@ -1,5 +1,6 @@
-"""Processes that erase one concept after another, on this machine (on Ray: :mod:`.on_ray`). Each loads the
-model once.
+"""Processes that erase one concept after another, on this machine (on Ray: :mod:`.ray_workers`).
+
+Each loads the model once.
 
 A pool hires workers and hears what they say, as tuples::
 
@@ -298,15 +299,6 @@ class LocalPool:
     def close(self) -> None:
         for worker in list(self.workers):
             self.fire(worker)
-
-
-def pool_for(setup: Setup, jobs: int, ray: str | None):
-    """On this machine, or as :class:`~trace_core.cli.ray_workers.RayPool` at the address ``ray``."""
-    if ray is None:
-        return LocalPool(setup)
-    from .ray_workers import RayPool
-
-    return RayPool(setup, ray, jobs)
 
 
 def forced_cpu() -> bool | None:

@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ..backbones.defaults import ModelDefaults
 from ..evaluate.protocol import Domain
-from ..text.concepts import Concept, same
-from .vocabulary import COLOURS, OBJECTS, STYLES
-
-#: Prompts of the demo world to meet a concept in, by kind of concept; ``{}`` is its place.
-CONTEXTS = {
-    "object": (
-        *(f"a photo of a {{}}, {style}" for style in STYLES),
-        *(f"a {{}} on a {colour} background" for colour in list(COLOURS)[::3]),
-        "a picture of a {} in google style, red background",
-    ),
-    "style": (
-        *(f"a photo of a {name}, {{}}" for name in list(OBJECTS)[::2]),
-        "a picture in {} on a blue background",
-        "a drawing of a dog on a red background, {}",
-    ),
-}
-
-
-#: What the finetune of a demo model needs otherwise than a real one's: small networks learn at higher rates.
-FINETUNE = {
-    "demo-sd": {"width": 64, "height": 64, "lr_scale": 10.0, "contexts": CONTEXTS},
-    "demo-flux": {"width": 64, "height": 64, "lr_scale": 4.0, "contexts": CONTEXTS},
-}
+from .loader import load_judge
+from .vocabulary import OBJECTS, STYLES
+from .world import CONTEXTS as CONTEXTS
+from .world import FINETUNE as FINETUNE
+from .world import keep_list as keep_list
 
 
 def domain() -> Domain:
     """What the evaluation needs: the classes of the demo world, and its judge."""
-    from .loader import load_judge
-
     judge = load_judge()
     return Domain(
         {name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities
     )
-
-
-def keep_list(concepts: Sequence[Concept]) -> list[str]:
-    """Everything the demo models can draw, less what is to be erased (and what an erased synonym stands for).
-
-    Both parts of a combined concept stay in it: they are kept, each without the other (see
-    :func:`trace_core.closed_form.policies.keep_prompts`).
-    """
-    erased = [c.target for c in concepts]
-
-    def gone(name: str) -> bool:
-        words = (name, *OBJECTS.get(name, {"synonyms": ()})["synonyms"])
-        return any(same(word, target) for word in words for target in erased)
-
-    return [name for name in (*OBJECTS, *STYLES, *(f"{c} background" for c in COLOURS)) if not gone(name)]
-
-
-def defaults(name: str) -> ModelDefaults:
-    """What a demo model says of itself."""
-    return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], FINETUNE[name]["width"])

@@ -9,10 +9,11 @@ from torch import Tensor
 from ..backbones import compat
 from ..backbones.defaults import ATTRIBUTE
 from ..errors import TraceError
-from . import domain, networks, text_towers
+from . import networks, text_towers
 from .codec import Codec
 from .judge import Judge
 from .sizes import LATENT_CHANNELS, PATCH
+from .world import defaults
 
 MODELS = ("demo-sd", "demo-flux")
 MARK = "trace_demo"  #: attribute of the model object, which all clones share: the demo model's name
@@ -109,7 +110,7 @@ def load(name: str):
     base.diffusion_model.requires_grad_(False)
     _load_clip_tower(clip.cond_stage_model.clip_l.transformer, _part(state, "clip_l."))
     setattr(base, MARK, name)
-    setattr(base, ATTRIBUTE, domain.defaults(name))
+    setattr(base, ATTRIBUTE, defaults(name))
     patcher = _patcher(base)
     patcher.cached_patcher_init = (load_model, (name,))
     clip.patcher.cached_patcher_init = (load_clip_patcher, (name,))

@@ -82,20 +82,28 @@ def recoverability(
     seeds = [seed * 100003 + i for i in range(samples)]
     erased = apply(model, lora)
 
-    def recognised(pictures: Tensor) -> float:
-        return top1(domain.judge(pictures, head), classes.index(name))
+    def recognised(latents: Tensor) -> float:
+        return top1(domain.judge(vae.decode(latents), head), classes.index(name))
 
     found = {}
     for label, maps in (("plain", None), ("adversarial_rows", adversarial_maps(model, erased))):
         heard, reader = partial(progress, label), Rewritten(clip, maps) if maps else clip
-        found[label] = recognised(vae.decode(sample(erased, reader, prompts, seeds, config, heard)))
+        found[label] = recognised(sample(erased, reader, prompts, seeds, config, heard))
     prompt = f"a photo of a {concept}" if head == "object" else f"a photo, {concept}"
-    judge, options = lambda latents: recognised(vae.decode(latents)), (samples, seed, steps, every, lr)
-    curve = inversion(model, lora, clip, prompt, judge, *options, config, progress)
+    curve = inversion(
+        model, lora, clip, prompt, recognised, samples, seed, steps, every, lr, config, progress
+    )
+    return {
+        **found,
+        "inversion": _inverted(curve, prompt, lr),
+        **{"concept": concept, "samples": samples, "seed": seed},
+        **{"lambda": RIDGE, "recognised_from": RECOGNISED},
+    }
+
+
+def _inverted(curve: list[list], prompt: str, lr: float) -> dict:
     reached = next((step for step, share in curve if share >= RECOGNISED), None)
-    attack = {"curve": curve, "recovered_at": reached, "prompt": prompt, "steps": curve[-1][0], "lr": lr}
-    setting = {"concept": concept, "samples": samples, "seed": seed}
-    return {**found, "inversion": attack, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
+    return {"curve": curve, "recovered_at": reached, "prompt": prompt, "steps": curve[-1][0], "lr": lr}
 
 
 # ------------------------------------------------------------------------------------------- adversarial rows

@@ -1,0 +1,26 @@
+"""What the command ``demo`` shows, and the files that it writes."""
+
+from __future__ import annotations
+
+from ..methods import METHODS
+
+NOUNS = ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")
+
+#: (model, method, concept, nouns of the grid)
+SHOWS = (
+    ("demo-sd", "projection", "cat", NOUNS),
+    ("demo-sd", "trace", "cat", NOUNS),
+    ("demo-sd", "projection", "twitter style", ("cat", "airplane", "snowman", "guitar")),
+    ("demo-flux", "projection", "cat", NOUNS),
+)
+
+
+def stem(model: str, method: str, concept: str) -> str:
+    return f"{model}-{concept.replace(' ', '-')}" + ("-trace" if METHODS[method].finetune is not None else "")
+
+
+#: What the command writes into its folder
+FILES = [
+    "report.json",
+    *(f"{stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png")),
+]
