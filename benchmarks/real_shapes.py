@@ -203,7 +203,7 @@ def missing(name: str, small: bool) -> str | None:
     return formats.gguf_missing(engine.find().path) if case.fmt in formats.GGUF else None
 
 
-def apart(name: str, small: bool, timeout: float) -> dict:
+def run_apart(name: str, small: bool, timeout: float) -> dict:
     """A case in a process of its own; its files are deleted afterwards."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
@@ -251,7 +251,7 @@ def run(
             continue
         why = missing(name, small)
         print(f"{found.version}: {name}" + (f": {why}" if why else ""), flush=True)
-        here["cases"][name] = {"missing": why} if why else apart(name, small, timeout)
+        here["cases"][name] = {"missing": why} if why else run_apart(name, small, timeout)
         results.parent.mkdir(parents=True, exist_ok=True)
         results.write_text(json.dumps(data, indent=1) + "\n")
     return data

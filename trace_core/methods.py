@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from .backbones.defaults import defaults_of
 from .errors import TraceError
-from .text.anchors import followed
-from .text.concepts import Concept, settled
+from .text.anchors import follow_anchors
+from .text.concepts import Concept, with_default_anchor
 from .text.grammar import parse_concepts
 from .text.synonyms import everyday
 
@@ -222,8 +222,8 @@ class Eraser:
             raise TraceError(
                 "a training state is of one concept's run; of several that are made apart, resume each alone"
             )
-        concepts, notes = followed(concepts)  # while they are all in sight
-        concepts = [settled(c, list(self.keep), concepts) for c in concepts]
+        concepts, notes = follow_anchors(concepts)  # while they are all in sight
+        concepts = [with_default_anchor(c, list(self.keep), concepts) for c in concepts]
         # no other concept is kept
         each = replace(self, keep=list(self.keep) or everyday(concepts), per_concept=None)
         start = each.fit_start(model, clip, concepts, progress)

@@ -16,7 +16,7 @@ import pytest
 
 from engine_cases import least_work
 from trace_core.cli import jobs, main, training
-from trace_core.cli.workers import START, PartMaker, said
+from trace_core.cli.workers import START, PartMaker, as_event
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
 from trace_core.methods import Eraser
@@ -191,7 +191,7 @@ class Inline:
 
     def give(self, number, start):
         self.asked.append(number)
-        self.says.append(said(lambda: ("done", self.maker.work(number, start, lambda *_: None))))
+        self.says.append(as_event(lambda: ("done", self.maker.work(number, start, lambda *_: None))))
 
     def listen(self, timeout):
         says, self.says = self.says, []

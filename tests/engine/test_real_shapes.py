@@ -69,13 +69,13 @@ def test_cases_are_run_once_and_kept_one_by_one(bench, tmp_path, monkeypatch):
         "keys_left": [],
     }
 
-    def apart(name, small, timeout):
+    def run_apart(name, small, timeout):
         done.append(name)
         if name == "FLUX fp8 e5m2":
             raise KeyboardInterrupt
         return {"failed": "ended with 1"} if name == "SD1.5 fp16" else good
 
-    monkeypatch.setattr(real_shapes, "apart", apart)
+    monkeypatch.setattr(real_shapes, "run_apart", run_apart)
     names = ["SD1.5 fp16", "FLUX bf16", "FLUX fp8 e5m2"]
     with pytest.raises(KeyboardInterrupt):
         real_shapes.run(names, results=file)

@@ -6,8 +6,8 @@ import pytest
 
 from trace_core.demo.vocabulary import COLOURS, OBJECTS, STYLES
 from trace_core.lora.parts import entry_of, read_concepts
-from trace_core.text.anchors import followed
-from trace_core.text.concepts import Concept, combined, kinds_of, settled
+from trace_core.text.anchors import follow_anchors
+from trace_core.text.concepts import Concept, combined, kinds_of, with_default_anchor
 from trace_core.text.grammar import parse_concepts
 from trace_core.text.kinds import DATA, KINDS, LISTS, bare, guess_kind, kind_of
 from trace_core.text.prompts import prompt_pairs
@@ -57,10 +57,10 @@ ROUND = "the arrows lead round in a circle"
     ],
 )
 def test_arrows_are_followed(lines, then, says):
-    concepts, notes = followed(parse_concepts(lines))
+    concepts, notes = follow_anchors(parse_concepts(lines))
     assert concepts == parse_concepts(then)
     assert any(says in note for note in notes)
-    again, _ = followed(concepts)
+    again, _ = follow_anchors(concepts)
     assert again == concepts, "what comes out is not followed any further"
 
 
@@ -77,12 +77,12 @@ def test_arrows_are_followed(lines, then, says):
 )
 def test_other_anchors_stay(lines):
     concepts = parse_concepts(lines)
-    assert followed(concepts) == (concepts, [])
+    assert follow_anchors(concepts) == (concepts, [])
 
 
 def test_a_part_that_is_erased_altogether_is_said():
     concepts = parse_concepts("cat + hat; cat")
-    assert followed(concepts) == (
+    assert follow_anchors(concepts) == (
         concepts,
         [
             "'cat with hat': 'cat' is erased altogether, so the two together need no line of their own; "
@@ -93,17 +93,20 @@ def test_a_part_that_is_erased_altogether_is_said():
 
 def test_what_stands_in_the_place_of_a_part_is_not_erased_itself():
     red = combined("cat", "red background")
-    assert settled(red, [], [Concept("White  background"), Concept("dog")]).anchor == "black background"
+    assert (
+        with_default_anchor(red, [], [Concept("White  background"), Concept("dog")]).anchor
+        == "black background"
+    )
     backgrounds = [Concept(b) for b in OTHERS["background"]]
-    assert settled(red, ["sea background"], backgrounds).anchor == "sea background"
-    assert settled(red, [], backgrounds).anchor == "cat", "nothing is left: the part is left out"
+    assert with_default_anchor(red, ["sea background"], backgrounds).anchor == "sea background"
+    assert with_default_anchor(red, [], backgrounds).anchor == "cat", "nothing is left: the part is left out"
 
 
 def test_many_concepts_with_anchors_take_no_time():
     concepts = parse_concepts(
         "\n".join(f"painter number {i} -> a person of number {i + 1}" for i in range(3000))
     )
-    assert followed(concepts) == (concepts, [])
+    assert follow_anchors(concepts) == (concepts, [])
 
 
 # --------------------------------------------------------------------------------------------- kinds

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from trace_core.errors import ConceptError, TraceError
-from trace_core.text.concepts import Concept, check_disjoint, combined, same, settled
+from trace_core.text.concepts import Concept, check_disjoint, combined, same, with_default_anchor
 from trace_core.text.grammar import MAX_CHARACTERS, parse_concepts, parse_keep
 from trace_core.text.kinds import guess_kind
-from trace_core.text.prompts import apart, asks_for, prompt_pairs
+from trace_core.text.prompts import asks_for, prompt_pairs, separating_prompts
 from trace_core.text.templates import EVERYDAY, TEMPLATES, fill
 
 
@@ -230,21 +230,25 @@ def test_combined_lines(line, concept):
     ],
 )
 def test_what_a_combination_is_called_and_steered_to(concept, target, kind, anchor):
-    assert (concept.target, concept.kind, settled(concept, ["dog"]).anchor) == (target, kind, anchor)
+    assert (concept.target, concept.kind, with_default_anchor(concept, ["dog"]).anchor) == (
+        target,
+        kind,
+        anchor,
+    )
 
 
 def test_what_takes_its_place_is_of_the_keep_list():
     assert (
-        settled(RED, ["dog", "red background", "blue background", "white background"]).anchor
+        with_default_anchor(RED, ["dog", "red background", "blue background", "white background"]).anchor
         == "blue background"
     )
-    assert settled(Concept("cat"), ["blue background"]) == Concept("cat")
+    assert with_default_anchor(Concept("cat"), ["blue background"]) == Concept("cat")
 
 
 def test_another_background_stands_where_the_erased_one_stood():
     """Word for word: so every row has its partner in the same place."""
     for prompt, subject, other, instead in prompt_pairs(
-        settled(RED, []), [*TEMPLATES["object"], "a {}, google style"]
+        with_default_anchor(RED, []), [*TEMPLATES["object"], "a {}, google style"]
     ):
         assert prompt.replace("red background", "white background") == other
         assert (subject, instead) == ("red background", "white background")
@@ -252,7 +256,10 @@ def test_another_background_stands_where_the_erased_one_stood():
 
 
 def test_prompts_of_a_combination_have_both_orders_and_no_second_background():
-    prompts = [p for p, *_ in prompt_pairs(settled(RED, []), [*TEMPLATES["object"], "a {}, google style"])]
+    prompts = [
+        p
+        for p, *_ in prompt_pairs(with_default_anchor(RED, []), [*TEMPLATES["object"], "a {}, google style"])
+    ]
     assert {"a cat on a red background, google style", "a cat, google style, red background"} <= set(prompts)
     assert all(p.count("background") == 1 for p in prompts)
     assert len(set(prompts)) == len(prompts)
@@ -260,7 +267,7 @@ def test_prompts_of_a_combination_have_both_orders_and_no_second_background():
 
 def test_a_thing_is_left_out():
     found = prompt_pairs(
-        settled(combined("scientist", "glasses"), []), ["a photo of a {}", "a {} in the garden"]
+        with_default_anchor(combined("scientist", "glasses"), []), ["a photo of a {}", "a {} in the garden"]
     )
     assert ("a photo of a scientist with glasses", "with glasses", "a photo of a scientist", "") in found
     assert {other for _, _, other, _ in found} == {"a photo of a scientist", "a scientist in the garden"}
@@ -278,7 +285,9 @@ def test_pairs_of_a_plain_concept_are_its_templates():
     "keep", [[], ["dog", "house", "blue background", "red background", "comic style", "ink style"]]
 )
 def test_each_part_is_kept_without_the_other(concept, keep):
-    prompts = apart(concept, keep, {"object": ("a {}, red background, comic style with glasses",)})
+    prompts = separating_prompts(
+        concept, keep, {"object": ("a {}, red background, comic style with glasses",)}
+    )
     texts = [prompt for prompt, _ in prompts]
     assert len(set(texts)) == len(texts) > 30
     assert not any(asks_for(text, concept) for text in texts)

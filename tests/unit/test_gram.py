@@ -88,7 +88,7 @@ def test_gram_of_tensors_that_return(monkeypatch, held):
     weights[3][2:5] = 0
     gram = Gram(D)
     for r, w in zip(rows, weights):
-        gram.add_held(r, w)
+        gram.add_repeated(r, w)
         gram.add(r, w)
     assert gram.count == 2 * 25 * 9
     assert close(gram.value(), 2 * naive(rows, rows, weights))
@@ -157,12 +157,12 @@ def test_prompts_that_return_are_multiplied_once(monkeypatch):
     gram, rows, ones = Gram(D), prompts(2), torch.ones(9, dtype=torch.float64)
     for _ in range(50):
         for r in rows:
-            gram.add_held(r, ones)
+            gram.add_repeated(r, ones)
     gram.value()
     assert multiplied == [9, 9]
     monkeypatch.setattr(Gram, "HELD", 30)
     for r in prompts(20):
-        gram.add_held(r, ones)
+        gram.add_repeated(r, ones)
         assert sum(len(kept) for kept, _ in gram._held.values()) <= 30
 
 

@@ -14,7 +14,7 @@ from trace_core.cli import jobs
 from trace_core.cli.folder import Folder, difference
 from trace_core.cli.jobs import RETRIES, Display, Foreman
 from trace_core.cli.ray_workers import RayPool
-from trace_core.cli.workers import START, Setup, rarely
+from trace_core.cli.workers import START, Setup, throttled
 from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
 from trace_core.methods import METHODS, Eraser
@@ -231,7 +231,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
 
 def test_a_worker_does_not_speak_all_the_time():
     heard = []
-    tell = rarely(lambda *where: heard.append(where))
+    tell = throttled(lambda *where: heard.append(where))
     for i in range(1000):
         tell(i)
     assert heard[0] == (0,) and len(heard) < 10

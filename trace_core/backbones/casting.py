@@ -97,7 +97,7 @@ def install(engine, network: nn.Module) -> int:
     return len(found)
 
 
-class _Around:
+class _CastsWeights:
     """What both kinds share: the layer itself is a child, its weight is shown to nobody."""
 
     def _surround(self, engine, layer: nn.Module) -> None:
@@ -120,7 +120,7 @@ class _Around:
         return None
 
 
-class CastLinear(_Around, nn.Linear):
+class CastLinear(_CastsWeights, nn.Linear):
     """A linear layer around one whose weight is cast; PEFT takes it for a plain ``nn.Linear``."""
 
     def __init__(self, engine, layer: nn.Module):
@@ -137,7 +137,7 @@ class CastLinear(_Around, nn.Linear):
         return rows.view(*x.shape[:-1], self.out_features)
 
 
-class CastConv(_Around, nn.Module):
+class CastConv(_CastsWeights, nn.Module):
     """A convolution around one whose weight is cast."""
 
     def __init__(self, engine, layer: nn.Conv2d):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from ..closed_form import ClosedFormConfig
 from ..errors import TraceError
 from ..lora.erasure import ErasureLora
-from ..text.concepts import Concept, settled
+from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
 from . import inputs as intake
 from . import jobs, outputs, training, workers
@@ -180,7 +180,7 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
     load()
     source = Source.of(args)
     files = source.files()
-    concepts = [settled(c, keep, concepts) for c in concepts]  # while they are all in sight
+    concepts = [with_default_anchor(c, keep, concepts) for c in concepts]  # while they are all in sight
     keep = keep or everyday(concepts)
     return workers.Setup(
         args.model,

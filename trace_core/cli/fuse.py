@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import TraceError
 from ..lora.erasure import ErasureLora
-from ..lora.parts import grades
+from ..lora.parts import check_strengths
 from ..text.concepts import same
 from . import inputs as intake
 from .models import DEMO_MODELS, Source, open_model
@@ -40,10 +40,10 @@ def run(args, bars) -> dict:
         raise TraceError("--without takes out all that the files erase; there is nothing to write")
     names, loras = zip(*left)
     check_compatible(loras, names)
-    grades([part for lora in loras for part in lora.parts()], strengths)
+    check_strengths([part for lora in loras for part in lora.parts()], strengths)
     if len(loras) == 1:
         lora, report = (
-            loras[0].graded(strengths) if strengths else loras[0],
+            loras[0].with_strengths(strengths) if strengths else loras[0],
             {"method": "parts", "warnings": []},
         )
         if args.max_rank:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..text import lists
-from ..text.anchors import followed
+from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of
 from ..text.grammar import concepts_of, keep_of
 from ..text.syntax import Item
@@ -40,7 +40,7 @@ def read(args: argparse.Namespace) -> Read:
     found, notes = concepts(args)
     kept, more = keep(args)
     check_disjoint(found, kept)
-    found, said = followed(found)
+    found, said = follow_anchors(found)
     return Read(found, kept, [*notes, *more, *said])
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import TraceError
-from .workers import PartMaker, Setup, said
+from .workers import PartMaker, Setup, as_event
 
 
 class RayPartMaker:
@@ -33,11 +33,11 @@ class RayPartMaker:
                 ) from error
             return ("ready",)
 
-        return said(begin)
+        return as_event(begin)
 
     def work(self, number: int, start: bytes | None) -> tuple:
         self.where = None
-        return said(lambda: ("done", self.maker.work(number, start, self._tell)))
+        return as_event(lambda: ("done", self.maker.work(number, start, self._tell)))
 
     def _tell(self, *where) -> None:
         self.where = where

@@ -146,7 +146,7 @@ def from_bytes(data: bytes):
     return ErasureLora.from_bytes(data)
 
 
-def said(action: Callable[[], tuple]) -> tuple:
+def as_event(action: Callable[[], tuple]) -> tuple:
     """What an action says, or what has become of it."""
     try:
         return action()
@@ -171,12 +171,12 @@ def serve(pipe, setup: Setup) -> None:
         found.append(PartMaker(setup))
         return ("ready",)
 
-    event = said(begin)
+    event = as_event(begin)
     pipe.send(event)
     while event[0] in ("ready", "done"):
         number, start = pipe.recv()
-        tell = rarely(lambda *where: pipe.send(("step", *where)))
-        event = said(lambda: ("done", found[0].work(number, start, tell)))
+        tell = throttled(lambda *where: pipe.send(("step", *where)))
+        event = as_event(lambda: ("done", found[0].work(number, start, tell)))
         pipe.send(event)
 
 
@@ -185,7 +185,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def rarely(tell: Callable) -> Callable:
+def throttled(tell: Callable) -> Callable:
     """The same, but it does not speak all the time."""
     last = -math.inf
 

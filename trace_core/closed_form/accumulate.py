@@ -50,7 +50,7 @@ class Accumulator:
         }
         empty = self.encoder.encode("")
         # the start token is in every prompt and never carries a concept
-        sums[CONTEXT].fixed = empty.embeddings[empty.rows(BOS)]
+        sums[CONTEXT].constrained = empty.embeddings[empty.rows(BOS)]
         return sums
 
     def add_concept(self, sums: dict[str, RowSums], concept: Concept, words: Sequence[str] = ()) -> None:
@@ -74,7 +74,7 @@ class Accumulator:
             if policy.solver == "projection":
                 # what the concept is steered to stays; the papers' ridge has no such term
                 share = row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum()
-                context.add_keep(wanted.embeddings, share, wanted.groups, held=True)
+                context.add_keep(wanted.embeddings, share, wanted.groups, repeated=True)
         if context.count == before:
             raise ConceptError(
                 f"'{concept}' and its anchor give the text encoder the same rows; name another anchor"

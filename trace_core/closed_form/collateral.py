@@ -7,7 +7,7 @@ from statistics import fmean
 
 from ..text.concepts import Concept
 from ..text.encoding import TextEncoder
-from ..text.prompts import apart, prompt_pairs
+from ..text.prompts import prompt_pairs, separating_prompts
 from ..text.templates import TEMPLATES
 from .edit import ContextEdit
 
@@ -15,7 +15,7 @@ PROMPTS = 12  #: of each kind that are looked at
 LIMIT = 0.6  #: on the demo models nine of ten others with the second part stay right at 0.5, a third at 0.8
 
 
-def spill(
+def collateral_change(
     edit: ContextEdit,
     encoder: TextEncoder,
     concept: Concept,
@@ -35,7 +35,7 @@ def spill(
         return fmean((edit.map(r) - r).norm().item() for r in rows)
 
     together = change([prompt for prompt, *_ in prompt_pairs(concept, TEMPLATES[concept.kind])])
-    alone = apart(concept, keep, contexts)
+    alone = separating_prompts(concept, keep, contexts)
     return {
         part: change([p for p, entry in alone if entry == part]) / max(together, 1e-12)
         for part in concept.parts

@@ -17,7 +17,7 @@ from ..text.concepts import Concept, same
 from ..text.encoding import BOS, GROUPS, SUBJECT, Pairs, TextEncoder, align
 from ..text.spelling import check_spelling
 from ..text.templates import EVERYDAY, fill
-from . import collateral as spill
+from .collateral import LIMIT as MUCH_CHANGED
 from .config import ClosedFormConfig
 from .contrast import FRAME, words_inside
 from .edit import ContextEdit
@@ -75,7 +75,7 @@ def side_effects(
             continue
         templates = {"short": PROMPT[kind], "long": LONG + PROMPT[kind]}
         forms = {
-            name: _aimed(encoder, concept, template, others.get(concept.target))
+            name: _substitute_pairs(encoder, concept, template, others.get(concept.target))
             for name, template in templates.items()
         }
         empty = encoder.encode("").embeddings
@@ -86,9 +86,9 @@ def side_effects(
             w: _pairs(encoder, Concept(w), PROMPT["object"])
             for w in sharing(encoder, concept, [*keep, *EVERYDAY], concepts)[:WORDS]
         }
-        left = sorted((_stays(edit, p), w) for w, p in found.items() if p is not None)
+        left = sorted((_kept_share(edit, p), w) for w, p in found.items() if p is not None)
         out[concept.target] = {
-            name: None if f is None else _left(edit, *f, eta=eta) for name, f in forms.items()
+            name: None if f is None else _residual(edit, *f, eta=eta) for name, f in forms.items()
         } | {"words": {w: x for x, w in left}}
     return out
 
@@ -127,7 +127,9 @@ def _pairs(encoder: TextEncoder, concept: Concept, template: str) -> Pairs | Non
         return None
 
 
-def _aimed(encoder: TextEncoder, concept: Concept, template: str, other: str | None) -> list[Pairs] | None:
+def _substitute_pairs(
+    encoder: TextEncoder, concept: Concept, template: str, other: str | None
+) -> list[Pairs] | None:
     """:func:`_pairs`, and those of what takes the concept's place, if anything does; None where one of
     them is.
     """
@@ -149,7 +151,7 @@ def _weighted(pairs: Pairs, empty: Tensor) -> Pairs:
     return Pairs(erase, want, pairs.groups, pairs.partners)
 
 
-def _left(edit: ContextEdit, pairs: Pairs, aim: Pairs | None = None, eta: float = 0.0) -> float:
+def _residual(edit: ContextEdit, pairs: Pairs, aim: Pairs | None = None, eta: float = 0.0) -> float:
     """Share of the way from the counterpart, or to what takes the concept's place, that is left."""
     d = (pairs.erase - pairs.want).double()
     t = torch.zeros_like(d) if aim is None else (aim.want - pairs.want).double()
@@ -158,7 +160,7 @@ def _left(edit: ContextEdit, pairs: Pairs, aim: Pairs | None = None, eta: float 
     return ((weights * (after - t)).norm() / (weights * (d - t)).norm().clamp_min(1e-12)).item()
 
 
-def _stays(edit: ContextEdit, pairs: Pairs) -> float:
+def _kept_share(edit: ContextEdit, pairs: Pairs) -> float:
     """Share of a word's own rows that is still there: their part along themselves, weighted by groups."""
     d = (pairs.erase - pairs.want).double()
     weights = row_weights(pairs.groups, USED, "group")[:, None]
@@ -200,7 +202,7 @@ def effect_warnings(
 
 
 def weight_warnings(
-    backbone: Backbone, solved: Mapping, layers: Mapping, spilt: Mapping[str, Mapping[str, float]]
+    backbone: Backbone, solved: Mapping, layers: Mapping, changes: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
     """What a user should hear before sharing the result: of ranks, kept rows, and combinations."""
     out = []
@@ -217,9 +219,9 @@ def weight_warnings(
             f"the keep set's rows change by {100 * change:.0f} % in {worst}; lower strength or energy, or "
             "keep more"
         )
-    for target, parts in spilt.items():
+    for target, parts in changes.items():
         part = max(parts, key=parts.get)
-        if parts[part] > spill.LIMIT:
+        if parts[part] > MUCH_CHANGED:
             out.append(
                 f"'{part}' without the rest of '{target}' gets {100 * parts[part]:.0f} % of its change and "
                 "may go as well: this text encoder hardly tells them apart; TRACE's finetune after it "

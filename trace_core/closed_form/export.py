@@ -68,7 +68,7 @@ def _forms(edit: ContextEdit, parts: RowSums | Sequence[RowSums], eta: float) ->
         reduce(torch.add, (p.difference() for p in parts)),
         reduce(torch.add, (p.keep.value() for p in parts)),
     )
-    M, across = (reduce(torch.add, sums) for sums in zip(*(p.moved() for p in parts)))  # M M^T, M D^T
+    M, across = (reduce(torch.add, sums) for sums in zip(*(p.displaced() for p in parts)))  # M M^T, M D^T
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
     half = across + left(V.T @ D) / (1 + eta)
     # filled one by one: stacking them would hold them twice

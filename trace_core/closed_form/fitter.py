@@ -16,14 +16,14 @@ from ..backbones.sampling import FirstStep
 from ..errors import ConceptError
 from ..lora.metadata import base_metadata
 from ..lora.result import Erasure
-from ..text.anchors import followed
-from ..text.concepts import Concept, check_disjoint, kinds_of, same, settled
+from ..text.anchors import follow_anchors
+from ..text.concepts import Concept, check_disjoint, kinds_of, same, with_default_anchor
 from ..text.encoding import TextEncoder
 from ..text.grammar import parse_concepts
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
 from .accumulate import Accumulator, Progress
-from .collateral import spill
+from .collateral import collateral_change
 from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .edit import ContextEdit
@@ -147,7 +147,8 @@ class ClosedFormFitter:
                 if stream == CONTEXT:
                     together = [c for c in concepts if c.parts]
                     collateral |= {
-                        c.target: spill(edit, self.encoder, c, plan.keep, config.contexts) for c in together
+                        c.target: collateral_change(edit, self.encoder, c, plan.keep, config.contexts)
+                        for c in together
                     }
         self.progress("export", 0, 1)
         lora, layers = export(self.backbone, edits, sums, eta=config.eta)
@@ -169,10 +170,10 @@ class ClosedFormFitter:
         config, policy = self.config, POLICIES[self.config.policy]
         if not self.concepts:
             raise ConceptError("nothing to erase; name at least one concept")
-        concepts, notes = followed(self.concepts)
+        concepts, notes = follow_anchors(self.concepts)
         spelling = spelling_of(self.backbone, self.encoder, concepts, config.stream)
         keep = self.keep or (self._own.keep_list if self._own else everyday)(concepts)
-        concepts = [settled(c, keep, concepts) for c in concepts]
+        concepts = [with_default_anchor(c, keep, concepts) for c in concepts]
         plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
         own = policy.name == "trace"
         groups = [(policy, plain), (COMBINED, both)] if own else [(policy, concepts)]

@@ -57,7 +57,7 @@ class Gram:
         self.count += len(rows)
         self._add(rows, weights)
 
-    def add_held(self, rows: Tensor, weights: Tensor) -> None:
+    def add_repeated(self, rows: Tensor, weights: Tensor) -> None:
         """:meth:`add` for a tensor that may come again: only its weights are added up, the product is taken
         once.
 
@@ -141,7 +141,7 @@ class Cross:
             weights: ``[n]``.
         """
         weights, at = weights.double(), torch.tensor(places)
-        self.left.add_held(left, torch.zeros(len(left), dtype=torch.float64).index_add_(0, at, weights))
+        self.left.add_repeated(left, torch.zeros(len(left), dtype=torch.float64).index_add_(0, at, weights))
         roots = weights.sqrt()[:, None]
         right = right.double() * roots
         self.right.add(right)

@@ -23,7 +23,7 @@ from ..text.encoding import (
     TextRows,
     align,
 )
-from ..text.prompts import apart, asks_for, prompt_pairs
+from ..text.prompts import asks_for, prompt_pairs, separating_prompts
 from ..text.templates import TEMPLATES, fill
 from .contrast import contrast_prompts, shared_rows, word_weight
 
@@ -190,7 +190,7 @@ def keep_prompts(
 
     Args:
         concepts: what is erased. A combined concept's parts are kept apart from each other, see
-            :func:`~trace_core.text.prompts.apart`, and no prompt asks for both of them.
+            :func:`~trace_core.text.prompts.separating_prompts`, and no prompt asks for both of them.
         contrast: words inside the concepts' names are kept as well, see
             :mod:`~trace_core.closed_form.contrast`; the published methods have no such prompts.
     """
@@ -209,7 +209,7 @@ def keep_prompts(
         chosen = {(number + i * len(templates) // count) % len(templates) for i in range(count)}
         out += [(fill(templates[i], entry), entry) for i in sorted(chosen)]
     out += [(fill(template, word), word) for template, word in inside]
-    out += [pair for c in both for pair in apart(c, keep, contexts)]
+    out += [pair for c in both for pair in separating_prompts(c, keep, contexts)]
     return [(prompt, entry) for prompt, entry in out if not any(asks_for(prompt, c) for c in both)]
 
 

@@ -18,10 +18,12 @@ def solve(policy: Policy, sums: RowSums, config: ClosedFormConfig) -> tuple[Cont
     G = solvers.regularise(sums.keep.value(), alpha, absolute, sums.trace)
     strength = config.strength * sums.strength
     if policy.solver == "projection":
-        options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, sums.fixed)
+        options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, sums.constrained)
         if sums.rows:
-            return solvers.projection(torch.cat(sums.rows), G, *options, sums.grades, sums.moves)
-        return solvers.projection_from_gram(sums.difference(), G, *options, sums.graded)
+            return solvers.projection(
+                torch.cat(sums.rows), G, *options, sums.row_strengths, sums.displacements
+            )
+        return solvers.projection_from_gram(sums.difference(), G, *options, sums.strength_weighted)
     return solvers.ridge(
         sums.targets, None, G + sums.erase.value(), strength, policy.tolerance, config.max_rank
     )

@@ -63,7 +63,7 @@ def projection(
     strength: float = 1.0,
     energy: float = 1.0,
     max_rank: int | None = None,
-    fixed: Tensor | None = None,
+    constrained: Tensor | None = None,
     grades: Tensor | None = None,
     moves: Tensor | None = None,
 ) -> tuple[ContextEdit, dict]:
@@ -82,7 +82,7 @@ def projection(
         energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above
             rounding.
         max_rank: upper bound of the rank.
-        fixed: rows F that must not change at all, ``[k, d]``.
+        constrained: rows F that must not change at all, ``[k, d]``.
         grades: ``[n]``, one s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W d_i``. Where rows
             of different grades are linearly dependent, the values of the least squares.
         moves: rows m_i ``[n, d]`` that are taken away in place of the d_i: ``W' d_i = W d_i - s s_i W m_i``.
@@ -96,13 +96,15 @@ def projection(
     graded = graded if grades is None else graded * grades
     # only leading directions are wanted, which squaring does not blur
     if energy < 1 and D.shape[1] >= D.shape[0]:
-        return _project(L, D @ D.T, strength, energy, max_rank, fixed, None if graded is D else graded @ D.T)
-    off = _whitened_fixed(L, fixed)
-    whitened = _off(off, torch.linalg.solve_triangular(L, D, upper=False))
+        return _project(
+            L, D @ D.T, strength, energy, max_rank, constrained, None if graded is D else graded @ D.T
+        )
+    off = _whitened_constraints(L, constrained)
+    whitened = _project_out(off, torch.linalg.solve_triangular(L, D, upper=False))
     Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
     rank, left = _leading(values.square(), energy, max_rank, floor=1e-24)
     U = graded @ Rt[:rank].T / values[:rank]
-    return _edit(L, _off(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
+    return _edit(L, _project_out(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
 
 
 def projection_from_gram(
@@ -111,7 +113,7 @@ def projection_from_gram(
     strength: float = 1.0,
     energy: float = 1.0,
     max_rank: int | None = None,
-    fixed: Tensor | None = None,
+    constrained: Tensor | None = None,
     graded: Tensor | None = None,
 ) -> tuple[ContextEdit, dict]:
     """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory.
@@ -119,16 +121,16 @@ def projection_from_gram(
     ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades; ``M diag(s_i) D^T``, where they
         have moves.
     """
-    return _project(cholesky(G), gram, strength, energy, max_rank, fixed, graded)
+    return _project(cholesky(G), gram, strength, energy, max_rank, constrained, graded)
 
 
-def _project(L, gram, strength, energy, max_rank, fixed, graded):
+def _project(L, gram, strength, energy, max_rank, constrained, graded):
     """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``;
     graded, ``D diag(s) D^T`` for S.
     """
-    off = _whitened_fixed(L, fixed)
+    off = _whitened_constraints(L, constrained)
     half = torch.linalg.solve_triangular(L, gram, upper=False)
-    whitened = _off(off, _off(off, torch.linalg.solve_triangular(L, half.T, upper=False)).T)
+    whitened = _project_out(off, _project_out(off, torch.linalg.solve_triangular(L, half.T, upper=False)).T)
     values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
     energies, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     rank, left = _leading(energies, energy, max_rank, floor=1e-13)
@@ -138,7 +140,7 @@ def _project(L, gram, strength, energy, max_rank, fixed, graded):
         @ torch.linalg.solve_triangular(L.T, Q, upper=True)
         / energies[:rank]
     )
-    return _edit(L, _off(off, Q), U, strength), {"rank": rank, "energy_left": left}
+    return _edit(L, _project_out(off, Q), U, strength), {"rank": rank, "energy_left": left}
 
 
 def _edit(L: Tensor, Q: Tensor, U: Tensor, strength: float) -> ContextEdit:
@@ -148,14 +150,14 @@ def _edit(L: Tensor, Q: Tensor, U: Tensor, strength: float) -> ContextEdit:
     return ContextEdit(-strength * U, torch.linalg.solve_triangular(L.T, Q, upper=True))
 
 
-def _whitened_fixed(L: Tensor, fixed: Tensor | None) -> Tensor | None:
+def _whitened_constraints(L: Tensor, constrained: Tensor | None) -> Tensor | None:
     """Orthonormal basis ``[d, k]`` of ``L^-1 F``."""
-    if fixed is None or fixed.shape[0] == 0:
+    if constrained is None or constrained.shape[0] == 0:
         return None
-    return torch.linalg.qr(torch.linalg.solve_triangular(L, fixed.double().T, upper=False)).Q
+    return torch.linalg.qr(torch.linalg.solve_triangular(L, constrained.double().T, upper=False)).Q
 
 
-def _off(basis: Tensor | None, columns: Tensor) -> Tensor:
+def _project_out(basis: Tensor | None, columns: Tensor) -> Tensor:
     """Columns ``[d, n]`` less their part along an orthonormal basis; twice, as one pass leaves rounding
     behind.
     """
@@ -205,7 +207,7 @@ def ridge(
         if U.shape[1] >= U.shape[0]:
             U, V = None, V @ U.T
     if not (V.any() if U is None else U.any() and V.any()):
-        return _nothing(G.shape[0]), {"rank": 0, "truncation": 0.0}
+        return _no_edit(G.shape[0]), {"rank": 0, "truncation": 0.0}
     if U is None and strength and not max_rank and nearly_full(V, tolerance):
         return ContextEdit(torch.eye(len(V), dtype=V.dtype), strength * V), {
             "rank": len(V),
@@ -251,6 +253,6 @@ def _truncate(U: Tensor | None, V: Tensor, strength: float, tolerance: float, ma
     return edit, {"rank": rank, "truncation": lost}
 
 
-def _nothing(width: int) -> ContextEdit:
+def _no_edit(width: int) -> ContextEdit:
     empty = torch.zeros(width, 0, dtype=torch.float64)
     return ContextEdit(empty, empty.clone())

@@ -34,15 +34,15 @@ class RowSums:
         values = set(strengths)
         self.strength = values.pop() if len(values) == 1 else 1.0
         self._differ = bool(values)
-        self._graded = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
-        self._grades: list[Tensor] = []  # s of every row of rows
-        self._moves: list[Tensor] = []  # sqrt(a) m of every row of rows, where some are not d
+        self._strength_weighted = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
+        self._row_strengths: list[Tensor] = []  # s of every row of rows
+        self._displacements: list[Tensor] = []  # sqrt(a) m of every row of rows, where some are not d
         self._substituted = substituted and solver == "projection"
         self.keep = Gram(width)
         self.count = 0  #: pairs that differ
         #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
         self.rows: list[Tensor] = []
-        self.fixed: Tensor | None = None  #: rows that must not change, [k, d]
+        self.constrained: Tensor | None = None  #: rows that must not change, [k, d]
         self._starts = 0.0
         self._ridge = solver == "ridge"
         if self._ridge:
@@ -50,9 +50,11 @@ class RowSums:
         else:
             self._difference = Gram(width)  # sum a d d^T of those not in rows
         if self._substituted:
-            self._moved = Gram(width)  # sum a m m^T of those not in rows
+            self._displacement_gram = Gram(width)  # sum a m m^T of those not in rows
             # sum a m d^T of those not in rows, and the same with s as a factor
-            self._across, self._across_graded = (torch.zeros(width, width, dtype=torch.float64) for _ in "ab")
+            self._across, self._across_weighted = (
+                torch.zeros(width, width, dtype=torch.float64) for _ in "ab"
+            )
 
     def add_pairs(
         self,
@@ -90,39 +92,41 @@ class RowSums:
         if self._ridge:
             self._pairs.add(source, partners, erase, weights)
             if self._differ:
-                self._graded.add(source, partners, erase, weights * strength)
+                self._strength_weighted.add(source, partners, erase, weights * strength)
             return
         self.rows.append((erase.double() - want.double()).mul_(weights.sqrt()[:, None]))
-        self._grades.append(torch.full((len(erase),), strength, dtype=torch.float64))
+        self._row_strengths.append(torch.full((len(erase),), strength, dtype=torch.float64))
         if self._substituted:
-            self._moves.append((erase.double() - instead.double()).mul_(weights.sqrt()[:, None]))
+            self._displacements.append((erase.double() - instead.double()).mul_(weights.sqrt()[:, None]))
         if self.count > solvers.DIRECT_LIMIT:
             self._release()
 
     def _release(self) -> None:
         """Fold the rows, of which there are many, into sums."""
-        for number, (rows, grades) in enumerate(zip(self.rows, self._grades)):
+        for number, (rows, grades) in enumerate(zip(self.rows, self._row_strengths)):
             self._difference.add(rows)
             if self._substituted:
-                moves = self._moves[number]
-                self._moved.add(moves)
+                moves = self._displacements[number]
+                self._displacement_gram.add(moves)
                 self._across.addmm_(moves.T, rows)
-                self._across_graded.addmm_((moves * grades[:, None]).T, rows)
+                self._across_weighted.addmm_((moves * grades[:, None]).T, rows)
             elif self._differ:
-                self._graded.add(rows, grades)
-        self.rows, self._grades, self._moves = [], [], []
+                self._strength_weighted.add(rows, grades)
+        self.rows, self._row_strengths, self._displacements = [], [], []
 
     @property
     def erase(self) -> Gram:
         """``sum a c c^T``, for the ridge."""
         return self._pairs.right
 
-    def add_keep(self, rows: Tensor, weights: Tensor, groups: Sequence[int] = (), held: bool = False) -> None:
+    def add_keep(
+        self, rows: Tensor, weights: Tensor, groups: Sequence[int] = (), repeated: bool = False
+    ) -> None:
         """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens.
 
-        ``held``: the same tensor may come again, and must not change.
+        ``repeated``: the same tensor may come again, and must not change.
         """
-        (self.keep.add_held if held else self.keep.add)(rows, weights)
+        (self.keep.add_repeated if repeated else self.keep.add)(rows, weights)
         starts = [i for i, group in enumerate(groups) if group == BOS]
         if starts:
             self._starts += (weights[starts] * rows[starts].double().square().sum(dim=1)).sum().item()
@@ -135,29 +139,29 @@ class RowSums:
     @property
     def targets(self) -> Tensor:
         """``sum a s (g - c) c^T``, ``[d, d]``, for the ridge; s is 1 where strengths do not differ."""
-        pairs = self._graded if self._differ else self._pairs
+        pairs = self._strength_weighted if self._differ else self._pairs
         return pairs.value() - pairs.right.value()
 
     @property
-    def grades(self) -> Tensor | None:
+    def row_strengths(self) -> Tensor | None:
         """s of every row of :attr:`rows`, ``[n]``, for the projection; None where strengths do not differ."""
-        return torch.cat(self._grades) if self._differ else None
+        return torch.cat(self._row_strengths) if self._differ else None
 
     @property
-    def moves(self) -> Tensor | None:
+    def displacements(self) -> Tensor | None:
         """``sqrt(a) m`` of every row of :attr:`rows`, ``[n, d]``, for the projection; None where they are
         those rows.
         """
-        return torch.cat(self._moves) if self._substituted else None
+        return torch.cat(self._displacements) if self._substituted else None
 
     @property
-    def graded(self) -> Tensor | None:
+    def strength_weighted(self) -> Tensor | None:
         """``sum a s m d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ and all
         m are d.
         """
         if self._substituted:
-            return self._across_graded if self._differ else self._across
-        return self._graded.value() if self._differ else None
+            return self._across_weighted if self._differ else self._across
+        return self._strength_weighted.value() if self._differ else None
 
     def difference(self) -> Tensor:
         """``sum a d d^T``, ``[d, d]``."""
@@ -171,14 +175,14 @@ class RowSums:
             total.add(rows)
         return total.value()
 
-    def moved(self) -> tuple[Tensor, Tensor]:
+    def displaced(self) -> tuple[Tensor, Tensor]:
         """``sum a m m^T`` and ``sum a m d^T``, each ``[d, d]``."""
         if not self._substituted:
             return (self.difference(),) * 2
         if not self.rows:
-            return self._moved.value(), self._across
-        total, across = Gram(self._moved.width), torch.zeros_like(self._across)
-        for moves, rows in zip(self._moves, self.rows):
+            return self._displacement_gram.value(), self._across
+        total, across = Gram(self._displacement_gram.width), torch.zeros_like(self._across)
+        for moves, rows in zip(self._displacements, self.rows):
             total.add(moves)
             across.addmm_(moves.T, rows)
         return total.value(), across

@@ -76,9 +76,9 @@ def recoverability(
     head, name = place
     progress = progress or (lambda *_: None)
     config = config or SamplerConfig.for_model(model)
-    classes = list(domain.objects) if head == "object" else list(domain.styles)
-    make = object_prompts if head == "object" else style_prompts
-    prompts = make(concept, list(domain.styles) if head == "object" else list(domain.objects), samples)
+    objects, styles = list(domain.objects), list(domain.styles)
+    classes = objects if head == "object" else styles
+    prompts = _prompts(concept, head, objects, styles, samples)
     seeds = [seed * 100003 + i for i in range(samples)]
     erased = apply(model, lora)
 
@@ -93,12 +93,17 @@ def recoverability(
     curve = inversion(
         model, lora, clip, prompt, recognised, samples, seed, steps, every, lr, config, progress
     )
-    return {
-        **found,
-        "inversion": _inverted(curve, prompt, lr),
-        **{"concept": concept, "samples": samples, "seed": seed},
-        **{"lambda": RIDGE, "recognised_from": RECOGNISED},
-    }
+    setting = {"concept": concept, "samples": samples, "seed": seed}
+    found["inversion"] = _inverted(curve, prompt, lr)
+    return {**found, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
+
+
+def _prompts(concept: str, head: str, objects: list[str], styles: list[str], samples: int) -> list[str]:
+    return (
+        object_prompts(concept, styles, samples)
+        if head == "object"
+        else style_prompts(concept, objects, samples)
+    )
 
 
 def _inverted(curve: list[list], prompt: str, lr: float) -> dict:

@@ -158,7 +158,7 @@ def attached(
     narrow = min(min(shape) for shape in shapes.values())
     if rank > narrow:
         raise LoraError(f"rank {rank} exceeds the narrowest layer ({narrow}); choose a smaller one")
-    before = _Before(network)
+    before = _ModuleState(network)
     try:
         before.alias()
         casting.install(backbone.engine, network)
@@ -229,7 +229,7 @@ def _alias(tensor: Tensor) -> Tensor:
     return torch.from_dlpack(tensor.detach())
 
 
-class _Before:
+class _ModuleState:
     """A network's modules, parameters, buffers and flags, remembered by reference: what :meth:`restore`
     puts back.
     """

@@ -86,10 +86,10 @@ class _Block:
             return self.forward(*new, **named)
 
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        return _Twice.apply(run, self.module, len(given), *given, *trained)
+        return _Recomputed.apply(run, self.module, len(given), *given, *trained)
 
 
-class _Twice(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run, module, count, *tensors):
         ctx.run, ctx.module, ctx.count = run, module, count

@@ -22,8 +22,8 @@ from ..lora.erasure import ErasureLora
 from ..lora.gating import erasures_on
 from ..lora.metadata import base_metadata
 from ..lora.result import Erasure
-from ..text.anchors import followed
-from ..text.concepts import Concept, check_disjoint, kinds_of, settled
+from ..text.anchors import follow_anchors
+from ..text.concepts import Concept, check_disjoint, kinds_of, with_default_anchor
 from ..text.encoding import TextEncoder
 from ..text.spelling import check_spelling
 from ..text.substitutes import substitutes
@@ -123,7 +123,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
-    concepts, notes = followed(concepts)
+    concepts, notes = follow_anchors(concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError(
@@ -139,7 +139,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     if len(names) > 1:  # the options are those of one kind, the prompts of each concept those of its own
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, kinds)]
     keep = list(keep) or everyday(concepts)
-    concepts = [settled(c, keep, concepts) for c in concepts]  # a combination gets its anchor
+    concepts = [with_default_anchor(c, keep, concepts) for c in concepts]  # a combination gets its anchor
     found = {}
     if config.objective == "trace" and config.eta is None:
         found = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))

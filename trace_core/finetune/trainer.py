@@ -56,7 +56,7 @@ class Trainer:
         self.uncond = self.prompts.index("")
         self.strengths: dict[int, float] = {}  #: of the concept in a prompt, by the prompt's number
         self.erase_pairs = self._pairs(concepts)
-        self.keep_pairs = self._kept(keep, concepts)
+        self.keep_pairs = self._keep_prompt_pairs(keep, concepts)
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
@@ -77,7 +77,7 @@ class Trainer:
             self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
         return out
 
-    def _kept(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
+    def _keep_prompt_pairs(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
         made = keep_prompts(
@@ -87,7 +87,7 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------- the bank
 
-    def _some(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
+    def _draw_pairs(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
         """``count`` of the pairs, all of them before one comes again."""
         generator = torch.Generator().manual_seed(seed)
         order = [
@@ -128,7 +128,7 @@ class Trainer:
         )
         self.bank.sample(
             role,
-            self._some(pairs, count, config.seed * 7919 + turn),
+            self._draw_pairs(pairs, count, config.seed * 7919 + turn),
             self._needed(role),
             config.seed * 104729 + turn * 2 + (role == "keep"),
             adapters.use,
@@ -141,7 +141,7 @@ class Trainer:
         count = min(8, len(self.erase_pairs))
         self.bank.sample(
             "window",
-            self._some(self.erase_pairs, count, self.config.seed),
+            self._draw_pairs(self.erase_pairs, count, self.config.seed),
             ["concept", "neutral"],
             self.config.seed,
             adapters.use,
@@ -161,7 +161,7 @@ class Trainer:
             seed = self.config.seed * 6151 + number
             self.bank.sample(
                 "erase",
-                self._some(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
+                self._draw_pairs(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
                 self._needed("erase"),
                 seed,
                 adapters.use,

@@ -24,13 +24,13 @@ from .parts import (
     DTYPES,
     Part,
     check_named,
-    edit_the_same,
-    grades,
+    check_strengths,
+    erase_the_same,
     listed,
     parts_entry,
     read_concepts,
     read_part,
-    shifted,
+    with_offset,
 )
 
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
@@ -133,11 +133,11 @@ class ErasureLora:
             )
         joined = cls(modules, _joined_metadata(first, second))
         mine, theirs = first.parts(), second.parts()
-        one = len(mine) == len(theirs) == 1 and edit_the_same(mine[0], theirs[0])
+        one = len(mine) == len(theirs) == 1 and erase_the_same(mine[0], theirs[0])
         if not one and any(part.concepts for part in (*mine, *theirs)):
             ranks = {m: down.shape[0] for m, (_, down) in first.modules.items()}
             moved = [
-                replace(p, slices={m: shifted(s, ranks.get(m, 0)) for m, s in p.slices.items()})
+                replace(p, slices={m: with_offset(s, ranks.get(m, 0)) for m, s in p.slices.items()})
                 for p in theirs
             ]
             joined._set_parts([*mine, *moved])
@@ -224,7 +224,7 @@ class ErasureLora:
         out._set_parts(left)
         return out
 
-    def graded(self, strengths: Mapping[str, float]) -> ErasureLora:
+    def with_strengths(self, strengths: Mapping[str, float]) -> ErasureLora:
         """The same file with some parts stronger or weaker: 1 is as it was made, 0 nothing, below 0 the
         opposite.
 
@@ -240,12 +240,12 @@ class ErasureLora:
             LoraError: as :meth:`without`, or if a strength is no number from -10 to 10.
         """
         parts, out = self.parts(), ErasureLora(dict(self.modules), dict(self.metadata))
-        wanted = grades(parts, strengths)
+        wanted = check_strengths(parts, strengths)
         for module, (up, down) in self.modules.items():
             here = [(p.slices[module], p.strength, s) for p, s in zip(parts, wanted) if module in p.slices]
             if all(old == new for _, old, new in here):
                 continue
-            scaled, made_in = up.to(torch.float32, copy=True), self._made_in(module, parts)
+            scaled, made_in = up.to(torch.float32, copy=True), self._dtype_of(module, parts)
             for ranks, old, new in here:
                 if old != new:
                     as_made = (scaled[:, ranks] / (old or SILENT)).to(made_in)
@@ -253,13 +253,13 @@ class ErasureLora:
             out.modules[module] = scaled.to(made_in) if all(new == 1.0 for *_, new in here) else scaled, down
         names = {dtype: name for name, dtype in DTYPES.items()}
         dtypes = [
-            names.get(self._made_in(next(iter(p.slices), None), parts), "") if s != 1.0 else ""
+            names.get(self._dtype_of(next(iter(p.slices), None), parts), "") if s != 1.0 else ""
             for p, s in zip(parts, wanted)
         ]
         out._set_parts([replace(p, strength=s, dtype=d) for p, s, d in zip(parts, wanted, dtypes)])
         return out
 
-    def _made_in(self, module: str | None, parts: Sequence[Part]) -> torch.dtype | None:
+    def _dtype_of(self, module: str | None, parts: Sequence[Part]) -> torch.dtype | None:
         """Precision that a module's ``up`` had before any of its parts was graded."""
         graded = next((p.dtype for p in parts if p.dtype and module in p.slices), "")
         return DTYPES[graded] if graded else self.modules[module][0].dtype if module else None

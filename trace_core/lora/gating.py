@@ -178,7 +178,7 @@ def _gated(model, lora: ErasureLora, strength: float, start: float, end: float):
         raise ModelError(f"{type(model.model).__name__} has no sampling schedule; use start 0 and end 1")
     paths = {}
     for module, (up, down) in lora.modules.items():
-        paths[module] = _Path(module, model.model.get_submodule(module), up, down, strength)
+        paths[module] = _LowRankPath(module, model.model.get_submodule(module), up, down, strength)
     clone = model.clone()
     gate = SigmaGate(clone.model, paths, start, end, clone.model_options.get("model_function_wrapper"))
     clone.set_model_unet_function_wrapper(gate)
@@ -197,7 +197,7 @@ class SigmaGate:
     that is.
     """
 
-    def __init__(self, model, paths: dict[str, _Path], start: float, end: float, previous=None):
+    def __init__(self, model, paths: dict[str, _LowRankPath], start: float, end: float, previous=None):
         self.model = model
         self.paths = paths
         self.start, self.end = start, end
@@ -281,7 +281,7 @@ class SigmaGate:
         return self.previous.models() if hasattr(self.previous, "models") else []
 
 
-class _Path:
+class _LowRankPath:
     """``strength * up(down(x))`` beside one module, added to its output.
 
     Factors are cast once for each device and dtype that the model runs on.
@@ -332,7 +332,7 @@ class _Path:
         return casts[key]
 
 
-def _hook(path: _Path, rows: Tensor | None, touched: set[str]) -> Callable:
+def _hook(path: _LowRankPath, rows: Tensor | None, touched: set[str]) -> Callable:
     """A forward hook for one call of the model, in the thread that made it: other threads may be at the
     same modules.
     """

@@ -25,7 +25,7 @@ class Part:
         concepts: what was erased together, in this one edit.
         slices: ``{module: ranks}``; modules that the part does not touch are missing.
         strength: what its ``up`` has been multiplied by since it was made; see
-            :meth:`~trace_core.lora.ErasureLora.graded`.
+            :meth:`~trace_core.lora.ErasureLora.with_strengths`.
         kind: kind of the concepts, as in :data:`~trace_core.text.kinds.KINDS`, or auto.
         dtype: precision that ``up`` had before it was graded; empty for a part that never was.
     """
@@ -97,21 +97,21 @@ def read_part(entry, where: str, modules: int) -> tuple[Part, list[int]]:
     return Part(tuple(concepts), {}, float(strength), kind, dtype), counts
 
 
-def edit_the_same(a: Part, b: Part) -> bool:
+def erase_the_same(a: Part, b: Part) -> bool:
     """Whether two whole files are edits of the same concepts, none graded."""
     ungraded = a.strength == b.strength == 1.0
     return ungraded and all(a.names(b.targets)) and all(b.names(a.targets))
 
 
-def shifted(ranks: slice, by: int) -> slice:
+def with_offset(ranks: slice, by: int) -> slice:
     return slice(ranks.start + by, ranks.stop + by)
 
 
-def grades(parts: Sequence[Part], strengths: Mapping[str, float]) -> list[float]:
+def check_strengths(parts: Sequence[Part], strengths: Mapping[str, float]) -> list[float]:
     """The strength that every part shall have; its own, where it is not named.
 
     Raises:
-        LoraError: as :meth:`~trace_core.lora.ErasureLora.graded`.
+        LoraError: as :meth:`~trace_core.lora.ErasureLora.with_strengths`.
     """
     for target, value in strengths.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= MAX_STRENGTH:

@@ -17,7 +17,7 @@ from .concepts import Concept, same
 from .syntax import key
 
 
-def followed(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
+def follow_anchors(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
     """The concepts with anchors that are not erased, and what was changed, in sentences.
 
     Anchors are compared with the list as names, without an article: "a dog" is "dog". One that merely holds

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import ConceptError
 from .kinds import KINDS as KINDS
-from .kinds import kind_of, sort_of
+from .kinds import category_of, kind_of
 from .lines import AT, PLUS, quoted
 from .syntax import key as _key
 from .syntax import short
@@ -25,7 +25,7 @@ class Concept:
         strength: how much of it goes: 1 all, 0.5 half, above 1 past the anchor. In (0, 2].
         parts: of a combined concept, which is erased only where both are asked for: a thing, and what is with
             it (another thing, a background, a style). Each alone stays. Its target is the two in one phrase.
-            See :func:`settled` for its anchor.
+            See :func:`with_default_anchor` for its anchor.
         kind_given: one of :data:`KINDS` that a list says of it; empty: guessed.
     """
 
@@ -64,7 +64,7 @@ def combined(thing: str, other: str, anchor: str = "", **options) -> Concept:
     return Concept(phrases(thing, other)[0], anchor, parts=(thing, other), **options)
 
 
-def settled(concept: Concept, keep: Sequence[str], erased: Iterable[Concept] = ()) -> Concept:
+def with_default_anchor(concept: Concept, keep: Sequence[str], erased: Iterable[Concept] = ()) -> Concept:
     """A combined concept with an anchor: the one given, or what its prompts draw instead by default.
 
     In the place of a background or style stands another (the first of the keep list, or of :data:`OTHERS`):
@@ -75,16 +75,18 @@ def settled(concept: Concept, keep: Sequence[str], erased: Iterable[Concept] = (
         return concept
     thing, other = concept.parts
     gone = {_key(other), *(_key(c.target) for c in erased)}
-    found = [o for o in (*others_of(other, keep), *OTHERS[sort_of(other)]) if _key(o) not in gone] or [thing]
-    return replace(concept, anchor=thing if sort_of(other) == "thing" else found[0])
+    found = [
+        o for o in (*alternatives_to(other, keep), *OTHERS[category_of(other)]) if _key(o) not in gone
+    ] or [thing]
+    return replace(concept, anchor=thing if category_of(other) == "thing" else found[0])
 
 
-def others_of(part: str, keep: Sequence[str]) -> list[str]:
+def alternatives_to(part: str, keep: Sequence[str]) -> list[str]:
     """Backgrounds, styles or things that may stand in a part's place: those of the keep list, if it has
     any, or :data:`OTHERS`.
     """
-    sort = sort_of(part)
-    found = [k for k in keep if sort_of(k) == sort] if sort != "thing" else []
+    sort = category_of(part)
+    found = [k for k in keep if category_of(k) == sort] if sort != "thing" else []
     return found or list(OTHERS[sort])
 
 
@@ -95,7 +97,7 @@ def phrases(thing: str, other: str) -> list[str]:
         "style": ("{}, {}", "{} in {}"),
         "thing": ("{} with {}", "{} with a {}", "{} and {}", "{}, {}"),
     }
-    return [joint.replace("{}", "%s") % (thing, other) for joint in joints[sort_of(other)]]
+    return [joint.replace("{}", "%s") % (thing, other) for joint in joints[category_of(other)]]
 
 
 def kinds_of(concepts: Iterable[Concept], chosen: str = "auto") -> list[dict[str, str]]:

@@ -91,7 +91,7 @@ def _names(file: str) -> frozenset[str]:
     return frozenset(bare(line) for line in lines if line and not line.startswith("#"))
 
 
-def sort_of(part: str) -> str:
+def category_of(part: str) -> str:
     """``background``, ``style`` or ``thing``: what the second part of a combined concept is."""
     return (
         "background"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from .concepts import Concept, combined, others_of, phrases, same
-from .kinds import guess_kind, sort_of
+from .concepts import Concept, alternatives_to, combined, phrases, same
+from .kinds import category_of, guess_kind
 from .syntax import key as _key
 from .templates import EVERYDAY, TEMPLATES, fill
 
@@ -25,11 +25,11 @@ def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, 
             for t in templates
         ]
     (thing, other), anchor = concept.parts, concept.anchor
-    swapped = sort_of(other) != "thing" and sort_of(anchor) == sort_of(other)
+    swapped = category_of(other) != "thing" and category_of(anchor) == category_of(other)
     out = {}
     for template in templates:
         head, _, end = template.partition("{}")
-        if sort_of(other) in re.findall(r"\w+", template):
+        if category_of(other) in re.findall(r"\w+", template):
             continue
         for phrase, instead in zip(phrases(thing, other), phrases(thing, anchor if swapped else other)):
             for place in ("{}" + end, "late"):
@@ -49,10 +49,10 @@ def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, 
 
 #: prompts of each part of a combined concept with others in the other part's place, and as many with others
 #: in both
-APART = 120
+PROMPTS_OF_A_PART = 120
 
 
-def apart(
+def separating_prompts(
     concept: Concept, keep: Sequence[str], contexts: Mapping[str, Sequence[str]] | None = None
 ) -> list[tuple[str, str]]:
     """Prompts that a combined concept's erasure must leave alone, each with the part that it holds.
@@ -66,7 +66,7 @@ def apart(
     """
     thing, other = concept.parts
     contexts = contexts or {}
-    others = [o for o in others_of(other, keep) if not same(o, other)]
+    others = [o for o in alternatives_to(other, keep) if not same(o, other)]
     things = [
         k for k in keep if guess_kind(k) == concept.kind and not same(k, thing) and not same(k, other)
     ] or list(EVERYDAY[:24])
@@ -80,7 +80,7 @@ def apart(
         (other, [(t, other) for t in things]),
         ("", neither),
     ):
-        count = -(-APART // len(contrasts))  # as many of each, so that none gives way
+        count = -(-PROMPTS_OF_A_PART // len(contrasts))  # as many of each, so that none gives way
         for number, parts in enumerate(contrasts):
             prompts = [
                 p for p, *_ in prompt_pairs(combined(*parts, anchor=parts[0]), templates[concept.kind])

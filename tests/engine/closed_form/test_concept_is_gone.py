@@ -13,7 +13,7 @@ from trace_core.backbones.base import CONTEXT, POOLED
 from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.lora import ErasureLora
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import combined, settled
+from trace_core.text.concepts import combined, with_default_anchor
 from trace_core.text.prompts import prompt_pairs
 from trace_core.text.templates import TEMPLATES
 
@@ -26,7 +26,7 @@ def test_combined_and_plain_concepts_in_one_list(one, kind):
     from trace_core.text.encoding import TextEncoder
 
     family, model = one(kind)
-    red = settled(combined("bird", "red background"), KEEP)
+    red = with_default_anchor(combined("bird", "red background"), KEEP)
     result = erase(model, family.clip, [CAT, red], KEEP, ClosedFormConfig(energy=1.0))
     assert [c["anchor"] for c in result.report["concepts"]] == ["dog", "white background"]
     assert result.report["solved"]["context"]["combined"]["rank"] > 0
@@ -48,7 +48,7 @@ def test_combined_and_plain_concepts_in_one_list(one, kind):
 
 def test_what_a_combination_spills_on_its_parts_is_said(one, monkeypatch):
     family, model = one("sd1")
-    red = settled(combined("bird", "red background"), KEEP)
+    red = with_default_anchor(combined("bird", "red background"), KEEP)
     result = erase(model, family.clip, [red], KEEP)
     spilt = result.report["spill"][red.target]
     assert set(spilt) == {"bird", "red background"} and all(0 < v < 2 for v in spilt.values())

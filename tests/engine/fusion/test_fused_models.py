@@ -109,7 +109,7 @@ def test_strengths_are_set_and_remembered(families):
     whole = fuse(model, family.clip, loras, KEEP, CONFIG).lora
     half = fuse(model, family.clip, loras, KEEP, CONFIG, {"cat": 0.5}).lora
     assert [p.strength for p in half.parts()] == [0.5, 1.0]
-    back = half.graded({"cat": 1.0})
+    back = half.with_strengths({"cat": 1.0})
     assert all(torch.equal(x, y) for m in whole.modules for x, y in zip(whole.modules[m], back.modules[m]))
     again = fuse(model, family.clip, [half, trained(family, model, "pizza")], KEEP, CONFIG).lora
     assert [(p.targets, p.strength) for p in again.parts()] == [

@@ -121,10 +121,10 @@ def test_compiled_models_see_the_window(engine):
 
     model = Model()
     compiled = torch.compile(model.diffusion_model, backend="eager")
-    from trace_core.lora.gating import _Path
+    from trace_core.lora.gating import _LowRankPath
 
     name = "diffusion_model.0"
-    path = _Path(name, model.diffusion_model[0], torch.ones(3, 1), torch.ones(1, 4), 1.0)
+    path = _LowRankPath(name, model.diffusion_model[0], torch.ones(3, 1), torch.ones(1, 4), 1.0)
     gate = SigmaGate(model, {name: path}, 0.5, 1.0)
     x = torch.randn(2, 4)
     base = compiled(x)

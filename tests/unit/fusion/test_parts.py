@@ -137,22 +137,22 @@ def test_what_cannot_be_taken_out():
 def test_strength_can_be_undone_to_the_last_bit(tmp_path, dtype, strength):
     one, two = made(0, "cat", dtype=dtype), made(1, "dog", dtype=dtype)
     lora = joined(one, two)
-    path = lora.graded({"cat": strength}).save(tmp_path / "x.safetensors")
+    path = lora.with_strengths({"cat": strength}).save(tmp_path / "x.safetensors")
     graded = ErasureLora.load(path)
     assert [p.strength for p in graded.parts()] == [strength, 1.0]
     for module in lora.modules:
         wanted = strength * one.delta(module) + two.delta(module)
         assert torch.allclose(graded.delta(module), wanted, rtol=1e-5, atol=1e-6)
-    further = graded.graded({"dog": 0.3}).graded({"cat": 0.7}).graded({"dog": 1.0})
+    further = graded.with_strengths({"dog": 0.3}).with_strengths({"cat": 0.7}).with_strengths({"dog": 1.0})
     assert [p.strength for p in further.parts()] == [0.7, 1.0]
-    back = further.graded({"cat": 1.0})
+    back = further.with_strengths({"cat": 1.0})
     assert same_tensors(back, lora) and back.metadata == {**lora.metadata, "format": "pt"}
 
 
 def test_strength_zero_changes_no_weight():
     """Not 0 itself, so that it can be undone, but nothing that float32 could add."""
     one, two = made(0, "cat"), made(1, "dog")
-    graded, alone = joined(one, two).graded({"cat": 0}), two
+    graded, alone = joined(one, two).with_strengths({"cat": 0}), two
     for module in (A, B):
         weight = noise(9, 5, 4).float()
         up, down = (f.float() for f in graded.modules[module])
@@ -164,11 +164,15 @@ def test_strength_zero_changes_no_weight():
 
 def test_strengths_do_not_multiply():
     lora = joined(made(0, "cat"), made(1, "dog"))
-    assert same_tensors(lora.graded({"cat": 0.5}).graded({"cat": 0.5}), lora.graded({"cat": 0.5}))
-    assert same_tensors(lora.graded({"cat": 0.0}).graded({"cat": 0.25}), lora.graded({"cat": 0.25}))
+    assert same_tensors(
+        lora.with_strengths({"cat": 0.5}).with_strengths({"cat": 0.5}), lora.with_strengths({"cat": 0.5})
+    )
+    assert same_tensors(
+        lora.with_strengths({"cat": 0.0}).with_strengths({"cat": 0.25}), lora.with_strengths({"cat": 0.25})
+    )
     whole = made(0, "cat")
-    assert [p.strength for p in whole.graded({"cat": 0.5}).parts()] == [0.5]
-    assert same_tensors(whole.graded({"cat": 0.5}).graded({"cat": 1}), whole)
+    assert [p.strength for p in whole.with_strengths({"cat": 0.5}).parts()] == [0.5]
+    assert same_tensors(whole.with_strengths({"cat": 0.5}).with_strengths({"cat": 1}), whole)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +190,8 @@ def test_strengths_do_not_multiply():
 def test_strengths_that_are_refused(wrong):
     lora = joined(made(0, "cat"), made(1, "sun", "moon"))
     with pytest.raises(LoraError):
-        lora.graded(wrong)
-    assert [p.strength for p in lora.graded({"sun": 0.5, "moon": 0.5}).parts()] == [1.0, 0.5]
+        lora.with_strengths(wrong)
+    assert [p.strength for p in lora.with_strengths({"sun": 0.5, "moon": 0.5}).parts()] == [1.0, 0.5]
 
 
 GOOD = [
@@ -231,7 +235,7 @@ def test_hostile_parts(tmp_path, name):
     for use in (
         lora.parts,
         lambda: lora.without("cat"),
-        lambda: lora.graded({"cat": 0.5}),
+        lambda: lora.with_strengths({"cat": 0.5}),
         lambda: joined(lora, made(2, "sun")),
     ):
         with pytest.raises(LoraError) as caught:
@@ -275,7 +279,7 @@ def test_strength_lines():
 
 def test_a_file_can_be_cut_alone():
     """Strengths are in it, its parts are one."""
-    lora = joined(made(0, "cat"), made(1, "dog")).graded({"cat": 0.5})
+    lora = joined(made(0, "cat"), made(1, "dog")).with_strengths({"cat": 0.5})
     cut, lost = compress(lora, 3)
     assert (
         cut.rank == 3

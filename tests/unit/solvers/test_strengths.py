@@ -54,7 +54,7 @@ def test_one_strength_for_all_is_the_edit_times_it(fake, policy):
     """... and keeps no second sums."""
     half = [replace(c, strength=0.5) for c in CONCEPTS]
     graded, plain = Case(fake, policy, half), Case(fake, policy, CONCEPTS, strength=0.5)
-    assert graded.sums[CONTEXT]._graded is None
+    assert graded.sums[CONTEXT]._strength_weighted is None
     torch.testing.assert_close(
         graded.edits[CONTEXT].map(random_rows(5, WIDTH, 0)),
         plain.edits[CONTEXT].map(random_rows(5, WIDTH, 0)),

@@ -53,7 +53,7 @@ def test_a_substitute_takes_the_concepts_place_in_every_layer(fake, grade, stren
     error = (edit.map(D) - wanted).norm(dim=1) / D.norm(dim=1)
     assert error.max() < 1e-5
     assert (plain.map(D) - wanted).norm() > 0.1 * D.norm()
-    M, across = sums[CONTEXT].moved()
+    M, across = sums[CONTEXT].displaced()
     assert M.trace() > 0 and not torch.allclose(M, across)
 
 
@@ -75,7 +75,7 @@ def test_a_substitutes_edit_from_the_rows_and_from_their_sums_is_the_same(fake, 
         assert bool(sums.rows) == (limit == 4096)
         edit, _ = solve(case.policy, sums, case.config)
         edits.append(edit.U @ edit.V.T)
-        moved.append(torch.stack(sums.moved()))
+        moved.append(torch.stack(sums.displaced()))
     assert (edits[0] - edits[1]).norm() < 1e-6 * edits[0].norm()
     assert (moved[0] - moved[1]).norm() < 1e-9 * moved[0].norm()
 

@@ -11,14 +11,14 @@ from ...backbones import Backbone, backbone_for
 from ...backbones.base import CONTEXT, POOLED
 from ...backbones.clips import check_clip
 from ...errors import LoraError
-from ...text.anchors import followed
+from ...text.anchors import follow_anchors
 from ...text.concepts import Concept, check_disjoint, same
 from ...text.encoding import TextEncoder
 from ...text.synonyms import everyday
 from ..erasure import ErasureLora
 from ..gating import base_mismatch, check_fits
 from ..metadata import base_metadata
-from ..parts import grades
+from ..parts import check_strengths
 from ..result import Erasure
 from .config import Adapter, FusionConfig, Progress
 from .factors import assemble, one_part, parts_of
@@ -49,7 +49,7 @@ def fuse(
         keep: what must not change; empty means what the erasures themselves kept, less what is now erased.
         config: options.
         strengths: ``{target: strength}`` of parts in the result, as in
-            :meth:`~trace_core.lora.ErasureLora.graded`.
+            :meth:`~trace_core.lora.ErasureLora.with_strengths`.
         progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
         names: what errors and the report call the erasures.
 
@@ -62,7 +62,7 @@ def fuse(
     progress, clock = progress or (lambda *_: None), {}
     adapters = enter(model, loras, names)
     concepts = list({c.target: c for a in adapters for c, _ in a.concepts}.values())
-    grades([p for a in adapters for p in a.parts], strengths or {})
+    check_strengths([p for a in adapters for p in a.parts], strengths or {})
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
     kept = list(keep) or _own_keep(adapters, concepts)  # of weight 0, it is still measured
@@ -79,7 +79,7 @@ def fuse(
     lora.metadata.update(_metadata(backbone, adapters, concepts, kept, config))
     lora._set_parts(parts_of(adapters, lora) if config.max_rank is None else [one_part(concepts, lora)])
     again = {t: s for a in adapters for t, s in a.strengths.items()} | dict(strengths or {})
-    lora = lora.graded(again) if again else lora
+    lora = lora.with_strengths(again) if again else lora
     clock["all"] = time.perf_counter() - begin
     report = {
         **_settings(config, concepts, kept, again, clock),
@@ -127,7 +127,7 @@ def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = Non
     for name, lora in zip(names, loras):
         parts = lora.parts()
         graded = {t: p.strength for p in parts if p.strength != 1.0 for t in p.targets}
-        lora = lora.graded(dict.fromkeys(graded, 1.0)) if graded else lora
+        lora = lora.with_strengths(dict.fromkeys(graded, 1.0)) if graded else lora
         adapters.append(Adapter(name, lora, lora.parts(), graded))
     return adapters
 
@@ -237,7 +237,7 @@ def _warnings(model, adapters: Sequence[Adapter], report: dict, streams: Sequenc
                     "result is their mean"
                 )
             named.setdefault(concept.target, adapter.name)
-    notes = followed([c for a in adapters for c, _ in a.concepts])[1] if len(adapters) > 1 else []
+    notes = follow_anchors([c for a in adapters for c, _ in a.concepts])[1] if len(adapters) > 1 else []
     out += [
         f"{note.split(', so ')[0]}: on its prompts that may be drawn; erase them in one list instead"
         for note in notes

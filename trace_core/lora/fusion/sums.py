@@ -14,7 +14,7 @@ from ...closed_form import solvers
 from ...closed_form.gram import Gram, add_symmetric, mirror
 from ...closed_form.policies import POLICIES, keep_prompts, row_weights
 from ...errors import ConceptError
-from ...text.concepts import Concept, settled
+from ...text.concepts import Concept, with_default_anchor
 from ...text.encoding import BOS, GROUPS, TextEncoder, TextRows
 from ...text.kinds import guess_kind
 from ...text.prompts import prompt_pairs
@@ -246,7 +246,7 @@ def collect(
         )
         for concept, kind in adapter.concepts:
             progress("encode concepts", done, total)
-            pairs = prompt_pairs(settled(concept, keep), _templates(concept, kind, config))
+            pairs = prompt_pairs(with_default_anchor(concept, keep), _templates(concept, kind, config))
             with timed(clock, "rows"):
                 prompts = list(encoder.encode_all((prompt, subject) for prompt, subject, *_ in pairs))
             with timed(clock, "sums"):

@@ -124,7 +124,7 @@ def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
         ConceptError: naming the line where it is known, and the key where several may be meant.
     """
     found = []
-    for item in _Walk(source, columns, keep).read(data):
+    for item in _RecordReader(source, columns, keep).read(data):
         if not item.text.strip():
             raise ConceptError(f"{item.where}: an entry is empty; remove it")
         check(item)
@@ -134,7 +134,7 @@ def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
     return found
 
 
-class _Walk:
+class _RecordReader:
     """The entries of nested lists and objects."""
 
     def __init__(self, source: str, columns: Columns, keep: bool):
