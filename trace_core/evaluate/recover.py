@@ -76,9 +76,8 @@ def recoverability(
     head, name = place
     progress = progress or (lambda *_: None)
     config = config or SamplerConfig.for_model(model)
-    objects, styles = list(domain.objects), list(domain.styles)
-    classes = objects if head == "object" else styles
-    prompts = _prompts(concept, head, objects, styles, samples)
+    classes = list(domain.objects) if head == "object" else list(domain.styles)
+    prompts = _prompts(concept, head, domain, samples)
     seeds = [seed * 100003 + i for i in range(samples)]
     erased = apply(model, lora)
 
@@ -98,12 +97,10 @@ def recoverability(
     return {**found, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
 
 
-def _prompts(concept: str, head: str, objects: list[str], styles: list[str], samples: int) -> list[str]:
-    return (
-        object_prompts(concept, styles, samples)
-        if head == "object"
-        else style_prompts(concept, objects, samples)
-    )
+def _prompts(concept: str, head: str, domain: Domain, samples: int) -> list[str]:
+    if head == "object":
+        return object_prompts(concept, list(domain.styles), samples)
+    return style_prompts(concept, list(domain.objects), samples)
 
 
 def _inverted(curve: list[list], prompt: str, lr: float) -> dict:
