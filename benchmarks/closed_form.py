@@ -151,7 +151,7 @@ def bench_sd15(say, many: int) -> dict:
         ("1, projection", 1, {}),
         ("100, projection", 100, {}),
     ):
-        policy = {"policy": "trace"} if "projection" in name else {}
+        policy = {"policy": "projection"} if "projection" in name else {}
         mine = ours(backbone, text, concepts(count, **options), FEW_KEPT, **policy)
         out[name] = record(mine, count, FEW_KEPT, size)
         say("SD1.5", name, out[name])
@@ -196,7 +196,7 @@ def bench_wide(say) -> dict:
         out[name] = record(mine, 1, kept) | against(mine, layers, some, text, erased, kept, ("batched",))
         say(name, "1", out[name])
         del mine
-        projected = ours(backbone, text, erased, kept, report=False, policy="trace")
+        projected = ours(backbone, text, erased, kept, report=False, policy="projection")
         out[f"{name}, projection"] = record(projected, 1, kept)
         say(name, "1, projection", out[f"{name}, projection"])
     return out

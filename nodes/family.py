@@ -29,18 +29,13 @@ def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict
 
 
 def finetune_options(model, width: int, height: int, lr: float) -> dict:
-    """Sizes, learning rate and templates of a finetune. A widget at 0 takes the model's own.
+    """Sizes and learning rate of a finetune. A widget at 0 takes the model's own.
 
     Raises:
         TraceError: naming a size that latents cannot have.
     """
-    found = {}
-    if demo_name(model) is not None:
-        from ..trace_core.demo import domain
-
-        found = dict(domain.FINETUNE[demo_name(model)])
     given = {"lr": lr} if lr else {}
-    return {**found, **picture_size(model, width, height, real=512), **given}
+    return {**picture_size(model, width, height, real=512), **given}
 
 
 def picture_size(model, width: int, height: int, real: int | None = None) -> dict[str, int]:

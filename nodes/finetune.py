@@ -8,13 +8,13 @@ from PIL import Image
 from ..trace_core.backbones.base import SCOPES
 from ..trace_core.errors import LoraError
 from ..trace_core.evaluate.grid import to_image
-from ..trace_core.finetune import finetune as run
 from ..trace_core.finetune.objectives import OBJECTIVES
 from ..trace_core.finetune.options import LEARNING_RATE, PRESETS, FinetuneConfig
 from ..trace_core.lora import gating
+from ..trace_core.methods import Eraser
 from ..trace_core.text.kinds import KINDS
 from . import reports, widgets, wire
-from .family import demo_name, domain_of, finetune_options
+from .family import demo_name, finetune_options
 from .live import Live
 
 DEFAULTS = FinetuneConfig()
@@ -151,33 +151,32 @@ class LateStageFinetune:
         mask=None,
     ):
         concepts, kept = wire.concepts_of(erase, keep)
-        _, kept = domain_of(model, concepts, kept)
         custom_window = None if window == "auto" else (window_start, window_end)
         start = None if lora is None else wire.erasure_of(lora)
         refuse_doubled(model, start)
-        config = FinetuneConfig(
-            objective=objective,
-            preset=preset,
-            kind=kind,
-            window=custom_window,
-            steps=steps or None,
-            rank=rank,
-            eta=None if eta < 0 else eta,
-            seed=seed,
-            checkpointing=checkpointing,
-            preview_every=preview_every,
-            scope=None if scope == "auto" else scope,
-            saliency=saliency,
+        options = {
+            "preset": preset,
+            "kind": kind,
+            "window": custom_window,
+            "steps": steps or None,
+            "rank": rank,
+            "eta": None if eta < 0 else eta,
+            "checkpointing": checkpointing,
+            "preview_every": preview_every,
+            "scope": None if scope == "auto" else scope,
+            "saliency": saliency,
             **finetune_options(model, width, height, lr),
-        )
+        }
+        eraser = Eraser(objective, kept, seed, closed_form=None, finetune=options, per_concept=False)
         terms = {t.name: t.weight for t in OBJECTIVES[objective].terms}
         with Live(
             objective=objective, window=custom_window and list(custom_window), terms=list(terms)
         ) as live:
             previews = Previews(model, live) if preview_every else None
-            result = run(model, clip, concepts, kept, config, start, live.training, previews, region=mask)
+            hooks = {"report": live.training, "preview": previews, "region": mask}
+            result = eraser.fit(model, clip, concepts, start, **hooks)
             live.facts["window"] = result.report["window"]
-            edited = gating.apply(model, result.lora)
+            edited = result.apply(model, start=0.0, end=1.0)
         losses = wire.loss_map(result.report["losses"], {**terms, **result.report["parameters"]["weights"]})
         text = reports.finetune(result.report, result.lora, start is not None)
         return {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from ..trace_core.closed_form import ClosedFormConfig
-from ..trace_core.closed_form import erase as erase_closed_form
-from ..trace_core.closed_form.policies import POLICIES
-from ..trace_core.lora import gating
+from ..trace_core.closed_form.policies import FORMER_NAMES, POLICIES
+from ..trace_core.methods import CLOSED_FORMS, Eraser
 from ..trace_core.text.kinds import KINDS
 from . import reports, widgets, wire
-from .family import domain_of
 from .live import Live
 
 DEFAULTS = ClosedFormConfig()
@@ -92,20 +90,25 @@ class ClosedFormProjection:
         max_rank=0,
     ):
         concepts, kept = wire.concepts_of(erase, keep)
-        contexts, kept = domain_of(model, concepts, kept)
-        config = ClosedFormConfig(
-            policy=policy,
-            strength=strength,
-            kind=kind,
-            energy=energy,
-            eta=None if eta < 0 else eta,
-            alpha=alpha or None,
-            keep_weight=keep_weight,
-            max_rank=max_rank or None,
-            contexts=contexts,
-        )
+        policy = FORMER_NAMES.get(policy, policy)
+        options = {
+            "strength": strength,
+            "kind": kind,
+            "energy": energy,
+            "eta": None if eta < 0 else eta,
+            "alpha": alpha or None,
+            "keep_weight": keep_weight,
+            "max_rank": max_rank or None,
+        }
         with Live(objective=policy) as live:
-            result = erase_closed_form(model, clip, concepts, kept, config, live.phase)
-            edited = gating.apply(model, result.lora)
-        text = reports.closed_form(result.report, result.lora)
-        return {"ui": {"trace_report": [text]}, "result": (edited, wire.LoraState(result.lora), text)}
+            eraser = Eraser(CLOSED_FORMS[policy], kept, closed_form=options)
+            erasure = eraser.fit(model, clip, concepts, progress=live.phase)
+            edited = erasure.apply(model, start=0.0, end=1.0)
+        text = reports.closed_form(erasure.report, erasure.lora)
+        return {"ui": {"trace_report": [text]}, "result": (edited, wire.LoraState(erasure.lora), text)}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, policy):
+        """Policies by their former names, as older workflows have them, are policies too."""
+        known = FORMER_NAMES.get(policy, policy) in POLICIES
+        return known or f"policy '{policy}' is unknown; use one of {', '.join(POLICIES)}"

@@ -41,11 +41,11 @@ class Method:
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
-        Method("projection", "TRACE's closed form alone: seconds", {"policy": "trace"}),
+        Method("projection", "TRACE's closed form alone: seconds", {"policy": "projection"}),
         Method(
             "trace",
             "closed form, then late-stage finetune",
-            {"policy": "trace", "energy": 0.9},
+            {"policy": "projection", "energy": 0.9},
             {"objective": "trace"},
         ),
         Method("uce", "UCE's closed form", {"policy": "uce"}),
@@ -68,6 +68,9 @@ METHODS: dict[str, Method] = {
         Method("esd", "ESD-x's finetune", None, {"objective": "esd"}),
     )
 }
+
+#: policy of a closed form -> the method that is this closed form alone
+CLOSED_FORMS = {m.closed_form["policy"]: m.name for m in METHODS.values() if m.finetune is None}
 
 
 @dataclass(frozen=True)

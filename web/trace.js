@@ -11,6 +11,7 @@ import { showReports, showReportsOf, unfold } from "./stock.js";
 const TRAINS = "TRACE_LateStageFinetune";
 const PICTURED = [TRAINS, "TRACE_CompareErasure"]; //: their panels show the pictures that ComfyUI would draw too
 const SHOWN_KEYS = ["trace_report", "trace_losses", "trace_pairs", "trace_metadata"];
+const FORMER_NAMES = { TRACE_ClosedFormProjection: { policy: { trace: "projection" } } }; //: of widget values, in older workflows
 const SILENCE = 3000; //: ms without an event, after which the page asks for a running node's state
 
 const runs = new Runs();
@@ -43,7 +44,9 @@ app.registerExtension({
   },
 
   loadedGraphNode(node) {
-    if (isOurs(node)) unfold(node);
+    if (!isOurs(node)) return;
+    renameValues(node);
+    unfold(node);
   },
 
   afterConfigureGraph() {
@@ -52,6 +55,14 @@ app.registerExtension({
     restore(app.graph.id); // not awaited: the page need not wait for it
   },
 });
+
+/** Give widget values of older workflows their present names. */
+function renameValues(node) {
+  for (const [name, names] of Object.entries(FORMER_NAMES[node.comfyClass] ?? {})) {
+    const widget = node.widgets?.find((one) => one.name === name);
+    if (widget?.value in names) widget.value = names[widget.value];
+  }
+}
 
 async function onProgress(event) {
   draw(runs.hear(await originOf(event.prompt_id), event));

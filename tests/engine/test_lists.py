@@ -54,7 +54,7 @@ def equal(a: ErasureLora, b: ErasureLora) -> bool:
     )
 
 
-@pytest.mark.parametrize("policy", ["trace", "uce", "mace", "trce"])
+@pytest.mark.parametrize("policy", ["projection", "uce", "mace", "trce"])
 @pytest.mark.parametrize(("given", "meant"), [(ROUND, "cat; dog"), (CHAIN, "cat -> house; dog -> house")])
 def test_the_closed_form_follows_the_arrows(sd, policy, given, meant):
     """Every policy: what is written is what the arrows lead to, and it is said."""

@@ -18,7 +18,7 @@ from trace_core.text.templates import TEMPLATES, fill
 WIDTH, LENGTH, POOL = 32, 16, 12
 KEEP = ["bird", "green car", "sunflower"]
 CONTEXTS = {"object": ("small {}", "my {}")}
-POLICY = POLICIES["trace"]
+POLICY = POLICIES["projection"]
 NOTHING = lambda *_: None  # noqa: E731
 
 

@@ -42,7 +42,7 @@ def picture(
 
 
 def erased(**changes) -> dict:
-    given = dict(model=("demo", 0), clip=("demo", 1), erase="cat", keep="", policy="trace", strength=1.0)
+    given = dict(model=("demo", 0), clip=("demo", 1), erase="cat", keep="", policy="projection", strength=1.0)
     return node("TRACE_ClosedFormProjection", **{**given, **changes})
 
 

@@ -33,7 +33,15 @@ class Case:
     """An erasure through the real collect, with everything a test wants to look at."""
 
     def __init__(
-        self, fake, policy="trace", concepts=None, width=WIDTH, towers=("l",), pooled=0, keep=KEEP, **config
+        self,
+        fake,
+        policy="projection",
+        concepts=None,
+        width=WIDTH,
+        towers=("l",),
+        pooled=0,
+        keep=KEEP,
+        **config,
     ):
         self.config = ClosedFormConfig(policy=policy, contexts=CONTEXTS, **config)
         self.policy = POLICIES[policy]

@@ -45,7 +45,11 @@ def test_a_word_that_is_erased_itself_is_not_kept():
 
 
 def test_words_inside_names_get_prompts_and_weight():
-    policy, keep, concepts = "trace", ["house", "tree", "van"], [Concept("Van Gogh"), Concept("Jack Black")]
+    policy, keep, concepts = (
+        "projection",
+        ["house", "tree", "van"],
+        [Concept("Van Gogh"), Concept("Jack Black")],
+    )
     prompts = keep_prompts(POLICIES[policy], keep[:2], ["object"] * 2, {}, concepts)
     without = keep_prompts(POLICIES[policy], keep[:2], ["object"] * 2, {}, concepts, contrast=False)
     assert without == prompts[: len(without)], "the list's own prompts are as they were"
@@ -76,7 +80,7 @@ def test_many_words_do_not_drown_the_keep_list():
 def test_a_long_keep_list_has_fewer_prompts_an_entry(entries, each):
     """The demo's 37 entries keep their six: their figures are in the README."""
     keep = [f"thing {i}" for i in range(entries)]
-    prompts = keep_prompts(POLICIES["trace"], keep, ["object"] * entries, {})
+    prompts = keep_prompts(POLICIES["projection"], keep, ["object"] * entries, {})
     assert len(prompts) == len(set(prompts)) == entries * each <= max(KEEP_PROMPTS, 2 * entries)
     assert {entry for _, entry in prompts} == set(keep) and each <= KEEP_TEMPLATES
     assert len({prompt.replace(entry, "{}") for prompt, entry in prompts}) >= min(18, entries), (
@@ -86,7 +90,7 @@ def test_a_long_keep_list_has_fewer_prompts_an_entry(entries, each):
 
 def test_everyday_things_fit_one_bound():
     assert (
-        len(keep_prompts(POLICIES["trace"], EVERYDAY, ["object"] * len(EVERYDAY), {}))
+        len(keep_prompts(POLICIES["projection"], EVERYDAY, ["object"] * len(EVERYDAY), {}))
         == 2 * len(EVERYDAY)
         <= KEEP_PROMPTS
     )

@@ -10,14 +10,14 @@ from ..backbones.base import POOLED
 from ..errors import TraceError
 from ..text.concepts import Concept
 from ..text.kinds import KINDS
-from .policies import POLICIES
+from .policies import FORMER_NAMES, POLICIES
 
 
 @dataclass(frozen=True)
 class ClosedFormConfig:
     """Options of the closed form."""
 
-    policy: str = field(default="trace", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
+    policy: str = field(default="projection", metadata={"help": "pairing policy: " + ", ".join(POLICIES)})
     strength: float = field(default=1.0, metadata={"help": "1 erases, 0 changes nothing, above 1 overshoots"})
     eta: float | None = field(
         default=None,
@@ -48,6 +48,7 @@ class ClosedFormConfig:
     )
 
     def __post_init__(self):
+        object.__setattr__(self, "policy", FORMER_NAMES.get(self.policy, self.policy))
         if self.policy not in POLICIES:
             raise TraceError(f"policy '{self.policy}' is unknown; use one of {', '.join(POLICIES)}")
         if self.kind not in ("auto", *KINDS):
@@ -70,7 +71,7 @@ class ClosedFormConfig:
     @property
     def contrasts(self) -> bool:
         """Whether words inside names are kept; the published policies stay as their papers have them."""
-        return self.contrast and self.policy == "trace"
+        return self.contrast and self.policy == "projection"
 
     def kind_of(self, concept: Concept) -> str:
         """The kind given, or what the concept's name says."""

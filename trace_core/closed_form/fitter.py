@@ -175,7 +175,7 @@ class ClosedFormFitter:
         keep = self.keep or (self._own.keep_list if self._own else everyday)(concepts)
         concepts = [with_default_anchor(c, keep, concepts) for c in concepts]
         plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
-        own = policy.name == "trace"
+        own = policy.name == "projection"
         groups = [(policy, plain), (COMBINED, both)] if own else [(policy, concepts)]
         found = {}
         if own and config.eta is None:

@@ -70,9 +70,12 @@ class Policy:
     notes: dict = field(default_factory=dict)
 
 
+#: What policies were called in files and workflows of before.
+FORMER_NAMES = {"trace": "projection"}
+
 POLICIES: dict[str, Policy] = {
-    "trace": Policy(
-        "trace",
+    "projection": Policy(
+        "projection",
         "projection",
         (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD),
         99,
@@ -99,11 +102,11 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-#: What ``trace`` does with combined concepts. A projection takes whole directions, and those of a combination
-#: are nearly those of its parts, which stay; the ridge weighs the rows of the two together against those of
-#: each apart, of which there are many.
+#: What ``projection`` does with combined concepts. A projection takes whole directions. The directions of a
+#: combination are nearly those of its parts, which stay. The ridge weighs the rows of the two together
+#: against those of each part without the other, of which there are many.
 COMBINED = Policy(
-    "trace",
+    "projection",
     "ridge",
     (BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD),
     99,
@@ -196,7 +199,9 @@ def keep_prompts(
     """
     objects = [*TEMPLATES["object"], *contexts.get("object", ())]
     inside = (
-        contrast_prompts(concepts, objects, KEEP_TEMPLATES) if contrast and policy.name == "trace" else []
+        contrast_prompts(concepts, objects, KEEP_TEMPLATES)
+        if contrast and policy.name == "projection"
+        else []
     )
     both = [c for c in concepts if c.parts]
     if policy.name == "uce":

@@ -81,7 +81,7 @@ class Trainer:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
         made = keep_prompts(
-            POLICIES["trace"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
+            POLICIES["projection"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
         )
         return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
 

@@ -120,7 +120,7 @@ def test_sdxl_size_embedding_is_untouched(one):
     assert change[:, :64].any() and not change[:, 64:].any()
 
 
-@pytest.mark.parametrize(("policy", "bound"), [("trace", 0.02), ("uce", 0.02)])
+@pytest.mark.parametrize(("policy", "bound"), [("projection", 0.02), ("uce", 0.02)])
 def test_flux_biases_are_not_counted_twice(families, policy, bound):
     """With the edit txt_in(c) is W g + b; a target of W g + b for the weight alone would give W g + 2 b."""
     family = families["flux"]

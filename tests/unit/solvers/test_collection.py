@@ -25,7 +25,9 @@ def test_keep_prompts_hold_the_parts_of_a_combination_and_never_both():
         {"style": ("a cat, {}",), "object": ("a {}, red background",)},
     )
     keep = ["cat", "dog", "red background", "blue background"]
-    prompts = keep_prompts(POLICIES["trace"], keep, ["object", "object", "style", "style"], contexts, [red])
+    prompts = keep_prompts(
+        POLICIES["projection"], keep, ["object", "object", "style", "style"], contexts, [red]
+    )
     texts = {prompt for prompt, _ in prompts}
     assert not any(asks_for(text, red) for text in texts)
     assert "cat on a blue background" in texts and any(
@@ -99,7 +101,7 @@ def test_a_cancelled_collection_stops(fake):
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH))
     with pytest.raises(Stop):
-        accumulate(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), progress)
+        accumulate(backbone, encoder, POLICIES["projection"], CONCEPTS, KEEP, ClosedFormConfig(), progress)
 
 
 def test_progress_reaches_every_concept(fake):
@@ -117,7 +119,9 @@ def test_pooled_vector_is_required_where_the_model_reads_one(fake):
     encoder = TextEncoder(fake.FakeClip(WIDTH, LENGTH))
     backbone = fake.FakeBackbone(Layer, fake.random_weights(1, 8, WIDTH), fake.random_weights(1, 8, 12))
     with pytest.raises(ConceptError, match="no pooled vector.*connect the CLIP of the same model"):
-        accumulate(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
+        accumulate(
+            backbone, encoder, POLICIES["projection"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None
+        )
 
 
 def test_rows_of_another_width_are_refused(fake):
@@ -126,7 +130,9 @@ def test_rows_of_another_width_are_refused(fake):
     with pytest.raises(
         ConceptError, match="rows of 96 numbers, the model reads 97; connect the CLIP that belongs"
     ):
-        accumulate(backbone, encoder, POLICIES["trace"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None)
+        accumulate(
+            backbone, encoder, POLICIES["projection"], CONCEPTS, KEEP, ClosedFormConfig(), lambda *_: None
+        )
 
 
 # ------------------------------------------------------------------------------------- overshoot

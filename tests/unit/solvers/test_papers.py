@@ -146,7 +146,7 @@ def test_ridge_reports_what_max_rank_loses():
         ("uce", {SUBJECT}),
         ("mace", {AFTER, FIRST_EOT, PAD}),
         ("trce", {FIRST_EOT}),
-        ("trace", {SUBJECT, AFTER, FIRST_EOT, PAD}),
+        ("projection", {SUBJECT, AFTER, FIRST_EOT, PAD}),
     ],
 )
 def test_policies_remap_the_papers_tokens(fake, policy, groups):

@@ -49,7 +49,7 @@ def test_strengths_are_the_same_from_many_rows(fake, monkeypatch):
     assert (case.edits[CONTEXT].map(x) - direct.map(x)).norm() <= 1e-8 * (direct.map(x) - x).norm()
 
 
-@pytest.mark.parametrize("policy", ["trace", "uce", "mace"])
+@pytest.mark.parametrize("policy", ["projection", "uce", "mace"])
 def test_one_strength_for_all_is_the_edit_times_it(fake, policy):
     """... and keeps no second sums."""
     half = [replace(c, strength=0.5) for c in CONCEPTS]

@@ -287,7 +287,7 @@ def _keep_prompts(
     if not keep:
         return []
     return keep_prompts(
-        POLICIES["trace"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False
+        POLICIES["projection"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False
     )
 
 
