@@ -79,16 +79,16 @@ $(BROWSER)/.installed: tests/browser/package-lock.json
 	npm ci --silent --no-audit --no-fund --prefix $(@D)
 	@touch $@
 
-# A run for every ComfyUI, as a process can import only one; each runs whatever the others said. The unit tests and those that
-# start worker processes are the same on all, and run once.
+# A run for every ComfyUI, as a process can import only one; each runs whatever the others said. The unit tests and those
+# that are marked `once` are the same on all, and run once.
 test: setup lint
 	-@$(MAKE) --no-print-directory browser
 	@if [ -n "$(ENGINES)" ]; then $(MAKE) --no-print-directory $(VENV)/.server-installed frontends; fi
 	@status=0; marks="unit or not unit"; \
 	for engine in $(ENGINES); do \
-		COMFYUI_PATH=$$engine $(PYTEST) -m "$$marks" || status=$$?; marks="not unit and not processes"; \
+		COMFYUI_PATH=$$engine $(PYTEST) -m "$$marks" || status=$$?; marks="not unit and not once"; \
 	done; \
-	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not processes"; fi; \
+	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not once"; fi; \
 	COMFYUI_PATH=$(CURDIR)/$(ENGINE) $(PYTEST) -m "$$marks" || status=$$?; \
 	exit $$status
 

@@ -21,6 +21,8 @@ from trace_core.demo import domain
 from trace_core.evaluate import recover
 from trace_core.finetune import options
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -49,20 +51,12 @@ def commands(page: Path) -> list[list[str]]:
     return [words[3:] for words in found if words[3] not in LONG and "--help" not in words]
 
 
+def with_python(page: Path) -> list[str]:
+    return blocks(page, "python")
+
+
 def with_some(kind) -> list[Path]:
     return [page for page in PAGES if kind(page)]
-
-
-def named(pages: list[Path]) -> list:
-    """Pages as test parameters; a page that starts worker processes says so."""
-    return [
-        pytest.param(
-            page,
-            id=page.name,
-            marks=[pytest.mark.processes] if any("--jobs" in words for words in commands(page)) else [],
-        )
-        for page in pages
-    ]
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +98,7 @@ def run(words: list[str], erasures: Path) -> int:
     return main([*words, *CHEAPER.get(words[0], []), *untrained])
 
 
-@pytest.mark.parametrize("page", named(with_some(commands)))
+@pytest.mark.parametrize("page", with_some(commands), ids=lambda page: page.name)
 def test_every_command_runs(page, erasures):
     for words in commands(page):
         assert run(words, erasures) == 0, words
@@ -112,7 +106,7 @@ def test_every_command_runs(page, erasures):
             assert "--dry-run" in words or Path(written).exists(), words
 
 
-@pytest.mark.parametrize("page", named(with_some(lambda page: blocks(page, "python"))))
+@pytest.mark.parametrize("page", with_some(with_python), ids=lambda page: page.name)
 def test_every_python_block_runs(page, engine, tmp_path):
     names: dict = {}
     for block in blocks(page, "python"):

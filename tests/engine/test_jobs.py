@@ -21,7 +21,7 @@ from trace_core.errors import TraceError
 from trace_core.lora import ErasureLora
 from trace_core.methods import Eraser
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.once
 
 NAMES = (
     "cat",
