@@ -238,5 +238,5 @@ def test_a_worker_does_not_speak_all_the_time():
 
 
 def test_one_training_state_is_not_handed_to_several_concepts():
-    with pytest.raises(TraceError, match="resume each alone"):
+    with pytest.raises(TraceError, match="resume each concept in a run of its own"):
         Eraser("mace").fit(None, None, "cat; dog", checkpoint=print)
