@@ -182,7 +182,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     out, strange = tmp_path / "x.safetensors", tmp_path / "x.safetensors.parts"
     strange.mkdir()
     (strange / "diary.txt").write_text("mine")
-    with pytest.raises(TraceError, match="holds 'diary.txt' and no job.json"):
+    with pytest.raises(TraceError, match="contains 'diary.txt' and no job.json"):
         Folder(out, SETUP).open()
     (strange / "job.json").write_text("[")
     part(strange / "01-cat.safetensors")
