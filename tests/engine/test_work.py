@@ -80,7 +80,7 @@ def test_training_goes_on_where_no_state_can_be_written(expected, limit, tmp_pat
     )
     assert (
         f"error: cannot write '{out}': " in said
-        and "The erasure is lost: make room, and run the same command again" in said
+        and "The erasure is lost; make room, and run the same command again" in said
     )
     assert not list(tmp_path.iterdir())
 
@@ -99,7 +99,7 @@ def test_the_last_good_state_stays_and_is_told(expected, limit, tmp_path, capsys
     said = capsys.readouterr().err
     assert f"Training continues, the state of step 1 stays in '{state}'" in said
     assert (
-        f"The training state of step 1 is in '{state}'; make room, and run the same command to continue from there"
+        f"The training state of step 1 is in '{state}'; make room, and run the same command to continue"
         in said
     )
     assert TrainingState.load(state).step == 1 and [f.name for f in tmp_path.iterdir()] == ["run.safetensors"]
@@ -195,7 +195,7 @@ def test_a_clip_that_does_not_belong_is_refused_everywhere(families, entry):
         run(None)
     with pytest.raises(
         ConceptError,
-        match=r"the text encoder gives rows of \d+ numbers, the model reads \d+; connect the CLIP that "
+        match=r"the text encoder gives rows of \d+ numbers, but the model reads \d+; connect the CLIP that "
         r"belongs",
     ):
         run(other)
@@ -282,7 +282,7 @@ MISSING = {
     "'noclip.safetensors' has no text encoder; give its files with --clip"),
     "no VAE": (["unet.safetensors", "--clip", "clip_l.safetensors"],
     "'unet.safetensors' has no VAE, which pictures need; give a VAE file with --vae"),
-    "no such file": (["unet.safetensors", "--clip", "t5.safetensors"], "--clip 't5.safetensors' is not a file"),
+    "no such file": (["unet.safetensors", "--clip", "t5.safetensors"], "'t5.safetensors' is not a file"),
     "no safetensors": (["unet.safetensors", "--clip", "clip.pt"],
     "--clip 'clip.pt' must be a .safetensors or .gguf file; other formats can run code"),
     "a demo model": (["demo-sd", "--clip", "clip_l.safetensors"],

@@ -41,9 +41,9 @@ def test_what_is_no_model_is_refused(one, thing):
     family, model = one("sd1")
     thing = model.model if thing == "inner" else thing
     name = type(thing).__name__
-    with pytest.raises(ModelError, match=f"{name} is no ComfyUI model; connect the MODEL output"):
+    with pytest.raises(ModelError, match=f"{name} is not a ComfyUI model; connect the MODEL output"):
         erase(thing, family.clip, [CAT], KEEP)
-    with pytest.raises(TraceError, match="no ComfyUI model"):
+    with pytest.raises(TraceError, match="not a ComfyUI model"):
         apply(thing, ErasureLora({"diffusion_model.x": (torch.ones(1, 1), torch.ones(1, 1))}))
 
 

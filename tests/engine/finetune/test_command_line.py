@@ -81,7 +81,7 @@ def test_command_goes_on_where_it_was_stopped(engine, short, tmp_path, capsys, m
 
 WRONG = {
     "no window": (["--window", "late"], "--window 'late' is not a window; write START, START,END or auto"),
-    "three ends": (["--window", "0,0.5,1"], "--window '0,0.5,1' is no window"),
+    "three ends": (["--window", "0,0.5,1"], "--window '0,0.5,1' is not a window"),
     "empty window": (["--window", "0.6,0.4"], "the window is 0.6 to 0.4; it must be 0 <= start < end <= 1"),
     "index": (["--window", "43"], "the window is 43.0 to 1.0"),
     "not a number": (["--window", "nan"], "the window is nan to 1.0"),
