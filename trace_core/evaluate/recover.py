@@ -171,10 +171,10 @@ class _Rows(Prompts):
     """Prompts of which one's rows are trained."""
 
     def made(self, number: int) -> dict[str, Tensor]:
-        return self._made[number]
+        return self._conditions[number]
 
     def put(self, number: int, made: dict[str, Tensor]) -> None:
-        self._made[number] = made
+        self._conditions[number] = made
 
 
 class _Attack:

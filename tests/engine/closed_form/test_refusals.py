@@ -22,7 +22,9 @@ def test_weight_that_is_not_finite_is_refused_by_name(families, kind, bad):
     layer = (backbone_for(model).context_layers() + backbone_for(model).pooled_layers())[-1]
     with torch.no_grad():
         model.model.state_dict()[layer.key][0, 0] = bad
-    with pytest.raises(ModelError, match=f"{layer.key} holds NaN or infinite values; load the model again"):
+    with pytest.raises(
+        ModelError, match=f"{layer.key} contains NaN or infinite values; load the model again"
+    ):
         erase(model, family.clip, [CAT], KEEP)
 
 

@@ -94,7 +94,7 @@ WRONG = {
     "steps": (["--steps", "0"], "steps is 0; it must lie between 1 and"),
     "lr": (["--lr", "7"], "lr is 7.0"),
     "damaged state": (["--resume", "BAD"], "cannot read 'bad.state' as a training state"),
-    "foreign state": (["--resume", "LORA"], "'lora.safetensors' is no training state of this library"),
+    "foreign state": (["--resume", "LORA"], "'lora.safetensors' is not a training state of this library"),
     "no place for a state": (["--resume", "BAD/state"], "cannot write '"),
 }
 
