@@ -167,8 +167,8 @@ def test_ctrl_c_says_where_the_state_is(expected, tmp_path, capsys, monkeypatch)
     assert main(command(out, "--resume", str(state), erase="ship")) == 2
     said = capsys.readouterr().err
     assert said == (
-        "error: cannot resume: the training state was made for 'cat', this run erases 'ship'; give the same "
-        "concepts, or another "
+        "error: cannot resume: the training state was made for 'cat', but this run erases 'ship'; give "
+        "the same concepts, or another "
         "--resume file\n"
     )
     monkeypatch.undo()
