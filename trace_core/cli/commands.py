@@ -109,7 +109,7 @@ def erase(args) -> dict:
         return lists_report
     concepts, keep = read.concepts, read.keep
     method = METHODS[args.method]
-    apart = jobs.check(args, method, concepts)
+    separate = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
@@ -121,7 +121,7 @@ def erase(args) -> dict:
     if args.jobs is not None:
         result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned), args.clock)
     else:
-        result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
+        result, path = _erase_here(args, method, concepts, keep, closed, tuned, separate)
     print(
         f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
         f"{_done(result.report)}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
@@ -158,7 +158,7 @@ def _default_keep(args, concepts: Sequence[Concept]) -> int:
     return len(everyday(concepts))
 
 
-def _erase_here(args, method, concepts, keep, closed, tuned, apart):
+def _erase_here(args, method, concepts, keep, closed, tuned, separate):
     """Erase in this process. Returns the erasure and the path of its file."""
     from ..methods import Eraser
 
@@ -166,7 +166,7 @@ def _erase_here(args, method, concepts, keep, closed, tuned, apart):
     model, clip, _ = open_model(Source.of(args), clock=args.clock)
     try:
         with training.Training(args, method, state, args.clock) as run:
-            eraser = Eraser(args.method, keep, args.seed, closed, tuned, apart)
+            eraser = Eraser(args.method, keep, args.seed, closed, tuned, separate)
             result = eraser.fit(model, clip, concepts, progress=bars, **run.hooks())
             args.clock.enter("save")
             path = outputs.keep(result.lora.to_bytes(), args.out, "the erasure", run.left())

@@ -38,10 +38,10 @@ def read(args: argparse.Namespace) -> Read:
         ConceptError: naming the file and the line, or the option.
     """
     erased, notes = concepts(args)
-    kept, keep_notes = keep(args)
-    check_disjoint(erased, kept)
+    keep_list, keep_notes = keep(args)
+    check_disjoint(erased, keep_list)
     erased, anchor_notes = follow_anchors(erased)
-    return Read(erased, kept, [*notes, *keep_notes, *anchor_notes])
+    return Read(erased, keep_list, [*notes, *keep_notes, *anchor_notes])
 
 
 def concepts(args: argparse.Namespace) -> tuple[list[Concept], list[str]]:
@@ -105,14 +105,14 @@ def lines(found: dict) -> list[str]:
     ]
     if any(count for count, _ in more):
         out[0] += "; " + ", ".join(f"{count:,} {what}" for count, what in more if count)
-    kept = (
+    keep_text = (
         f"{len(keep):,} named"
         if keep
         else f"the default list of {found['default_keep']}"
         if found["default_keep"]
         else "the default list"
     )
-    return [*out, f"keep: {kept}", *(f"note: {note}" for note in found["notes"])]
+    return [*out, f"keep: {keep_text}", *(f"note: {note}" for note in found["notes"])]
 
 
 def table(found: dict) -> list[str]:

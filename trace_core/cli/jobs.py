@@ -240,15 +240,16 @@ def check(args, method, concepts: Sequence[Concept]) -> bool | None:
         raise TraceError(f"--jobs is {args.jobs}; it must be at least 1")
     if args.jobs is not None and args.together:
         raise TraceError("--jobs erases each concept separately, --together all at once; leave one out")
-    apart = True if args.jobs is not None or args.apart else False if args.together else None
+    separate = True if args.jobs is not None or args.apart else False if args.together else None
     if args.resume and (
-        args.jobs is not None or (len(concepts) > 1 and (method.per_concept if apart is None else apart))
+        args.jobs is not None
+        or (len(concepts) > 1 and (method.per_concept if separate is None else separate))
     ):
         raise TraceError(
             "--resume keeps the state of one training, and here each concept has its own; use --jobs, "
             "which keeps every finished concept"
         )
-    return apart
+    return separate
 
 
 def pool_for(setup: Setup, jobs: int, ray: str | None):

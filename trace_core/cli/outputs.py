@@ -52,7 +52,7 @@ def check(args) -> None:
                 f"{place} is the same file as {found}, which this command reads; choose another name for "
                 f"{place.option}"
             )
-    _check_apart(written)
+    _check_distinct(written)
     _check_folder(args, read, written)
     for place in written:
         if (
@@ -132,7 +132,7 @@ def check_writable(path: Path) -> None:
         raise TraceError(f"cannot write '{path}'; choose a file in a folder with write permission")
 
 
-def _check_apart(written: Sequence[Place]) -> None:
+def _check_distinct(written: Sequence[Place]) -> None:
     for i, place in enumerate(written):
         for other in written[i + 1 :]:
             if same(place.path, other.path):

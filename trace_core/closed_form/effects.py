@@ -49,7 +49,7 @@ def side_effects(
     kinds: Sequence[str],
     keep: Sequence[str],
     eta: float,
-    others: Mapping[str, str] | None = None,
+    substitutes: Mapping[str, str] | None = None,
 ) -> dict[str, dict]:
     """Side effects of the first concepts, by target: ``short``, ``long``, ``weighted`` and ``words``.
 
@@ -62,16 +62,16 @@ def side_effects(
 
     Args:
         keep: the keep list. Its words, the words of the name and everyday words are measured.
-        others: substitutes by target.
+        substitutes: substitutes by target.
     """
-    others = others or {}
-    out = {}
+    substitutes = substitutes or {}
+    effects = {}
     for concept, kind in [(c, k) for c, k in zip(concepts, kinds) if not c.parts][:NAMES]:
         if _pairs(encoder, concept, PROMPT[kind]) is None:
             continue
         templates = {"short": PROMPT[kind], "long": LONG + PROMPT[kind]}
         forms = {
-            name: _substitute_pairs(encoder, concept, template, others.get(concept.target))
+            name: _substitute_pairs(encoder, concept, template, substitutes.get(concept.target))
             for name, template in templates.items()
         }
         empty = encoder.encode("").embeddings
@@ -82,11 +82,11 @@ def side_effects(
             w: _pairs(encoder, Concept(w), PROMPT["object"])
             for w in sharing(encoder, concept, [*keep, *EVERYDAY], concepts)[:WORDS]
         }
-        left = sorted((_kept_share(edit, p), w) for w, p in found.items() if p is not None)
-        out[concept.target] = {
+        word_shares = sorted((_kept_share(edit, p), w) for w, p in found.items() if p is not None)
+        effects[concept.target] = {
             name: None if f is None else _residual(edit, *f, eta=eta) for name, f in forms.items()
-        } | {"words": {w: x for x, w in left}}
-    return out
+        } | {"words": {w: x for x, w in word_shares}}
+    return effects
 
 
 def sharing(
@@ -125,12 +125,12 @@ def _pairs(encoder: TextEncoder, concept: Concept, template: str) -> Pairs | Non
 
 
 def _substitute_pairs(
-    encoder: TextEncoder, concept: Concept, template: str, other: str | None
+    encoder: TextEncoder, concept: Concept, template: str, substitute: str | None
 ) -> list[Pairs] | None:
     """:func:`_pairs` of the concept and, if there is one, of its substitute. None if either is None."""
     found = [
         _pairs(encoder, c, template)
-        for c in (concept, replace(concept, anchor=other) if other else None)
+        for c in (concept, replace(concept, anchor=substitute) if substitute else None)
         if c
     ]
     return None if None in found else found

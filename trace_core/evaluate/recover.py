@@ -85,17 +85,17 @@ def recoverability(
     def recognised(latents: Tensor) -> float:
         return top1(domain.judge(vae.decode(latents), head), classes.index(name))
 
-    found = {}
+    results = {}
     for label, maps in (("plain", None), ("adversarial_rows", adversarial_maps(model, erased))):
-        heard, reader = partial(progress, label), Rewritten(clip, maps) if maps else clip
-        found[label] = recognised(sample(erased, reader, prompts, seeds, config, heard))
+        report, reader = partial(progress, label), Rewritten(clip, maps) if maps else clip
+        results[label] = recognised(sample(erased, reader, prompts, seeds, config, report))
     prompt = f"a photo of a {concept}" if head == "object" else f"a photo, {concept}"
     curve = inversion(
         model, lora, clip, prompt, recognised, samples, seed, steps, every, lr, config, progress
     )
     setting = {"concept": concept, "samples": samples, "seed": seed}
-    found["inversion"] = _inverted(curve, prompt, lr)
-    return {**found, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
+    results["inversion"] = _inverted(curve, prompt, lr)
+    return {**results, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
 
 
 def _prompts(concept: str, head: str, domain: Domain, samples: int) -> list[str]:
@@ -202,11 +202,11 @@ class _Attack:
 
     def step(self, points: tuple[Tensor, ...]) -> None:
         """One step of Adam on a batch of points: x, sigma, and the base network's predictions."""
-        made = self.condition()
+        rows_condition = self.condition()
         drawn = torch.randint(len(points[0]), (BATCH,), generator=self.generator)
         x, sigma, wanted = (t[drawn] for t in points)
         with saved_apart(self.backbone.network):
-            condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in made.items()}
+            condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in rows_condition.items()}
             out = self.backbone.predict(x, sigma, condition)
             squared = (out - wanted).square().mean(dim=(1, 2, 3))
             error = ((1 + sigma.square().clamp_max(30)) * squared).mean()
@@ -289,18 +289,18 @@ def _points(
     return torch.cat(xs), torch.cat(sigmas), torch.cat(predictions)
 
 
-def _text(made: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+def _text(condition: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """The text of a condition: the rows, and the text columns of the pooled vector if the model reads one."""
     pooled = backbone.width(POOLED)
-    text = {"c_crossattn": made["c_crossattn"]} | ({"y": made["y"][:, :pooled]} if pooled else {})
+    text = {"c_crossattn": condition["c_crossattn"]} | ({"y": condition["y"][:, :pooled]} if pooled else {})
     return {k: v.detach().float().clone() for k, v in text.items()}
 
 
-def _with_text(made: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_text(condition: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
     """A condition with other text. Columns behind the pooled vector (SDXL's sizes) stay."""
-    out = dict(made)
+    out = dict(condition)
     for name, value in text.items():
-        rest = made[name][:, value.shape[1] :] if name == "y" else made[name][:, :0]
+        rest = condition[name][:, value.shape[1] :] if name == "y" else condition[name][:, :0]
         out[name] = torch.cat([value.to(rest.dtype), rest], dim=1)
     return out
 

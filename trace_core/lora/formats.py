@@ -90,21 +90,21 @@ def _split(key: str) -> tuple[str, str]:
     other = next((kind for mark, kind in OTHER_KINDS.items() if mark in f"{key}_"), None)
     if other:
         raise _not_ours(key, f"it belongs to {other}, not to a plain LoRA")
-    found, way = PROCESSOR.match(key), None
-    if found:
-        name, way = (
-            f"{found['name']}.{found['layer']}{'.0' if found['layer'] == 'to_out' else ''}",
-            found["way"],
+    match, part = PROCESSOR.match(key), None
+    if match:
+        name, part = (
+            f"{match['name']}.{match['layer']}{'.0' if match['layer'] == 'to_out' else ''}",
+            match["way"],
         )
     else:
-        found = SUFFIX.match(key)
-        if found:
-            name, way = found["name"], "alpha" if found["alpha"] else PART[found["way"] or found["part"]]
-            name = name.removesuffix(".lora") if found["alpha"] else name
-    plain = _plain(name) if found else None
+        match = SUFFIX.match(key)
+        if match:
+            name, part = match["name"], "alpha" if match["alpha"] else PART[match["way"] or match["part"]]
+            name = name.removesuffix(".lora") if match["alpha"] else name
+    plain = _plain(name) if match else None
     if plain is None:
         raise _not_ours(key)
-    return plain, way
+    return plain, part
 
 
 def _not_ours(key: str, because: str = "") -> LoraError:

@@ -149,8 +149,8 @@ def _window(lora: ErasureLora, start: float | None, end: float | None) -> tuple[
 
 def _doubled(model, entry: dict) -> str | None:
     for other in erasures_on(model):
-        apart = entry["end"] <= other["start"] or other["end"] <= entry["start"]
-        if other["fingerprint"] == entry["fingerprint"] and not apart:
+        disjoint = entry["end"] <= other["start"] or other["end"] <= entry["start"]
+        if other["fingerprint"] == entry["fingerprint"] and not disjoint:
             return (
                 f"'{entry['title'] or entry['fingerprint']}' is on this model already; its strengths add up"
             )

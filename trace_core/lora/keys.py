@@ -143,9 +143,9 @@ def _unet_own(name: str, count: int, attended: set[str]) -> str | None:
         r"(down|up)_blocks\.(\d+)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)$", name
     )
     if found:
-        way, level, what, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-        first = level * (count + 1) + (way == "down")
-        block = f"{'input' if way == 'down' else 'output'}_blocks"
+        direction, level, what, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+        first = level * (count + 1) + (direction == "down")
+        block = f"{'input' if direction == 'down' else 'output'}_blocks"
         if what == "downsamplers":
             return f"{block}.{first + count}.0.op"
         if what == "upsamplers":

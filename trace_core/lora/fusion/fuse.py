@@ -65,24 +65,24 @@ def fuse(
     check_strengths([p for a in adapters for p in a.parts], strengths or {})
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
-    kept = list(keep) or _own_keep(adapters, concepts)  # measured even at weight 0
+    keep_list = list(keep) or _own_keep(adapters, concepts)  # measured even at weight 0
     streams = [part for s in (CONTEXT, POOLED) if (part := Stream(backbone, s, adapters, config)).layers]
     if streams:
         check_clip(backbone, clip)
-        collect(streams, TextEncoder(clip), adapters, kept, config, progress, clock)
+        collect(streams, TextEncoder(clip), adapters, keep_list, config, progress, clock)
     if config.mode == "fuse":
         for stream in streams:
             stream.solve(progress, clock)
     lora, truncation = assemble(adapters, streams, config, clock)
     for stream in streams:
         stream.measure(backbone, adapters, lora, progress, clock)
-    lora.metadata.update(_metadata(backbone, adapters, concepts, kept, config))
+    lora.metadata.update(_metadata(backbone, adapters, concepts, keep_list, config))
     lora._set_parts(parts_of(adapters, lora) if config.max_rank is None else [one_part(concepts, lora)])
     part_strengths = {t: s for a in adapters for t, s in a.strengths.items()} | dict(strengths or {})
     lora = lora.with_strengths(part_strengths) if part_strengths else lora
     clock["all"] = time.perf_counter() - begin
     report = {
-        **_settings(config, concepts, kept, part_strengths, clock),
+        **_settings(config, concepts, keep_list, part_strengths, clock),
         **_figures(adapters, streams, lora),
         "truncation": truncation,
     }

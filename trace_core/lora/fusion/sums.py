@@ -261,12 +261,12 @@ def collect(
             for stream in streams:
                 stream.add_adapter(adapter, own[stream.name].value(), weight, starts[stream.name])
     prompts = _keep_prompts(keep, config, [c for a in adapters for c, _ in a.concepts])
-    kept = encoder.encode_all(prompts)
+    keep_rows = encoder.encode_all(prompts)
     for number in range(len(prompts)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
         with timed(clock, "rows"):
-            rows = next(kept)
+            rows = next(keep_rows)
         share = len(keep) / len(prompts)
         with timed(clock, "sums"):
             for stream in streams:

@@ -93,28 +93,33 @@ def yaml_data(text: str, source: str):
         raise ConceptError(f"{source}: the brackets are nested too deeply for a list") from None
 
 
-def _of_node(node, done: dict, source: str):
+def _of_node(node, converted: dict, source: str):
     """The strings (with lines), lists and objects of a YAML node. An alias gives its target."""
     if node.tag.startswith("!") or ":python/" in node.tag:
         raise ConceptError(
             f"{source}, line {node.start_mark.line + 1}: the tag '{short(node.tag)}' is not allowed in a "
             "list of names; remove it"
         )
-    if id(node) not in done:
+    if id(node) not in converted:
         if node.id == "sequence":
-            done[id(node)] = [_of_node(value, done, source) for value in node.value]
+            converted[id(node)] = [_of_node(value, converted, source) for value in node.value]
         elif node.id == "mapping":
-            names = [_of_node(name, done, source) if name.id == "scalar" else "?" for name, _ in node.value]
-            done[id(node)] = _object(
-                [(name or "", _of_node(value, done, source)) for name, (_, value) in zip(names, node.value)],
+            names = [
+                _of_node(name, converted, source) if name.id == "scalar" else "?" for name, _ in node.value
+            ]
+            converted[id(node)] = _object(
+                [
+                    (name or "", _of_node(value, converted, source))
+                    for name, (_, value) in zip(names, node.value)
+                ],
                 source,
             )
         elif node.style is None and node.value.lower() in ("", "~", "null"):
-            done[id(node)] = None
+            converted[id(node)] = None
         else:
-            done[id(node)] = found = Text(node.value)
-            found.line = node.start_mark.line + 1
-    return done[id(node)]
+            converted[id(node)] = text = Text(node.value)
+            text.line = node.start_mark.line + 1
+    return converted[id(node)]
 
 
 def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
@@ -335,11 +340,11 @@ class _RecordReader:
         path = self.columns.concept.split(".")
         for step in path[:-1]:
             data = data.get(step) if isinstance(data, dict) else None
-        found = [] if data is None else list(_holders(data, path[-1]))
-        if len(found) != 1:
-            problem = "more than one; write its path, such as settings.concepts" if found else "no such key"
+        holders = [] if data is None else list(_holders(data, path[-1]))
+        if len(holders) != 1:
+            problem = "more than one; write its path, such as settings.concepts" if holders else "no such key"
             raise ConceptError(f"{self.option} '{short(self.columns.concept)}': {self.source} has {problem}")
-        return found[0], path[-1]
+        return holders[0], path[-1]
 
 
 def _holders(data, name: str, depth: int = 0) -> Iterator[dict]:
