@@ -246,7 +246,7 @@ def erase(
     progress: Progress | None = None,
     seed: int = 0,
 ) -> ClosedFormResult:
-    """Erase concepts from a model in closed form, without the model's own defaults beyond the arguments.
+    """Erase concepts from a model in closed form, in one call.
 
     The arguments are those of :class:`ClosedFormFitter`.
 

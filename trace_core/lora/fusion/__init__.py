@@ -11,8 +11,8 @@ rows, so one Cholesky factorisation serves the network. With ``dW_i = up_i down_
 rank: ``up_i`` stays, and ``down_i`` becomes ``down_i S_i G^-1``. Every concept keeps its own ranks in the
 result, whose strength can be changed and which can be removed again (:class:`~trace_core.lora.parts.Part`).
 
-The same solution follows adapter by adapter. Each dW_i' equals dW_i on its own rows and is zero on the rows
-of the others (the integration regulariser of weight mu; algorithms' 5.1) and on the keep set::
+The same solution follows adapter by adapter. Each dW_i' should equal dW_i on its own rows, and be zero on the
+rows of the others (an integration regulariser of weight mu) and on the keep set::
 
     min  ||(dW_i' - dW_i) C_i||^2 + mu sum_{j != i} ||dW_i' C_j||^2 + beta ||dW_i' P||^2 + lambda ||dW_i'||^2
     dW_i' = dW_i S_i (S_i + mu sum_{j != i} S_j + beta P P^T + lambda I)^-1
