@@ -12,7 +12,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-#: what is here, by the module that has it; loaded when it is asked for
+#: public name -> its module, imported at first use
 _MODULES = {
     "Eraser": ".methods",
     "METHODS": ".methods",
@@ -25,7 +25,7 @@ _MODULES = {
     "FinetuneConfig": ".finetune",
     "TraceError": ".errors",
 }
-#: for use outside ComfyUI: not in the registry archive
+#: only for use outside ComfyUI; the registry archive leaves these modules out
 _OUTSIDE = {"engine": ".cli", "load": ".cli.models"}
 
 __all__ = ["__version__", *_MODULES, *_OUTSIDE]

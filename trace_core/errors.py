@@ -2,16 +2,16 @@
 
 
 class TraceError(ValueError):
-    """Base of all errors the library raises on bad input."""
+    """Base of all errors that the library raises on bad input."""
 
 
 class ConceptError(TraceError):
-    """A line of the erase or keep list cannot be used."""
+    """An entry of the erase list or of the keep list is not usable."""
 
 
 class ModelError(TraceError):
-    """A model, or a weight of it, that this method cannot work on."""
+    """A model or one of its weights does not fit the method."""
 
 
 class LoraError(TraceError):
-    """A LoRA file that is damaged, hostile, or made for another architecture."""
+    """A LoRA file is damaged, unsafe, or made for another architecture."""

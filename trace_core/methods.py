@@ -1,4 +1,4 @@
-"""Methods by name, and the one way to use them: an eraser, fitted on a model, gives an erasure."""
+"""Methods by name, and the common entry to them: an eraser, fitted on a model, gives an erasure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A method as its paper has it.
+    """A method as its paper describes it.
 
     Attributes:
-        closed_form: options of :class:`~trace_core.closed_form.ClosedFormConfig`, or None for no closed form.
-        finetune: options of :class:`~trace_core.finetune.FinetuneConfig`, or None for no finetune.
-        per_concept: of several concepts each gets an adapter of its own, on top of one closed form of all,
-            and the adapters are fused.
+        closed_form: options of :class:`~trace_core.closed_form.ClosedFormConfig`; None: no closed form.
+        finetune: options of :class:`~trace_core.finetune.FinetuneConfig`; None: no finetune.
+        per_concept: train one adapter per concept on a shared closed form, then fuse the adapters.
     """
 
     name: str
@@ -36,8 +35,8 @@ class Method:
     per_concept: bool = False
 
 
-#: In ``trace`` the closed form takes the main directions: what is left is the finetune's, which drifts less
-#: for the same erasure.
+#: In ``trace`` the closed form removes the main directions, and the finetune removes the rest. This split
+#: drifts less for the same erasure.
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
@@ -69,7 +68,7 @@ METHODS: dict[str, Method] = {
     )
 }
 
-#: policy of a closed form -> the method that is this closed form alone
+#: policy of a closed form -> the method that consists of this closed form alone
 CLOSED_FORMS = {m.closed_form["policy"]: m.name for m in METHODS.values() if m.finetune is None}
 
 
@@ -84,15 +83,15 @@ class Eraser:
 
     Attributes:
         method: a name of :data:`METHODS`.
-        keep: what must not change; empty: what the model itself says, or everyday things.
-        seed: of everything random; the same seed gives the same file.
-        closed_form: options of :class:`~trace_core.closed_form.ClosedFormConfig` over the method's own;
+        keep: concepts that must not change; empty: the model's own list, or everyday things.
+        seed: seed of all random numbers; the same seed gives the same file.
+        closed_form: options of :class:`~trace_core.closed_form.ClosedFormConfig` that override the method's;
             None leaves the closed form out.
-        finetune: options of :class:`~trace_core.finetune.FinetuneConfig` likewise.
-        per_concept: make each of several concepts alone and fuse them; None: as the method's paper does.
+        finetune: options of :class:`~trace_core.finetune.FinetuneConfig`, likewise.
+        per_concept: erase each concept separately and fuse the results; None: as in the method's paper.
 
     Raises:
-        TraceError: for a method that is unknown.
+        TraceError: if the method is unknown.
     """
 
     method: str = "projection"
@@ -108,7 +107,7 @@ class Eraser:
 
     @property
     def parts(self) -> Method:
-        """What of the method is used."""
+        """The method without the parts that the options leave out."""
         method = METHODS[self.method]
         return replace(
             method,
@@ -131,9 +130,9 @@ class Eraser:
             model: ComfyUI ModelPatcher; patches already on it count as part of its weights.
             clip: the ComfyUI CLIP that belongs to it.
             concepts: text in the one-line grammar, or a list of concepts.
-            start: an erasure that the finetune goes on from, in place of a closed form.
-            progress: called as ``progress(phase, done, total)`` by the closed form and the fusion; an
-                exception raised in it cancels.
+            start: an erasure from which the finetune continues, in place of a closed form.
+            progress: ``progress(phase, done, total)``, called by the closed form and the fusion. An exception
+                raised in it cancels.
             hooks: ``report``, ``preview``, ``resume``, ``checkpoint``, ``region`` of
                 :func:`trace_core.finetune.finetune`.
 
@@ -161,9 +160,7 @@ class Eraser:
     def fit_start(
         self, model, clip, concepts: Sequence[Concept], progress: Callable | None = None
     ) -> ErasureLora | None:
-        """What all parts of a method begin with: the closed form of all concepts, where each part is but an
-        adapter on it.
-        """
+        """The closed form of all concepts, if the method trains one adapter per concept on it; else None."""
         if not self.parts.per_concept:
             return None
         return self._for(model, concepts)._closed_form(model, clip, concepts, progress).lora
@@ -177,10 +174,10 @@ class Eraser:
         progress: Callable | None = None,
         **hooks,
     ) -> Erasure:
-        """One concept of several, to be fused with the others by :meth:`fuse`.
+        """Erase one of several concepts, to be fused with the others by :meth:`fuse`.
 
         Args:
-            start: of :meth:`fit_start`; it is trained on, and is not in the result.
+            start: the result of :meth:`fit_start`. The adapter is trained on it, and the result excludes it.
         """
         if start is None:
             return self.fit(model, clip, [concept], None, progress, **hooks)
@@ -195,7 +192,7 @@ class Eraser:
         start: ErasureLora | None = None,
         progress: Callable | None = None,
     ) -> Erasure:
-        """The parts as one erasure, by MACE's closed-form fusion, with the start that they share."""
+        """Fuse the parts by MACE's closed-form fusion, and join the start that they share."""
         from .lora import ErasureLora
         from .lora.fusion import FusionConfig, fuse
         from .lora.result import Erasure
@@ -210,7 +207,7 @@ class Eraser:
         return Erasure(lora, {"fusion": fused.report, "parts": reports, "evaluations": evaluations})
 
     def _for(self, model, concepts: Sequence[Concept]) -> Eraser:
-        """This eraser with the model's own values where none are given."""
+        """This eraser with the model's defaults for options that are not given."""
         own = defaults_of(model)
         if own is None:
             return self
@@ -220,14 +217,15 @@ class Eraser:
         return replace(self, keep=keep, closed_form=closed_form, finetune=finetune)
 
     def _fit_each(self, model, clip, concepts: list[Concept], progress, hooks: Mapping) -> Erasure:
-        """Every concept alone, and all fused."""
+        """Erase every concept separately, then fuse the results."""
         if hooks.get("resume") or hooks.get("checkpoint"):
             raise TraceError(
-                "a training state is of one concept's run; of several that are made apart, resume each alone"
+                "a training state belongs to one concept, and here each concept is trained separately; "
+                "resume each concept in a run of its own"
             )
-        concepts, notes = follow_anchors(concepts)  # while they are all in sight
+        concepts, notes = follow_anchors(concepts)  # needs all concepts
         concepts = [with_default_anchor(c, list(self.keep), concepts) for c in concepts]
-        # no other concept is kept
+        # the default keep list excludes every erased concept
         each = replace(self, keep=list(self.keep) or everyday(concepts), per_concept=None)
         start = each.fit_start(model, clip, concepts, progress)
         parts = [each.fit_part(model, clip, c, start, progress, **hooks) for c in concepts]
@@ -235,7 +233,7 @@ class Eraser:
         return replace(fused, report=fused.report | {"notes": notes})
 
     def _closed_form(self, model, clip, concepts: Sequence[Concept], progress):
-        """Its result, or None where there is no such part."""
+        """The closed form's result, or None if the method has no closed form."""
         if self.parts.closed_form is None:
             return None
         from .closed_form import ClosedFormConfig, erase

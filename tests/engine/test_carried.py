@@ -151,8 +151,7 @@ def test_a_finetune_takes_it_along_or_refuses_it(family, model, name):
     assert unseen in changes_of_the_network(carrying)
     with pytest.raises(
         ModelError,
-        match=f"the model carries .*{unseen}.* of another node.*; train on the model as it was before that "
-        "node",
+        match=f"the model has .*{unseen}.* from another node.*; train on the model before that node",
     ):
         finetune(carrying, family.clip, CAT, KEEP, SMALL)
 
@@ -198,7 +197,7 @@ def test_patches_on_the_cross_attention(tiny, family, model, way):
     for a, b in zip(whole, gated):
         assert (a - b).abs().max() <= 1e-3 * b.abs().max() and not torch.equal(a, base[-1])
     assert same(erase(carrying, family.clip, CAT, KEEP).lora, erase(model, family.clip, CAT, KEEP).lora)
-    with pytest.raises(ModelError, match=f"the model carries {way} of another node"):
+    with pytest.raises(ModelError, match=f"the model has {way} from another node"):
         finetune(carrying, family.clip, CAT, KEEP, SMALL)
 
 
@@ -208,7 +207,7 @@ def test_a_wrapper_of_another_node(family, model):
         lambda apply_model, args: apply_model(args["input"], args["timestep"], **args["c"])
     )
     assert same(erase(carrying, family.clip, CAT, KEEP).lora, erase(model, family.clip, CAT, KEEP).lora)
-    with pytest.raises(ModelError, match="the model carries model_function_wrapper of another node"):
+    with pytest.raises(ModelError, match="the model has model_function_wrapper from another node"):
         finetune(carrying, family.clip, CAT, KEEP, SMALL)
 
 
@@ -220,7 +219,7 @@ def test_wrappers_around_the_network(family, model, kind):
     carrying = model.clone()
     carrying.add_wrapper_with_key(kind, "mine", lambda executor, *args, **kwargs: executor(*args, **kwargs))
     assert kind in vars(extension.WrappersMP).values()
-    with pytest.raises(ModelError, match=f"the model carries {kind} wrapper of another node"):
+    with pytest.raises(ModelError, match=f"the model has {kind} wrapper from another node"):
         finetune(carrying, family.clip, CAT, KEEP, SMALL)
 
 
@@ -233,7 +232,7 @@ def test_a_lora_in_bypass_mode_is_refused_and_in_the_usual_way_counted_in(family
     state = some_lora(model, 5).state_dict()
     bypassed = comfy.sd.load_bypass_lora_for_models(model, None, state, 1.0, 0.0)[0]
     for run in (erase, finetune):
-        with pytest.raises(ModelError, match="a LoRA is on this model in bypass mode.*switch its bypass off"):
+        with pytest.raises(ModelError, match="this model has a LoRA in bypass mode.*switch its bypass off"):
             run(bypassed, family.clip, CAT, KEEP)
     usual = comfy.sd.load_lora_for_models(model, None, state, 1.0, 0.0)[0]
     assert not same(erase(usual, family.clip, CAT, KEEP).lora, erase(model, family.clip, CAT, KEEP).lora)
@@ -245,7 +244,7 @@ def test_weights_that_another_node_computes_are_refused(family, model):
     carrying = model.clone()
     carrying.add_weight_wrapper(backbone_for(model).context_layers()[0].key, lambda weight: 2 * weight)
     with pytest.raises(
-        ModelError, match="another node computes diffusion_model.*; erase from the model as it was before"
+        ModelError, match="another node recomputes diffusion_model.*; erase from the model before"
     ):
         erase(carrying, family.clip, CAT, KEEP)
 
@@ -277,7 +276,7 @@ def test_a_compiled_model(tiny, families, compiled):
     ]
     if "diffusion_model" in compiled(model).object_patches:
         with pytest.raises(
-            LoraError, match="diffusion_model is compiled by another node in a way that loses patches"
+            LoraError, match="diffusion_model was compiled by another node in a way that loses patches"
         ):
             apply(compiled(model), lora)
         pairs += [(apply(compiled(model), lora, 1.0, 0.0, 0.999999), whole)]

@@ -182,4 +182,4 @@ def test_a_costly_edit_is_announced(engine, tmp_path, capsys):
     out = tmp_path / "x.safetensors"
     arguments = ["--model", "demo-flux", "--erase", "cat", "--energy", "1", "--out", str(out)]
     assert main(["erase", *arguments]) == 0
-    assert "little text is left, lower energy" in capsys.readouterr().out
+    assert "so little other text is left; lower the energy" in capsys.readouterr().out

@@ -17,11 +17,11 @@ NONE = (
     "no CLIP is connected, or its loader found none in the file; connect the CLIP that belongs to this model"
 )
 OTHER = {
-    ("sd1", "flux"): "rows of 192 numbers, the model reads",
-    ("sdxl", "sd1"): "rows of .* numbers, the model reads 192",
-    ("flux", "sd1"): "rows of .* numbers, the model reads 192",
-    ("sd1", "sdxl"): "rows of 192 numbers, the model reads",
-    ("flux", "sdxl"): "a pooled vector of 64 numbers, the model reads 128",
+    ("sd1", "flux"): "rows of 192 numbers, but the model reads",
+    ("sdxl", "sd1"): "rows of .* numbers, but the model reads 192",
+    ("flux", "sd1"): "rows of .* numbers, but the model reads 192",
+    ("sd1", "sdxl"): "rows of 192 numbers, but the model reads",
+    ("flux", "sdxl"): "a pooled vector of 64 numbers, but the model reads 128",
 }
 
 
@@ -56,7 +56,7 @@ def test_no_clip(families, erasures, nothing_stays_loaded, kind, way):
     model = families[kind].model()
     with pytest.raises(ConceptError, match=NONE):
         ways(model, None, erasures[kind])[way]()
-    with pytest.raises(ConceptError, match="dict is no CLIP; connect the CLIP"):
+    with pytest.raises(ConceptError, match="dict is not a CLIP; connect the CLIP"):
         ways(model, {}, erasures[kind])[way]()
     with pytest.raises(Worked):
         ways(model, families[kind].clip, erasures[kind])[way]()
@@ -108,6 +108,6 @@ def test_nodes(pack, families, nothing_stays_loaded):
         with pytest.raises(errors.ConceptError, match="connect the CLIP that belongs to this model"):
             run(node, model, families["flux"].clip)
         with pytest.raises(
-            errors.ModelError, match="NoneType is no ComfyUI model; connect the MODEL output of a loader"
+            errors.ModelError, match="NoneType is not a ComfyUI model; connect the MODEL output of a loader"
         ):
             run(node, None, clip)

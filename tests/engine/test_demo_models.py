@@ -75,7 +75,7 @@ def test_an_empty_latent_of_four_channels_is_taken(demo):
 
 
 def test_another_name_is_refused(engine):
-    with pytest.raises(TraceError, match="'demo-xl' is no demo model"):
+    with pytest.raises(TraceError, match="'demo-xl' is not a demo model"):
         loader.load("demo-xl")
 
 

@@ -280,7 +280,7 @@ def test_a_step_that_another_node_answers_for_the_model_is_an_error(tiny, made):
     model.set_model_unet_function_wrapper(cache)
     gated = apply(model, some_lora(model), 1.0, **LATE)
     border = model.get_model_object("model_sampling").percent_to_sigma(LATE["start"])
-    with pytest.raises(ModelError, match="take that node off, or apply the erasure with start 0 and end 1"):
+    with pytest.raises(ModelError, match="remove that node, or apply the erasure with start 0 and end 1"):
         sampled(tiny, gated)
     assert len(answers) > 1 and answers[-1] <= border < answers[-2]  # steps outside need no layer
 

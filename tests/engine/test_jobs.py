@@ -145,12 +145,12 @@ def test_one_worker_goes_on_after_the_whole_command_was_killed(expected, ctrl_c,
     threading.Thread(target=interrupt, daemon=True).start()
     assert main(arguments) == 130
     printed = capsys.readouterr()
-    assert f"going on: {len(before)} of 12 concepts are there" in printed.out
+    assert f"continuing: {len(before)} of 12 concepts are finished" in printed.out
     seen = finished(out)
     assert f"stopped; {len(seen)} of 12 concepts are in" in printed.err and not workers()
     assert before.items() <= seen.items(), "a finished concept was made again"
     assert main(arguments) == 0
-    assert f"going on: {len(seen)} of 12" in capsys.readouterr().out
+    assert f"continuing: {len(seen)} of 12" in capsys.readouterr().out
     assert out.read_bytes() == expected and not Path(f"{out}.parts").exists()
 
 
@@ -248,5 +248,5 @@ def test_a_concept_that_cannot_be_trained_is_named_and_the_others_stay(inline, t
     monkeypatch.setattr(Eraser, "fit_part", part)
     out = tmp_path / "all.safetensors"
     assert main(command(out, ["cat", "dog", "tree"], "--jobs", "1")) == 2
-    assert "1 of 3 concepts could not be made. 'dog': the loss is nan" in capsys.readouterr().err
+    assert "1 of 3 concepts could not be erased. 'dog': the loss is nan" in capsys.readouterr().err
     assert sorted(finished(out)) == ["01-cat.safetensors", "03-tree.safetensors"] and not out.exists()

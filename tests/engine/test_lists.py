@@ -90,9 +90,7 @@ def test_a_fusion_says_that_an_anchor_is_erased_by_another_file(sd):
     from trace_core.lora.fusion import fuse
 
     warnings = fuse(*sd, loras, KEEP).report["warnings"]
-    assert [
-        w for w in warnings if "'cat -> dog': 'dog' is erased as well" in w and "erase them in one list" in w
-    ]
+    assert [w for w in warnings if "'cat -> dog': 'dog' is erased as well" in w and "in one list" in w]
 
 
 def test_each_concept_has_the_prompts_of_its_own_kind(families):
@@ -141,7 +139,7 @@ def test_the_node_says_it(pack, sd, engine):
     text = node.erase(*sd, "1. cat => dog\n2. dog -> house\n3. Van Gogh", "- bird", "trace", 1.0)["result"][2]
     assert "> **Note:** 'cat -> dog': 'dog' is erased as well, so 'cat' is steered to 'house'" in text
     assert "| Van Gogh | style | list of artists |" in text
-    with pytest.raises(ValueError, match="erase, line 2: 'a, b' holds a comma"):
+    with pytest.raises(ValueError, match="erase, line 2: 'a, b' contains a comma"):
         node.erase(*sd, "cat\na, b", "", "trace", 1.0)
 
 
@@ -203,14 +201,14 @@ def test_out_is_asked_for_without_dry_run(engine, capsys):
 @pytest.mark.parametrize(
     ("content", "options", "says"),
     [
-        ("cat\n\nbird, fish\n", [], "LIST, line 3: 'bird, fish' holds a comma"),
+        ("cat\n\nbird, fish\n", [], "LIST, line 3: 'bird, fish' contains a comma"),
         (
             "cat\n",
             ["--erase", "dog", "--erase", "Cat"],
             "error: --erase: 'Cat' already stands in --erase-file LIST, line 1",
         ),
-        ("cat\n", ["--erase", "a, b"], "error: --erase: 'a, b' holds a comma"),
-        ("cat\ndog -> \n", ["--keep", "(dog:1.2)"], "error: --keep: '(dog:1.2)' is a weight of prompts"),
+        ("cat\n", ["--erase", "a, b"], "error: --erase: 'a, b' contains a comma"),
+        ("cat\ndog -> \n", ["--keep", "(dog:1.2)"], "error: --keep: '(dog:1.2)' is a prompt weight"),
         (
             "cat\nCat\nCAT\n",
             [],
@@ -248,7 +246,7 @@ def test_a_run_says_what_it_read(engine, tmp_path, capsys):
     assert main(["erase", "--model", "demo-sd", *options]) == 0
     said = capsys.readouterr().out
     assert said.startswith("read 2 concepts: 2 object (on no list of names)\nkeep: the default list of ")
-    assert "note: 'cat -> dog': 'dog' is erased as well, and the arrows lead round in a circle" in said
+    assert "note: 'cat -> dog': 'dog' is erased as well, and the arrows form a circle" in said
     assert ErasureLora.load(out).info()["trace.concepts"] == [["cat", "", 1.0], ["dog", "", 1.0]]
     assert len(json.loads((tmp_path / "x.json").read_text())["read"]["notes"]) == 2
 

@@ -62,9 +62,12 @@ def test_a_word_that_loses_is_told_with_its_cure(reports):
 def test_long_and_weighted_prompts_are_told_where_they_hold_more():
     figures = {"short": 0.1, "long": 0.2, "weighted": 0.3, "words": {}}
     assert effect_warnings({"cat": figures}, [], {}) == []
-    assert "20 words still holds 45 %" in effect_warnings({"cat": {**figures, "long": 0.45}}, [], {})[0]
     assert (
-        f"(cat:{WEIGHT:g}) still holds 60 %"
+        "45 % of 'cat' is left in a prompt of 20 words"
+        in effect_warnings({"cat": {**figures, "long": 0.45}}, [], {})[0]
+    )
+    assert (
+        f"60 % of 'cat' is left in a prompt with (cat:{WEIGHT:g})"
         in effect_warnings({"cat": {**figures, "weighted": 0.6}}, [], {})[0]
     )
     assert effect_warnings({"cat": {**figures, "long": None}}, [], {}) == []

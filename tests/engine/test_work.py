@@ -76,11 +76,11 @@ def test_training_goes_on_where_no_state_can_be_written(expected, limit, tmp_pat
     said = capsys.readouterr().err
     assert (
         said.count(f"warning: cannot write '{state}'") == 1
-        and "Training goes on, without a state on the disk" in said
+        and "Training continues, without a state on disk" in said
     )
     assert (
         f"error: cannot write '{out}': " in said
-        and "The erasure is lost: make room, and run the same command again" in said
+        and "The erasure is lost; make room, and run the same command again" in said
     )
     assert not list(tmp_path.iterdir())
 
@@ -97,16 +97,16 @@ def test_the_last_good_state_stays_and_is_told(expected, limit, tmp_path, capsys
     assert main(command(out, "--resume", str(state))) == 2
     limit()
     said = capsys.readouterr().err
-    assert f"Training goes on, the state of step 1 stays in '{state}'" in said
+    assert f"Training continues, the state of step 1 stays in '{state}'" in said
     assert (
-        f"The training state of step 1 is in '{state}': make room, and the same command goes on from there"
+        f"The training state of step 1 is in '{state}'; make room, and run the same command to continue"
         in said
     )
     assert TrainingState.load(state).step == 1 and [f.name for f in tmp_path.iterdir()] == ["run.safetensors"]
     monkeypatch.undo()
     training.options = lambda args, method, options=training.options: options(args, method)
     assert main(command(out, "--resume", str(state))) == 0
-    assert "going on from step 1" in capsys.readouterr().out
+    assert "continuing from step 1" in capsys.readouterr().out
     assert out.read_bytes() == expected and not state.exists()
 
 
@@ -151,12 +151,12 @@ def test_ctrl_c_says_where_the_state_is(expected, tmp_path, capsys, monkeypatch)
     interrupted(monkeypatch, 2)
     assert main(command(out, "--resume", str(state))) == 130
     assert (
-        f"stopped; the training state of step 2 is in '{state}': the same command goes on from there"
+        f"stopped; the training state of step 2 is in '{state}'; run the same command to continue from there"
         in capsys.readouterr().err
     )
     assert main(command(tmp_path / "other.safetensors")) == 130
     assert (
-        "stopped; nothing was written. With --resume FILE a training keeps its state there"
+        "stopped; nothing was written. With --resume FILE a training saves its state"
         in capsys.readouterr().err
     )
     monkeypatch.undo()
@@ -167,8 +167,8 @@ def test_ctrl_c_says_where_the_state_is(expected, tmp_path, capsys, monkeypatch)
     assert main(command(out, "--resume", str(state), erase="ship")) == 2
     said = capsys.readouterr().err
     assert said == (
-        "error: cannot resume: the training state was made for 'cat', this run erases 'ship'; give the same "
-        "concepts, or another "
+        "error: cannot resume: the training state was made for 'cat', but this run erases 'ship'; give "
+        "the same concepts, or another "
         "--resume file\n"
     )
     monkeypatch.undo()
@@ -195,7 +195,7 @@ def test_a_clip_that_does_not_belong_is_refused_everywhere(families, entry):
         run(None)
     with pytest.raises(
         ConceptError,
-        match=r"the text encoder gives rows of \d+ numbers, the model reads \d+; connect the CLIP that "
+        match=r"the text encoder gives rows of \d+ numbers, but the model reads \d+; connect the CLIP that "
         r"belongs",
     ):
         run(other)
@@ -277,19 +277,19 @@ def test_the_dtype_is_that_of_the_weights(files, dtype, monkeypatch):
 
 MISSING = {
     "no text encoder": (["unet.safetensors"],
-    "'unet.safetensors' has no text encoder; give the files of it with --clip"),
+    "'unet.safetensors' has no text encoder; give its files with --clip"),
     "none in the checkpoint": (["noclip.safetensors"],
-    "'noclip.safetensors' has no text encoder; give the files of it with --clip"),
+    "'noclip.safetensors' has no text encoder; give its files with --clip"),
     "no VAE": (["unet.safetensors", "--clip", "clip_l.safetensors"],
-    "'unet.safetensors' has no VAE, which pictures need; give its file with --vae"),
-    "no such file": (["unet.safetensors", "--clip", "t5.safetensors"], "--clip 't5.safetensors' is no file"),
+    "'unet.safetensors' has no VAE, which pictures need; give a VAE file with --vae"),
+    "no such file": (["unet.safetensors", "--clip", "t5.safetensors"], "'t5.safetensors' is not a file"),
     "no safetensors": (["unet.safetensors", "--clip", "clip.pt"],
-    "--clip 'clip.pt' must be a .safetensors or .gguf file; others can run code"),
+    "--clip 'clip.pt' must be a .safetensors or .gguf file; other formats can run code"),
     "a demo model": (["demo-sd", "--clip", "clip_l.safetensors"],
-    "--clip goes with a model file; demo-sd has all that it needs"),
-    "a demo model's type": (["demo-sd", "--dtype", "fp16"], "--dtype goes with a model file"),
+    "--clip needs a model file; demo-sd includes everything"),
+    "a demo model's type": (["demo-sd", "--dtype", "fp16"], "--dtype needs a model file"),
     "a VAE as text encoder": (["unet.safetensors", "--clip", "vae.safetensors", "--vae", "vae.safetensors"],
-    "--clip 'vae.safetensors' is no text encoder: it has none"),
+    "--clip 'vae.safetensors' is not a text encoder: it has none"),
     "a text encoder as VAE": (["unet.safetensors", "--clip", "clip_l.safetensors", "--vae",
     "clip_l.safetensors"], "cannot load 'clip_l.safetensors' as a VAE"),
     "no GGUF loader": (["flux.gguf", "--clip", "clip_l.safetensors", "--vae", "vae.safetensors"],

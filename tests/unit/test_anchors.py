@@ -13,7 +13,7 @@ from trace_core.text.kinds import DATA, KINDS, LISTS, bare, guess_kind, kind_of
 from trace_core.text.prompts import prompt_pairs
 from trace_core.text.templates import EVERYDAY, OTHERS, TEMPLATES
 
-ROUND = "the arrows lead round in a circle"
+ROUND = "the arrows form a circle"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ ROUND = "the arrows lead round in a circle"
         (
             "cat -> dog; dog",
             "cat; dog",
-            "'dog' is erased as well, so 'cat' is erased as a line without an arrow is",
+            "'dog' is erased as well, so 'cat' is erased like a line without an arrow",
         ),
         (
             "a -> b; b -> c; c -> d",
@@ -52,7 +52,7 @@ ROUND = "the arrows lead round in a circle"
         (
             "cat -> big dog; dog -> truck",
             "cat -> big dog; dog -> truck",
-            "'big dog', the anchor of 'cat', holds 'dog', which is erased as well",
+            "'big dog', the anchor of 'cat', contains 'dog', which is erased as well",
         ),
     ],
 )
@@ -85,8 +85,8 @@ def test_a_part_that_is_erased_altogether_is_said():
     assert follow_anchors(concepts) == (
         concepts,
         [
-            "'cat with hat': 'cat' is erased altogether, so the two together need no line of their own; "
-            "remove it"
+            "'cat with hat': 'cat' is erased everywhere, so the combination needs no line of its own; "
+            "remove that line"
         ],
     )
 

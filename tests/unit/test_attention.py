@@ -84,5 +84,5 @@ def test_region_is_where_the_picture_looks():
 
 def test_layers_that_are_no_reduction_of_the_latent_are_refused():
     assert grid_of(6, (4, 6)) == (2, 3) and grid_of(24, (4, 6)) == (4, 6) and grid_of(4, (8, 8)) == (2, 2)
-    with pytest.raises(TraceError, match="5 pixels in an attention layer are no 4 x 4 latent"):
+    with pytest.raises(TraceError, match="an attention layer of 5 pixels does not fit a 4 x 4 latent"):
         grid_of(5, (4, 4))

@@ -59,7 +59,7 @@ def test_hyphens_and_signs_are_no_arrows(hyphenated):
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment", "   \t \n#x"])
 def test_empty_list(text):
-    with pytest.raises(ConceptError, match=r"erase\.txt: nothing to erase.*one concept a line"):
+    with pytest.raises(ConceptError, match=r"erase\.txt: nothing to erase.*one concept per line"):
         parse_concepts(text, "erase.txt")
 
 
@@ -67,8 +67,8 @@ def test_empty_list(text):
     ("line", "says"),
     [
         ("cat -> dog -> bird", "2 arrows"),
-        ("-> dog", "nothing stands before the arrow"),
-        ("->", "nothing stands before the arrow"),
+        ("-> dog", "there is no concept before the arrow"),
+        ("->", "there is no concept before the arrow"),
         ("cat -> cat", "anchor equals the concept 'cat'"),
         ("Cat -> cAT", "anchor equals the concept"),
         ("Van  Gogh -> van gogh", "anchor equals the concept"),
@@ -83,14 +83,14 @@ def test_empty_list(text):
         ("meet @ noon", "put quotes around"),
         ("cat @ 0.5 -> dog", "at the end of the line"),
         ("cat @ 0.5 @ 1", "two strengths"),
-        ("@ 0.5", "nothing stands before the @"),
+        ("@ 0.5", "there is no concept before the @"),
         ("cat + cat", "same thing twice"),
         ("cat + dog + bird", "more than two"),
         ("glasses from scientist + hat", "more than two"),
         ("glasses from a man from Rome", "more than two"),
         ("cat + red background -> Red  background", "a part of it"),
         ('"" + cat', "part is missing"),
-        ("-> dog @ 0.5", "nothing stands before the arrow"),
+        ("-> dog @ 0.5", "there is no concept before the arrow"),
         ("Good Thing @ 0.5", "already stands on line 2"),
         ("Good Thing", "already stands on line 2"),
         ("good  thing -> other", "already stands on line 2"),

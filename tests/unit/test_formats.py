@@ -137,15 +137,15 @@ def test_float8_is_read_as_float16(dtype, tmp_path):
 
 
 UNREADABLE = {
-    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "changes the text encoder, an erasure "
-    "only the denoiser",
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": "changes the text encoder, but an "
+    "erasure changes only the denoiser",
     "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": "changes the text encoder",
-    "lora_unet_txt_in.dora_scale": "of DoRA, not of a plain LoRA",
-    "lora_unet_txt_in.lokr_w1": "of LoKr",
-    "lora_unet_txt_in.hada_w1_a": "of LoHa",
-    "transformer.transformer_blocks.0.attn.to_q2.lora_A.weight": "none of ComfyUI's networks has a layer of "
+    "lora_unet_txt_in.dora_scale": "to DoRA, not to a plain LoRA",
+    "lora_unet_txt_in.lokr_w1": "to LoKr",
+    "lora_unet_txt_in.hada_w1_a": "to LoHa",
+    "transformer.transformer_blocks.0.attn.to_q2.lora_A.weight": "no network of ComfyUI has a layer of "
     "that name",
-    "unet.down_blocks.0.resnets.0.nothing.lora_A.weight": "none of ComfyUI's networks",
+    "unet.down_blocks.0.resnets.0.nothing.lora_A.weight": "no network of ComfyUI",
 }
 
 
@@ -168,7 +168,7 @@ def test_parts_that_do_not_fit_are_refused():
     ):
         ErasureLora.from_state_dict(state)
     twice = {"lora_unet_txt_in.lora_up.weight": UP, "diffusion_model.txt_in.lora_up.weight": UP}
-    with pytest.raises(LoraError, match="gives a layer its up twice"):
+    with pytest.raises(LoraError, match="is a second up for the same layer"):
         ErasureLora.from_state_dict(twice)
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_shows_no_family_is_not_exported(tmp_path, capsys):
         tmp_path / "a.safetensors"
     )
     assert main(["export", str(file), "--format", "diffusers", "--out", str(tmp_path / "b.safetensors")]) == 2
-    assert "does not say which family of models it is for" in capsys.readouterr().err
+    assert "does not tell its model family" in capsys.readouterr().err
     file = ErasureLora(
         {"diffusion_model.input_blocks.3.0.op": (UP, DOWN)}, {"trace.base": '{"kind": "sd1"}'}
     ).save(tmp_path / "c.safetensors")

@@ -163,7 +163,7 @@ def test_prompts_that_return_are_multiplied_once(monkeypatch):
     monkeypatch.setattr(Gram, "HELD", 30)
     for r in prompts(20):
         gram.add_repeated(r, ones)
-        assert sum(len(kept) for kept, _ in gram._held.values()) <= 30
+        assert sum(len(kept) for kept, _ in gram._repeats.values()) <= 30
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
@@ -176,7 +176,11 @@ def test_rows_of_a_thousand_concepts_are_not_kept(monkeypatch, count):
     for i in range(40):
         x, y = prompts(1, seed=i)[0], prompts(1, seed=i + 100)[0]
         cross.add(x, range(9), y, torch.ones(9, dtype=torch.float64))
-        assert len(cross._held) <= count and len(cross._sums) == 9 * count and len(cross.left._held) <= count
+        assert (
+            len(cross._repeats) <= count
+            and len(cross._sums) == 9 * count
+            and len(cross.left._repeats) <= count
+        )
 
 
 @pytest.mark.parametrize("limit", [10, 4096])

@@ -182,7 +182,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     out, strange = tmp_path / "x.safetensors", tmp_path / "x.safetensors.parts"
     strange.mkdir()
     (strange / "diary.txt").write_text("mine")
-    with pytest.raises(TraceError, match="holds 'diary.txt' and no job.json"):
+    with pytest.raises(TraceError, match="contains 'diary.txt' and no job.json"):
         Folder(out, SETUP).open()
     (strange / "job.json").write_text("[")
     part(strange / "01-cat.safetensors")
@@ -238,5 +238,5 @@ def test_a_worker_does_not_speak_all_the_time():
 
 
 def test_one_training_state_is_not_handed_to_several_concepts():
-    with pytest.raises(TraceError, match="resume each alone"):
+    with pytest.raises(TraceError, match="resume each concept in a run of its own"):
         Eraser("mace").fit(None, None, "cat; dog", checkpoint=print)

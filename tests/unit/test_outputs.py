@@ -111,13 +111,13 @@ def test_no_two_outputs_are_one_file(here, name, capsys):
 
 
 PLACES = {
-    "a file that is there": ("erase --model demo-sd --erase cat --out cat.safetensors", "is there already; "
+    "a file that is there": ("erase --model demo-sd --erase cat --out cat.safetensors", "exists already; "
                                                                                         "choose another "
                                                                                         "name, or add "
                                                                                         "--overwrite"),
-    "a picture": ("generate --model demo-sd --prompt x --out list.txt", "is there already"),
-    "a report": ("info base.safetensors --json list.txt", "is there already"),
-    "a link to one": ("erase --model demo-sd --erase cat --out link.safetensors", "is there already"),
+    "a picture": ("generate --model demo-sd --prompt x --out list.txt", "exists already"),
+    "a report": ("info base.safetensors --json list.txt", "exists already"),
+    "a link to one": ("erase --model demo-sd --erase cat --out link.safetensors", "exists already"),
     "a folder": ("erase --model demo-sd --erase cat --out folder", "cannot write 'folder'"),
     "below a file": ("erase --model demo-sd --erase cat --out list.txt/x.safetensors", "cannot write"),
     "one in the other": ("erase --model demo-sd --erase cat --out x.safetensors --json "
@@ -126,7 +126,7 @@ PLACES = {
                           "x.safetensors.parts/y.json", "where --jobs keeps"),
     "a list in a job's folder": ("erase --model demo-sd --erase-file x.safetensors.parts/l --jobs 2 --out "
                                  "x.safetensors", "where --jobs keeps"),
-    "the demo's": ("demo --out here", "is there already"),
+    "the demo's": ("demo --out here", "exists already"),
 }  # fmt: skip
 
 

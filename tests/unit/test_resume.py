@@ -136,7 +136,7 @@ def test_a_later_state_takes_the_place_of_an_earlier_one(tmp_path):
     ("change", "message"),
     [
         ({}, None),
-        ({"rank": 4}, "cannot resume: rank was 2 and is 4; use the same settings, or start anew"),
+        ({"rank": 4}, "cannot resume: rank was 2 and is 4; use the same settings, or start over"),
         ({"base": "1234"}, "base was 00ff and is 1234"),
         ({"prompts": ["", "a dog"]}, "prompts was"),
         ({"new": 1}, "new was None and is 1"),
@@ -210,7 +210,7 @@ def written(folder, name: str):
 )
 def test_what_is_no_training_state_is_refused(tmp_path, name):
     with pytest.raises(
-        LoraError, match="cannot read 'state' as a training state|'state' is no training state"
+        LoraError, match="cannot read 'state' as a training state|'state' is not a training state"
     ):
         TrainingState.load(written(tmp_path, name))
 
@@ -220,7 +220,7 @@ def test_an_erasure_is_no_training_state(tmp_path):
         tmp_path / "cat.safetensors"
     )
     with pytest.raises(
-        LoraError, match="'cat.safetensors' is no training state of this library; use the file that --resume"
+        LoraError, match="'cat.safetensors' is not a training state of this library; use a file that --resume"
     ):
         TrainingState.load(path)
 
@@ -241,7 +241,7 @@ def test_another_concept_is_told_in_one_sentence():
         identity=json.dumps({**json.loads(RUN), "concepts": ["dog"], "prompts": ["a dog"] * 500})
     )
     sentence = (
-        "cannot resume: the training state was made for 'cat', this run erases 'dog'; give the same "
+        "cannot resume: the training state was made for 'cat', but this run erases 'dog'; give the same "
         "concepts, or another --resume file"
     )
     for check in (
@@ -261,7 +261,7 @@ def test_thousands_of_prompts_make_no_long_error():
         identity=json.dumps({**json.loads(RUN), "prompts": ["a dog", "a photo of a cat 7"]})
     )
     with pytest.raises(
-        LoraError, match="prompts was a list with 'a photo of a cat 0' and is one with 'a dog'"
+        LoraError, match="prompts was a list with 'a photo of a cat 0' and is a list with 'a dog'"
     ) as error:
         state.check(trainer)
     assert len(str(error.value)) < 300

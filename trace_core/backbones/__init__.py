@@ -1,4 +1,4 @@
-"""What differs between model families, behind one small interface."""
+"""Model families behind one small interface."""
 
 from .base import Backbone, Layer
 from .families import backbone_for

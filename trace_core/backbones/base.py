@@ -1,6 +1,4 @@
-"""A denoiser as the rest of the library sees it: where text enters, how weights are read, what it
-predicts.
-"""
+"""A denoiser as the rest of the library uses it: its text inputs, its weights and its predictions."""
 
 from __future__ import annotations
 
@@ -20,16 +18,15 @@ from .weights import effective, is_linear, original, shape_of
 
 PREFIX = "diffusion_model."
 
-#: Which linear layers get adapters
+#: which linear layers get adapters
 SCOPES = {
-    "text": "what reads the text: cross-attention keys and values (SD), the text's way in and its qkv "
-    "(FLUX), pooled vectors",
+    "text": "layers that read the text: cross-attention keys and values (SD), the text input layers and the "
+    "text stream's qkv (FLUX), the pooled-vector layers",
     "attention": "every attention projection",
     "linear": "every linear layer",
-    "entry": "what reads the text encoder's rows and pooled vector directly, nothing behind it (UCE's "
-    "layers)",
-    "keys": "keys of the text (SD), queries and keys of the text's stream (FLUX; EraseAnything's layers)",
-    "image": "self-attention and the picture's queries: what does not read the text (TRCE, stage 2)",
+    "entry": "layers that read the text encoder's rows or pooled vector directly (UCE's layers)",
+    "keys": "keys of the text (SD), queries and keys of the text stream (FLUX; EraseAnything's layers)",
+    "image": "self-attention and the picture's queries, which do not read the text (TRCE, stage 2)",
 }
 
 CONTEXT = "context"  #: rows of the text encoder, one per token
@@ -38,13 +35,13 @@ POOLED = "pooled"  #: one vector per prompt
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer that consumes text directly.
+    """A linear layer that reads text directly.
 
     Attributes:
         module: name below the ComfyUI model object, e.g. ``diffusion_model.txt_in``.
         stream: :data:`CONTEXT` or :data:`POOLED`.
-        columns: how many of the layer's first input columns are text (SDXL appends size embeddings to the
-            pooled vector).
+        columns: number of leading input columns that are text (SDXL appends size embeddings to the pooled
+            vector).
     """
 
     module: str
@@ -57,53 +54,56 @@ class Layer:
 
 
 class Backbone:
-    """A ComfyUI ModelPatcher, seen as the places where text enters it.
+    """A ComfyUI ModelPatcher, described by its text inputs.
 
-    Weights are read through :mod:`~trace_core.backbones.weights`: originals, dequantised, with the patches
-    already on the model applied. They are never written.
+    Weights are read through :mod:`~trace_core.backbones.weights`: dequantised originals with the model's
+    patches applied. The library never writes them.
     """
 
     def __init__(self, patcher, kind: str, layers: list[Layer], family, excluded: tuple[str, ...] = ()):
-        """``family``: the module of this package that knows the network's other layers; ``excluded``: those
-        of them that do not read text in this model (unCLIP's ``label_emb`` reads images).
+        """
+        Args:
+            family: module of this package for the network's other layers.
+            excluded: text layers of the family that do not read text in this model (unCLIP's ``label_emb``
+                reads images).
         """
         self.patcher = patcher
         self.kind = kind
         self._layers = layers
         self._family, self._excluded = family, excluded
-        self.evaluations = 0  #: forward passes of one sample since the start; whoever runs backward adds two
+        self.evaluations = 0  #: forward passes, counted per sample; a backward pass adds two
 
     def context_layers(self) -> list[Layer]:
-        """Every layer that consumes text rows directly."""
+        """Every layer that reads text rows directly."""
         return [layer for layer in self._layers if layer.stream == CONTEXT]
 
     def pooled_layers(self) -> list[Layer]:
-        """Every layer that consumes the pooled text vector directly."""
+        """Every layer that reads the pooled text vector directly."""
         return [layer for layer in self._layers if layer.stream == POOLED]
 
     def layers(self, stream: str) -> list[Layer]:
         return [layer for layer in self._layers if layer.stream == stream]
 
     def width(self, stream: str) -> int | None:
-        """Text width of a stream, or None if this family has none."""
+        """Text width of a stream, or None if the family has no such stream."""
         return next((layer.columns for layer in self.layers(stream)), None)
 
     @property
     def engine(self):
-        """The ``comfy`` package this model object came from."""
+        """The ``comfy`` package of the model object."""
         return engine_of(self.patcher)
 
     def weights(self, layers: list[Layer] | None = None) -> Iterator[tuple[Layer, Tensor]]:
-        """Effective weights ``[out, in]`` float32, one at a time, on the device where they are stored.
+        """Effective weights ``[out, in]`` float32, one at a time, on the device that stores them.
 
         Raises:
-            ModelError: if a weight holds NaN or infinity, or is of a format that this engine cannot read.
+            ModelError: if a weight has NaN or infinite values, or a format that this engine cannot read.
         """
         for layer in self._layers if layers is None else layers:
             weight = effective(self.patcher, layer.key, self.engine.lora.calculate_weight)
             if not is_finite(weight):
                 raise ModelError(
-                    f"{layer.key} holds NaN or infinite values; load the model again from an intact file"
+                    f"{layer.key} contains NaN or infinite values; load the model again from an intact file"
                 )
             yield layer, weight
 
@@ -114,10 +114,10 @@ class Backbone:
         return bare(self.patcher.model.diffusion_model)
 
     def lora_targets(self, scope: str) -> list[str]:
-        """Linear layers of a scope, named below :attr:`network`.
+        """Names of a scope's linear layers, relative to :attr:`network`.
 
         Raises:
-            TraceError: for an unknown scope.
+            TraceError: if the scope is unknown.
         """
         if scope not in SCOPES:
             raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
@@ -130,25 +130,24 @@ class Backbone:
         ]
 
     def trained_rows(self, name: str, scope: str) -> slice | None:
-        """Which outputs of a scope's layer are trained; None for all."""
+        """The trained output rows of a layer in a scope; None for all rows."""
         return self._family.trained_rows(name, scope, shape_of(self.network.get_submodule(name))[0])
 
     def attention_maps(self, found: list):
-        """A context in which every forward pass appends ``(queries, keys)`` of each layer where the picture
-        reads the text.
+        """A context in which a forward pass appends ``(queries, keys)`` of each text-reading attention layer.
 
-        Queries are the picture's ``[b, h, n, d]``; keys ``[b, h, m, d]``, the text's rows first.
+        The queries of the picture are ``[b, h, n, d]``. The keys are ``[b, h, m, d]``, text rows first.
         """
         return self._family.attention_maps(self.network, found)
 
     def time_of(self, sigma: Tensor) -> Tensor:
-        """Time 0..1 (1: pure noise) of noise levels, on the scale of the network's own time steps."""
+        """Time 0..1 (1: pure noise) of noise levels, on the scale of the network's time steps."""
         sampling = self.model_sampling
         top = sampling.timestep(torch.as_tensor(sampling.sigma_max).view(1)).float()
         return sampling.timestep(sigma.to(top.device)).float().cpu() / top.cpu()
 
     def blocks(self) -> list[str]:
-        """The modules that gradient checkpointing computes twice, named below :attr:`network`."""
+        """The modules for gradient checkpointing, named relative to :attr:`network`."""
         return self._family.blocks(self.network)
 
     # ------------------------------------------------------------------------------------------- prediction
@@ -162,59 +161,60 @@ class Backbone:
         return self.patcher.load_device
 
     def load(self) -> None:
-        """Let ComfyUI put the model on its device, whole, with its patches on the weights.
+        """Load the whole model to its device through ComfyUI, with its patches on the weights.
 
-        A model of dynamic memory management keeps its weights in a mapped file and casts them for each
-        operation; a gradient needs tensors that stay. So this backbone goes over to a copy of the usual sort,
-        as ComfyUI's own training does.
+        A dynamically managed model keeps its weights in a mapped file and casts them for each operation, but
+        a gradient needs persistent tensors. This backbone then switches to a static copy, as ComfyUI's own
+        training does.
 
-        To be called before :func:`~trace_core.finetune.gradients.training_mode`: patches that go on a
-        quantised weight in inference mode, as in ComfyUI's nodes, come off only there, and the other way
-        round.
+        Call this method before :func:`~trace_core.finetune.gradients.training_mode`. Patches that are applied
+        to a quantised weight in inference mode, as in ComfyUI's nodes, can only be removed in inference mode.
+        The same holds for normal mode.
 
         Raises:
-            ModelError: for quantised weights that this engine cannot turn into numbers; for a dynamic model
-                that cannot be copied.
+            ModelError: if this engine cannot dequantise a weight, or a dynamic model cannot be copied.
         """
         self.patcher = compat.static_patcher(self.patcher)
-        with torch.no_grad():  # rounding patches to float8 has no gradient
+        with torch.no_grad():  # rounding of patches to float8 has no gradient
             self.engine.model_management.load_models_gpu([self.patcher], force_full_load=True)
         casting.check(self.engine, self.network, self.device)
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the network calculates in, whatever its weights are kept in."""
+        """Data type of the network's computations, whatever the type of its stored weights."""
         return self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """``[c, h, w]`` of a picture's latent, sizes in pixels."""
+        """``[c, h, w]`` of the latent of a picture with this size in pixels."""
         return self.patcher.model.latent_format.latent_channels, height // 8, width // 8
 
     def sigma_at(self, percent: float) -> float:
-        """Noise level after ``percent`` (0..1) of the schedule, at most the model's largest."""
+        """Noise level after the fraction ``percent`` (0..1) of the schedule, at most the model's largest."""
         sampling = self.model_sampling
         return min(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_max))
 
     def condition(self, clip, prompt: str, shape: tuple[int, int, int], guidance: float) -> dict[str, Tensor]:
-        """What the network is given for a prompt, as ComfyUI's sampler makes it: name -> tensor of batch 1.
+        """The network's inputs for a prompt, as ComfyUI's sampler prepares them: name -> tensor of batch 1.
 
-        Networks that also read a picture (inpainting, Fill, instructions) get ComfyUI's own: an empty latent,
-        all of it masked.
+        Networks that also read a picture (inpainting, Fill, instructions) get ComfyUI's default: a fully
+        masked empty latent.
         """
         rows, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
-        # they may be inference tensors
+        # cloned, because they may be inference tensors
         rows, pooled = rows.clone(), None if pooled is None else pooled.clone()
         entries = self.engine.sampler_helpers.convert_cond(
             [[rows, {"pooled_output": pooled, "guidance": guidance}]]
         )
         noise = torch.zeros(1, *shape, device=self.device)
         model, empty = self.patcher.model, torch.zeros_like(noise)
-        done = self.engine.samplers.process_conds(
+        processed = self.engine.samplers.process_conds(
             model, noise, {"positive": entries}, self.device, empty, None, seed=0
         )
-        made = done["positive"][0]["model_conds"]
-        made = {k: c.process_cond(batch_size=1, device=self.device, area=None).cond for k, c in made.items()}
-        return {k: v.to(self.device) for k, v in made.items() if isinstance(v, Tensor)}
+        conditions = processed["positive"][0]["model_conds"]
+        conditions = {
+            k: c.process_cond(batch_size=1, device=self.device, area=None).cond for k, c in conditions.items()
+        }
+        return {k: v.to(self.device) for k, v in conditions.items() if isinstance(v, Tensor)}
 
     def predict(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The network's raw prediction (eps, v or velocity) ``[b, c, h, w]`` float32.
@@ -223,27 +223,26 @@ class Backbone:
             x: noisy latents ``[b, c, h, w]`` on ComfyUI's scale (``x0 + sigma n``; FLUX ``(1 - sigma) x0 +
                 sigma n``).
             sigma: ``[b]``.
-            condition: as :meth:`condition` makes it, of batch b.
+            condition: output of :meth:`condition`, of batch b.
         """
         self.evaluations += len(x)
         x0 = self.patcher.model.apply_model(x, sigma, **condition, transformer_options={})
         return self.prediction_of(x, sigma, x0)
 
     def prediction_of(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
-        """Invert ComfyUI's ``calculate_denoised``, which is affine in the network's output: x0 -> eps, v
-        or velocity.
+        """The raw prediction (eps, v or velocity) for x0: the inverse of ComfyUI's ``calculate_denoised``.
+
+        That function is affine in the network's output.
         """
         zero, x0 = torch.zeros_like(x), self.model_sampling.calculate_denoised
         return (denoised - x0(sigma, zero, x)) / x0(sigma, torch.ones_like(x), zero)
 
     def denoised_of(self, x: Tensor, sigma: Tensor, prediction: Tensor) -> Tensor:
-        """x0 ``[b, c, h, w]`` of a raw prediction, by ComfyUI's own formula."""
+        """x0 ``[b, c, h, w]`` for a raw prediction, by ComfyUI's own formula."""
         return self.model_sampling.calculate_denoised(sigma, prediction, x)
 
     def model_hash(self) -> str:
-        """Fingerprint of the unpatched base: sha256 over every 16th row of the layers that read text, 16
-        hex digits.
-        """
+        """Fingerprint of the unpatched model: sha256 of every 16th row of the text layers, 16 hex digits."""
         digest = hashlib.sha256()
         for layer in self._layers:
             weight = original(self.patcher, layer.key)
@@ -256,26 +255,24 @@ def engine_of(patcher):
     """The ``comfy`` package of a ModelPatcher (or subclass), without importing it.
 
     Raises:
-        ModelError: if the object is no ComfyUI ModelPatcher.
+        ModelError: if the object is not a ComfyUI ModelPatcher.
     """
     for cls in type(patcher).__mro__:
         if cls.__module__ == "comfy.model_patcher":
             return sys.modules["comfy.model_patcher"].comfy
-    raise ModelError(f"{type(patcher).__name__} is no ComfyUI model; connect the MODEL output of a loader")
+    raise ModelError(f"{type(patcher).__name__} is not a ComfyUI model; connect the MODEL output of a loader")
 
 
 def comfy_class(model) -> str:
-    """Name of the class of ``comfy.model_base`` that a model object is made of, the most special one;
-    empty if it is of none.
-    """
+    """Name of the most specific ``comfy.model_base`` class of a model object; empty if there is none."""
     return next((cls.__name__ for cls in type(model).__mro__ if cls.__module__ == "comfy.model_base"), "")
 
 
 def bare(network: torch.nn.Module) -> torch.nn.Module:
-    """A network without the shell that ``torch.compile`` puts around it."""
+    """A network without the wrapper of ``torch.compile``."""
     return getattr(network, "_orig_mod", network)
 
 
 def bare_name(name: str) -> str:
-    """A module's or weight's name as it was before parts of the network were compiled."""
+    """The name of a module or weight before parts of the network were compiled."""
     return name.replace("_orig_mod.", "")

@@ -1,8 +1,8 @@
-"""Training on weights that PyTorch cannot calculate with: float8, quantised tensors, GGUF.
+"""Training on weights that PyTorch cannot compute with: float8, quantised tensors, GGUF.
 
-The base model keeps its bytes. Each layer's weight is dequantised where it is needed, once on the way there
-and once again on the way back, so that never more than one layer stands in full precision; the gradient goes
-through the product as if the weight were plain.
+The base model keeps its stored bytes. Each layer dequantises its weight in the forward pass and again in the
+backward pass, so that at most one layer exists in full precision. The gradient passes through the product as
+if the weight were a normal tensor.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .weights import is_linear, is_plain, shape_of, storage_of
 
 
 def needs_cast(module: nn.Module) -> bool:
-    """Whether a layer's weight or bias is in a form without products, or without gradients."""
+    """Whether a layer's weight or bias has a format without products or gradients."""
     if not is_linear(module) and not isinstance(module, nn.Conv2d):
         return False
     return module.weight is not None and not (is_plain(module.weight) and is_plain(module.bias))
 
 
 def weight_and_bias(engine, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Dequantised, in ``like``'s type and on its device, with the patches that ComfyUI has put on the layer.
+    """The dequantised weight and bias, in the type and on the device of ``like``, with ComfyUI's patches.
 
     Args:
         engine: the ``comfy`` package.
-        module: GGUF layers have a ``cast_bias_weight`` of their own; ComfyUI's scaled and quantised ones a
-            ``convert_weight``.
+        module: a layer. GGUF layers have their own ``cast_bias_weight``, and ComfyUI's scaled or quantised
+            layers a ``convert_weight``.
     """
     own = getattr(module, "cast_bias_weight", None)
     weight, bias = own(like) if own is not None else engine.ops.cast_bias_weight(module, like)
@@ -45,10 +45,10 @@ def _tensor(value: Tensor | None) -> Tensor | None:
 
 
 def check(engine, network: nn.Module, device: torch.device) -> None:
-    """One layer of each kind and format, dequantised where training will do it.
+    """Dequantise one layer of each class and format on the training device, as a test.
 
     Raises:
-        ModelError: naming the layer and its format, if the engine cannot.
+        ModelError: naming the first layer and format that fails.
     """
     tried = set()
     for name, module in network.named_modules():
@@ -65,13 +65,13 @@ def check(engine, network: nn.Module, device: torch.device) -> None:
         )
         try:
             with torch.no_grad():
-                found = weight_and_bias(engine, module, torch.zeros(1, device=device))[0]
+                weight = weight_and_bias(engine, module, torch.zeros(1, device=device))[0]
             problem = (
                 None
-                if found.shape == shape and is_plain(found)
-                else f"it gives {found.dtype} {tuple(found.shape)}"
+                if weight.shape == shape and is_plain(weight)
+                else f"it gives {weight.dtype} {tuple(weight.shape)}"
             )
-        except Exception as error:  # whatever a format's own code runs into
+        except Exception as error:  # any error of the format's own code
             problem = str(error)
         if problem:
             raise ModelError(
@@ -81,10 +81,11 @@ def check(engine, network: nn.Module, device: torch.device) -> None:
 
 
 def install(engine, network: nn.Module) -> int:
-    """Put a :class:`CastLinear` or :class:`CastConv` around every layer that :func:`needs_cast`; returns how
-    many.
+    """Wrap every layer that :func:`needs_cast` in a :class:`CastLinear` or :class:`CastConv`.
 
-    Whoever takes them off again puts the network's own modules back.
+    Returns the number.
+
+    The caller restores the network's own modules afterwards.
     """
     found = [
         (parent, name, child)
@@ -98,7 +99,7 @@ def install(engine, network: nn.Module) -> int:
 
 
 class _CastsWeights:
-    """What both kinds share: the layer itself is a child, its weight is shown to nobody."""
+    """Common part of both wrappers: the wrapped layer is a child module, and its weight stays hidden."""
 
     def _surround(self, engine, layer: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -110,8 +111,9 @@ class _CastsWeights:
 
     @property
     def weight(self) -> Tensor:
-        """A stand-in that says device and shape and holds one number: PEFT makes its adapters by it, in
-        float32.
+        """A placeholder with the weight's device and shape, and the memory of one number.
+
+        PEFT creates its adapters from it, in float32.
         """
         return torch.zeros((), device=self.layer.weight.device).expand(self._shape)
 
@@ -121,7 +123,7 @@ class _CastsWeights:
 
 
 class CastLinear(_CastsWeights, nn.Linear):
-    """A linear layer around one whose weight is cast; PEFT takes it for a plain ``nn.Linear``."""
+    """A linear layer around a layer with a cast weight. PEFT treats it as a plain ``nn.Linear``."""
 
     def __init__(self, engine, layer: nn.Module):
         self._surround(engine, layer)
@@ -133,12 +135,12 @@ class CastLinear(_CastsWeights, nn.Linear):
         if smoothing is not None:
             x = x * smoothing.detach().to(x.device, x.dtype)
         rows = _Product.apply(x.reshape(-1, x.shape[-1]), self._read, F.linear, _linear_back)
-        # out here: a view from inside could not be written into
+        # outside the function: autograd forbids in-place writes to a view from inside it
         return rows.view(*x.shape[:-1], self.out_features)
 
 
 class CastConv(_CastsWeights, nn.Module):
-    """A convolution around one whose weight is cast."""
+    """A convolution around a layer with a cast weight."""
 
     def __init__(self, engine, layer: nn.Conv2d):
         self._surround(engine, layer)
@@ -162,7 +164,7 @@ def _linear_back(gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """A product with a weight that is read twice instead of kept."""
+    """A product whose weight is read again in the backward pass instead of being saved."""
 
     @staticmethod
     def forward(ctx, x: Tensor, read: Callable, product: Callable, back: Callable) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a CLIP belongs to a model: asked once, before any work."""
+"""Checks that a CLIP fits a model, before any work."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .base import CONTEXT, POOLED
 
 
 def check_clip(backbone, clip) -> None:
-    """Refuse a text encoder that is missing, or whose rows or pooled vector are not what the model reads.
+    """Refuse a missing text encoder, and one with rows or a pooled vector that do not fit the model.
 
     Args:
-        backbone: the model's.
-        clip: a ComfyUI CLIP, or what is in its place.
+        backbone: the model's backbone.
+        clip: a ComfyUI CLIP, or another object in its place.
 
     Raises:
         ConceptError: naming both widths and the remedy.
@@ -22,7 +22,7 @@ def check_clip(backbone, clip) -> None:
         what = (
             "no CLIP is connected, or its loader found none in the file"
             if clip is None
-            else f"{type(clip).__name__} is no CLIP"
+            else f"{type(clip).__name__} is not a CLIP"
         )
         raise ConceptError(
             f"{what}; connect the CLIP that belongs to this model, from a CLIP loader if the checkpoint has "
@@ -38,19 +38,19 @@ def check_clip(backbone, clip) -> None:
         )
     if pooled.shape[-1] != backbone.width(POOLED):
         raise ConceptError(
-            f"the text encoder gives a pooled vector of {pooled.shape[-1]} numbers, the model reads "
+            f"the text encoder gives a pooled vector of {pooled.shape[-1]} numbers, but the model reads "
             f"{backbone.width(POOLED)}; connect the CLIP that belongs to this model"
         )
 
 
 def check_width(rows: Tensor, backbone) -> None:
-    """Refuse rows ``[n, d]`` of a text encoder that are not those the model reads.
+    """Refuse rows ``[n, d]`` of a width that the model does not read.
 
     Raises:
         ConceptError: naming both widths.
     """
     if rows.shape[1] != backbone.width(CONTEXT):
         raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[1]} numbers, the model reads "
+            f"the text encoder gives rows of {rows.shape[1]} numbers, but the model reads "
             f"{backbone.width(CONTEXT)}; connect the CLIP that belongs to this model"
         )

@@ -1,23 +1,26 @@
-"""What a model object says of itself: the demo models know what they can draw, and are small."""
+"""Defaults that a model object carries.
+
+The demo models use them: they know what they can draw, and are small.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-#: attribute of the model object, which all clones of its patcher share
+#: attribute of the model object; all clones of a patcher share that object
 ATTRIBUTE = "trace_defaults"
 
 
 @dataclass(frozen=True)
 class ModelDefaults:
-    """Values that a model has of its own, taken where a caller gives none.
+    """A model's own defaults, for values that a caller leaves out.
 
     Attributes:
-        keep_list: concepts to the keep list that stands for an empty one.
-        contexts: more prompt templates, by kind of concept.
+        keep_list: function from concepts to the keep list that replaces an empty one.
+        contexts: additional prompt templates, by kind of concept.
         finetune: options of the finetune.
-        picture_size: pixels of the pictures that the model was trained on.
+        picture_size: pixels of the model's training pictures.
     """
 
     keep_list: Callable[[Sequence], list[str]]
@@ -27,5 +30,5 @@ class ModelDefaults:
 
 
 def defaults_of(patcher) -> ModelDefaults | None:
-    """The model's own values, or None for a model that has none."""
+    """The model's own defaults, or None."""
     return getattr(getattr(patcher, "model", None), ATTRIBUTE, None)

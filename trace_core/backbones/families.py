@@ -1,4 +1,4 @@
-"""The table of families: which file of this folder knows a model."""
+"""The table of families, which selects the file for a model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from ..errors import ModelError
 from . import flux, unet
 from .base import Backbone, comfy_class, engine_of
 
-#: Asked in this order, each with ``matches(patcher)``; the first that knows the model builds its backbone.
+#: Tried in this order with ``matches(patcher)``; the first match builds the backbone.
 FAMILIES = (unet, flux)
 
 
 def backbone_for(patcher) -> Backbone:
-    """Recognise the family of a ComfyUI model.
+    """The backbone of a ComfyUI model, by its family.
 
     Raises:
-        ModelError: naming the model, for families whose text path is not known.
+        ModelError: naming the model, if its family is not supported.
     """
     engine_of(patcher)
     if getattr(patcher.model, "diffusion_model", None) is not None:
@@ -25,6 +25,6 @@ def backbone_for(patcher) -> Backbone:
     if name in ("", "BaseModel"):
         name = type(getattr(patcher.model, "model_config", patcher.model)).__name__
     raise ModelError(
-        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (inpainting "
-        "models, unCLIP, SSD-1B, Vega, KOALA, and FLUX.1's Fill, Kontext and Krea are among them)"
+        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (including "
+        "inpainting models, unCLIP, SSD-1B, Vega, KOALA, and FLUX.1's Fill, Kontext and Krea)"
     )

@@ -1,6 +1,4 @@
-"""FLUX.1: text enters through ``txt_in`` (T5 rows) and ``vector_in`` (CLIP's pooled vector), both with a
-bias.
-"""
+"""FLUX.1: text enters through ``txt_in`` (T5 rows) and ``vector_in`` (CLIP's pooled vector)."""
 
 from __future__ import annotations
 
@@ -22,18 +20,19 @@ IMAGE = r"^double_blocks\.\d+\.img_attn\.(qkv|proj)$"
 
 
 def matches(patcher) -> bool:
-    """FLUX.1, by ComfyUI's class and by its two ways in: a linear one for T5's rows, another for CLIP's
-    pooled vector.
+    """Whether a model is FLUX.1, by ComfyUI's class and by linear input layers for both kinds of text.
 
-    Kontext, Fill, Krea and the tools' models are FLUX.1 with more channels or other weights. FLUX.2, Chroma
-    and LongCat have classes of their own; HunyuanVideo and HunyuanImage have modules of the same names that
-    are something else.
+    Kontext, Fill, Krea and the tool models are FLUX.1 with more channels or other weights. FLUX.2, Chroma and
+    LongCat have their own classes. HunyuanVideo and HunyuanImage have modules of the same names with another
+    meaning.
     """
     network = bare(patcher.model.diffusion_model)
-    ways = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
+    inputs = getattr(network, "txt_in", None), getattr(getattr(network, "vector_in", None), "in_layer", None)
     blocks_of_both_kinds = hasattr(network, "double_blocks") and hasattr(network, "single_blocks")
     return (
-        comfy_class(patcher.model) == "Flux" and blocks_of_both_kinds and all(is_linear(way) for way in ways)
+        comfy_class(patcher.model) == "Flux"
+        and blocks_of_both_kinds
+        and all(is_linear(layer) for layer in inputs)
     )
 
 
@@ -56,16 +55,15 @@ def blocks(network) -> list[str]:
 
 
 def trained_rows(name: str, scope: str, rows: int) -> slice | None:
-    """EraseAnything trains queries and keys of the text, not its values: the first two thirds of
-    ``txt_attn.qkv``.
-    """
+    """EraseAnything trains the text's queries and keys, not its values: two thirds of ``txt_attn.qkv``."""
     return slice(0, rows // 3 * 2) if scope == "keys" else None
 
 
 @contextmanager
 def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """The picture's queries ``[b, h, n, d]`` and all keys ``[b, h, m, d]``, the text's first, of every
-    double block, in order.
+    """Collect queries ``[b, h, n, d]`` and keys ``[b, h, m, d]`` of every double block, in order.
+
+    The text's keys come first.
     """
     with ExitStack() as hooks:
         for block in network.double_blocks:
@@ -77,7 +75,7 @@ def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None
             def image(module, args, out, place=place):
                 place["q"], place["k"] = out
 
-            def text(module, args, out, place=place):  # comes after the picture's
+            def text(module, args, out, place=place):  # called after the picture's hook
                 count = out[1].shape[2]
                 keys = _rotated(torch.cat((out[1], place["k"]), dim=2), place["pe"])
                 found.append((_rotated(place["q"], place["pe"][:, :, count:]), keys))
@@ -89,8 +87,6 @@ def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None
 
 
 def _rotated(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) by FLUX's rotation matrices ``[b, 1, n, d/2,
-    2, 2]``.
-    """
+    """Rotary position embedding (Su et al., arXiv 2104.09864) by FLUX's matrices ``[b, 1, n, d/2, 2, 2]``."""
     pairs = x.to(pe.dtype).unflatten(-1, (-1, 1, 2))
     return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)

@@ -1,6 +1,4 @@
-"""Which model object a call of ComfyUI's sampler runs on, and how it runs: found when it is called, not
-when a node was applied.
-"""
+"""The model object behind a call of ComfyUI's sampler, and eager runs of compiled code."""
 
 from __future__ import annotations
 
@@ -11,18 +9,18 @@ from contextlib import contextmanager
 
 import torch
 
-MOST = 64  #: objects that are looked at on the way from a wrapper to the model
+MOST = 64  #: largest number of objects searched between a wrapper and the model
 
 
 def called_model(apply_model: Callable | None):
-    """The model object whose ``apply_model`` will run, or None where the callable does not say.
+    """The model object whose ``apply_model`` will run, or None if the callable does not reveal it.
 
-    ComfyUI hands a bound method to a ``model_function_wrapper``. Its object need not be the one that an
-    erasure was applied to: deep clones, copies for other devices and delegates for conditions with hooks are
-    models of their own. Other packs hand on partials, decorated functions and closures around that method;
-    what these hold is followed.
+    ComfyUI passes a bound method to a ``model_function_wrapper``. Its object may differ from the model that
+    an erasure was applied to: deep clones, copies for other devices, and delegates for conditions with hooks
+    are separate models. Other packs pass partials, decorated functions and closures around that method. Their
+    contents are searched.
     """
-    found: dict[int, object] = {}
+    models: dict[int, object] = {}
     seen: set[int] = set()
     waiting = [apply_model]
     while waiting and len(seen) < MOST:
@@ -32,18 +30,18 @@ def called_model(apply_model: Callable | None):
         seen.add(id(value))
         owner = value if is_model(value) else getattr(value, "__self__", None)
         if is_model(owner):
-            found[id(owner)] = owner
+            models[id(owner)] = owner
             continue
         waiting += [getattr(value, name, None) for name in ("func", "__func__", "__wrapped__")]
         waiting += [
             *_closed_over(value),
             *(getattr(value, "args", None) or () if hasattr(value, "func") else ()),
         ]
-    return next(iter(found.values())) if len(found) == 1 else None
+    return next(iter(models.values())) if len(models) == 1 else None
 
 
 def is_model(value) -> bool:
-    """Whether an object is what ComfyUI's samplers call: a network with a sampling schedule."""
+    """Whether an object is a model for ComfyUI's samplers: a network with a sampling schedule."""
     return (
         isinstance(value, torch.nn.Module)
         and hasattr(value, "diffusion_model")
@@ -56,7 +54,7 @@ def _closed_over(function) -> list:
     for cell in getattr(function, "__closure__", None) or ():
         try:
             out.append(cell.cell_contents)
-        except ValueError:  # a cell that is still empty
+        except ValueError:  # an empty cell
             continue
     return [
         value
@@ -66,30 +64,29 @@ def _closed_over(function) -> list:
 
 
 _lock = threading.Lock()
-_inside: list = []  #: the stance in force, and how many calls hold it
+_active_stance: list = []  #: the active stance and its number of users
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Compiled code runs as it was written: it sees neither hooks nor adapters that came after it was
-    compiled.
+    """Run compiled code eagerly, because it would ignore hooks and adapters that were added after compiling.
 
-    The stance of torch's compiler belongs to the process, and models on several devices are called in threads
-    of their own: the first to come sets it, the last to go takes it back.
+    The stance of torch's compiler is global to the process, but models on several devices run in separate
+    threads. The first thread sets the stance and the last one resets it.
     """
     if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
         yield
         return
     with _lock:
-        if _inside:
-            _inside[1] += 1
+        if _active_stance:
+            _active_stance[1] += 1
         else:
-            _inside[:] = [torch.compiler.set_stance("force_eager"), 1]
+            _active_stance[:] = [torch.compiler.set_stance("force_eager"), 1]
     try:
         yield
     finally:
         with _lock:
-            _inside[1] -= 1
-            if not _inside[1]:
-                _inside[0].__exit__(None, None, None)
-                _inside.clear()
+            _active_stance[1] -= 1
+            if not _active_stance[1]:
+                _active_stance[0].__exit__(None, None, None)
+                _active_stance.clear()

@@ -1,4 +1,4 @@
-"""Pictures from a ComfyUI model, a batch of prompts and seeds at a time, through ComfyUI's own sampler."""
+"""Sample latents from a ComfyUI model in batches of prompts and seeds, with ComfyUI's own sampler."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SamplerConfig:
 
     Attributes:
         steps: sampling steps.
-        cfg: classifier-free guidance (1 switches it off, as FLUX wants).
+        cfg: classifier-free guidance; 1 switches it off, as FLUX needs.
         guidance: FLUX guidance embedding.
         sampler, scheduler: names as in ComfyUI's KSampler.
         width, height: pixels.
         batch: pictures sampled at once.
-        negative: the negative prompt; it is read only where cfg is not 1.
+        negative: the negative prompt; ignored if cfg is 1.
     """
 
     steps: int = 12
@@ -47,14 +47,15 @@ class SamplerConfig:
 
 
 def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Standard normal noise ``[len(seeds), *shape]``, each picture from its own generator: batches do not
-    change it.
+    """Standard normal noise ``[len(seeds), *shape]``.
+
+    Each picture has its own generator, whatever the batch.
     """
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
 class Conditioner:
-    """Prompts -> ComfyUI conditioning of a whole batch, each prompt encoded once."""
+    """Prompts to ComfyUI conditioning of a whole batch. Each prompt is encoded once."""
 
     def __init__(self, clip):
         self.clip = clip
@@ -85,16 +86,16 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
     step: Callable | None = None,
 ) -> Tensor:
-    """Latents ``[n, c, h/8, w/8]`` of prompt i with seed i; a picture does not depend on its batch.
+    """Latents ``[n, c, h/8, w/8]`` of prompt i with seed i. A picture does not depend on its batch.
 
-    ``progress(done, total)`` hears of pictures, ``step`` of sampling steps, as ComfyUI's callback; raise from
-    either to cancel.
+    ``progress(done, total)`` is called per batch of pictures, and ``step`` per sampling step, like ComfyUI's
+    callback. An exception from either cancels.
 
     Raises:
-        TraceError: if prompts and seeds differ in number.
+        TraceError: if the numbers of prompts and seeds differ.
     """
     if len(prompts) != len(seeds):
-        raise TraceError(f"{len(prompts)} prompts and {len(seeds)} seeds; they must be as many")
+        raise TraceError(f"{len(prompts)} prompts and {len(seeds)} seeds; give equally many of both")
     config = config or SamplerConfig.for_model(model)
     conditioner = Conditioner(clip)
     fmt = model.model.latent_format
@@ -112,13 +113,12 @@ def sample(
 
 
 class FirstStep:
-    """What a model draws of a prompt in one step from pure noise: the mean of its pictures, seen through a
-    little noise.
+    """A model's prediction after one step from pure noise, close to the mean of its pictures of a prompt.
 
     Args:
         model, clip: ComfyUI objects that belong together.
-        seeds: of the noise, the same for every prompt.
-        size: pixels; a small picture says as much about a style as a large one.
+        seeds: number of noise seeds, the same for every prompt.
+        size: pixels; a small picture is as informative about a style as a large one.
     """
 
     def __init__(self, model, clip, seeds: int = 8, size: int = 256):
@@ -137,8 +137,7 @@ class FirstStep:
         return torch.stack(latents).flatten(2).float().cpu()
 
 
-# v0.3.64 cannot round patches to float8 where gradients are possible; inference mode stays the caller's
-# choice
+# v0.3.64 cannot round patches to float8 with gradients enabled. The caller chooses inference mode.
 @torch.no_grad()
 def _sample_batch(
     model,
@@ -151,7 +150,7 @@ def _sample_batch(
     positive = conditioner(prompts, guidance=config.guidance)
     negative = conditioner([config.negative], guidance=config.guidance)
     empty = torch.zeros_like(noise)
-    with torch.no_grad():  # loading puts patches on the weights, and fp8's rounding cannot be differentiated
+    with torch.no_grad():  # loading applies patches to the weights, and fp8 rounding has no gradient
         return engine_of(model).sample.sample(
             model,
             noise,

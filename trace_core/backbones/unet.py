@@ -1,6 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and SDXL: text enters a UNet through the keys and values of every
-cross-attention.
-"""
+"""Stable Diffusion 1.x, 2.x and SDXL: text enters through the cross-attention keys and values of a UNet."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, bare_name, comfy_class
 
-SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector (sizes and crops)
+SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector: sizes and crops
 
 
 TEXT = r"\.attn2\.to_[kv]$|^label_emb\.0\.0$"
@@ -22,13 +20,13 @@ KEYS = r"\.attn2\.to_k$"
 IMAGE = r"\.attn1\.to_(q|k|v|out\.0)$|\.attn2\.to_q$"
 
 
-#: ComfyUI's model classes of UNets whose text path is known -> (whether ``label_emb`` reads the pooled text,
-#: kind by text width). The refiner, video, 3D, depth and upscaling models are UNets of the same class that
-#: read something else at the same places.
+#: ComfyUI's model classes with a known text path -> (whether ``label_emb`` reads the pooled text, kind by
+#: text width). The refiner and the video, 3D, depth and upscaling models use the same UNet class, but read
+#: other inputs in these layers.
 MODELS = {
     "BaseModel": (False, {1024: "sd2"}),
     "SD15_instructpix2pix": (False, {1024: "sd2"}),
-    "SD21UNCLIP": (False, {1024: "sd2"}),  # label_emb reads the embedding of an image
+    "SD21UNCLIP": (False, {1024: "sd2"}),  # label_emb reads an image embedding
     "SDXL": (True, {}),
     "SDXL_instructpix2pix": (True, {}),
 }
@@ -36,9 +34,7 @@ POOLED_LAYER = "label_emb.0.0"
 
 
 def matches(patcher) -> bool:
-    """SD 1.x, 2.x (unCLIP too) or SDXL (SSD-1B, Vega, KOALA too), by the class ComfyUI gave the model and
-    what its network has.
-    """
+    """Whether a model is SD 1.x, 2.x or SDXL (or unCLIP, SSD-1B, Vega, KOALA), by class and layers."""
     name, network = comfy_class(patcher.model), bare(patcher.model.diffusion_model)
     if name not in MODELS or not (hasattr(network, "input_blocks") and _keys_and_values(network)):
         return False
@@ -65,10 +61,8 @@ def _keys_and_values(network) -> list[tuple[str, object]]:
 
 
 def blocks(network) -> list[str]:
-    """Residual blocks and spatial transformers: the parts of the levels' sequences that hold almost all
-    activations.
-    """
-    # KOALA has none
+    """Residual blocks and spatial transformers, which produce almost all activations."""
+    # KOALA has no middle block
     sequences = [("middle_block", network.middle_block)] if network.middle_block is not None else []
     sequences += [
         (f"{group}.{i}", s)
@@ -87,9 +81,7 @@ def trained_rows(name: str, scope: str, rows: int) -> slice | None:
 
 @contextmanager
 def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Queries ``[b, h, n, d]`` and keys ``[b, h, m, d]`` of every cross-attention of a forward pass, in
-    order.
-    """
+    """Collect queries ``[b, h, n, d]`` and keys ``[b, h, m, d]`` of every cross-attention layer, in order."""
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             if name.endswith(".attn2"):

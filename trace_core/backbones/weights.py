@@ -1,10 +1,10 @@
-"""Weights in whatever form a file keeps them: plain, float8 with or without a scale, quantised tensors, GGUF.
+"""Weights in every storage format: plain, float8 with or without a scale, quantised tensors, GGUF.
 
-Only the keys that are asked for are read, each by what its own layer offers: ComfyUI's ``get_key_weight`` and
-``convert_weight`` (scaled float8; quantised tensors since v0.33), the ``get_weight`` of GGUF layers, whose
-tensors hold raw bytes. Reading every key of the state dict, as ``get_key_patches`` does, fails on the keys
-that are no parameters (``weight_scale``, ``comfy_quant``, GGUF's ``temp``), and on some a key's tensor has
-another shape than the weight.
+Only requested keys are read, through the interface of their own layer: ComfyUI's ``get_key_weight`` and
+``convert_weight`` (scaled float8; quantised tensors since v0.33), or ``get_weight`` of GGUF layers, whose
+tensors contain raw bytes. Reading the whole state dict, as ``get_key_patches`` does, fails on keys that are
+not parameters (``weight_scale``, ``comfy_quant``, GGUF's ``temp``). For some keys, the stored tensor's shape
+also differs from the weight's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 
-PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  #: what PyTorch calculates with
+PLAIN = (
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+)  #: data types that PyTorch computes with
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer; ComfyUI's for mixed precision is no ``nn.Linear``, but has all
-    that one has.
-    """
+    """Whether a module is a linear layer. ComfyUI's mixed-precision class only has the same attributes."""
     if isinstance(module, nn.Linear):
         return True
     return all(
@@ -29,14 +32,12 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def shape_of(module: nn.Module) -> torch.Size:
-    """``[out, in]`` of a linear layer, whatever the shape of its bytes; of other layers, that of their
-    weight.
-    """
+    """``[out, in]`` of a linear layer, whatever its storage; for other layers the shape of the weight."""
     return torch.Size((module.out_features, module.in_features)) if is_linear(module) else module.weight.shape
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module | None:
-    """The module of that name if it has a weight, else None."""
+    """The module with this name if it has a weight, else None."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -45,9 +46,7 @@ def layer_at(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def stored(patcher, key: str) -> Tensor:
-    """A weight's tensor as the model keeps it, without the patches that ComfyUI may have put on it while
-    the model is loaded.
-    """
+    """A weight's stored tensor, without patches that ComfyUI applies while the model is loaded."""
     weight = patcher.model.get_submodule(key.rpartition(".")[0]).weight
     if key in patcher.backup:
         weight = patcher.backup[key].weight
@@ -57,8 +56,9 @@ def stored(patcher, key: str) -> Tensor:
 
 
 def storage_of(tensor: Tensor) -> str:
-    """How a tensor is kept, as its format is called: ``float16``, ``float8_e4m3fn``, ``scaled
-    float8_e4m3fn``, ``nvfp4``, ``Q4_K``
+    """Name of a tensor's storage format.
+
+    Examples: ``float16``, ``float8_e4m3fn``, ``scaled float8_e4m3fn``, ``nvfp4``, ``Q4_K``.
     """
     if getattr(tensor, "tensor_type", None) is not None:
         return str(getattr(tensor.tensor_type, "name", tensor.tensor_type))
@@ -72,22 +72,21 @@ def storage_of(tensor: Tensor) -> str:
 
 
 def is_plain(tensor: Tensor | None) -> bool:
-    """Whether PyTorch can calculate with a tensor as it is."""
+    """Whether PyTorch can compute with a tensor directly."""
     own_class = type(tensor) in (Tensor, nn.Parameter) or tensor is None
     return own_class and (tensor is None or tensor.dtype in PLAIN)
 
 
 def original(patcher, key: str) -> Tensor:
-    """The base model's weight ``[out, in]`` (or of any rank) in float32, dequantised: a new tensor, on the
-    device where it is kept.
+    """The base model's weight ``[out, in]`` (or of any rank), dequantised to new float32 on its device.
 
     Raises:
-        ModelError: if the engine cannot turn this format into numbers.
+        ModelError: if the engine cannot dequantise this format.
     """
     module, tensor = patcher.model.get_submodule(key.rpartition(".")[0]), stored(patcher, key)
     try:
         weight = _dequantised(module, tensor)
-    except Exception as error:  # whatever a format's own code runs into
+    except Exception as error:  # any error of the format's own code
         raise ModelError(_unreadable(key, tensor, f" ({error})")) from error
     if is_linear(module) and weight.shape != shape_of(module):
         raise ModelError(
@@ -106,7 +105,7 @@ def _unreadable(key: str, tensor: Tensor, why: str) -> str:
 @torch.no_grad()
 def _dequantised(module: nn.Module, tensor: Tensor) -> Tensor:
     if hasattr(tensor, "tensor_type") and hasattr(module, "get_weight"):  # GGUF
-        # without the patches that its loader hangs on the tensor itself
+        # without the patches that the GGUF loader attaches to the tensor itself
         bare = tensor.as_subclass(type(tensor))
         bare.tensor_type, bare.tensor_shape = tensor.tensor_type, tensor.tensor_shape
         return module.get_weight(bare, torch.float32).as_subclass(Tensor).to(torch.float32, copy=True)
@@ -116,8 +115,6 @@ def _dequantised(module: nn.Module, tensor: Tensor) -> Tensor:
 
 
 def effective(patcher, key: str, calculate_weight) -> Tensor:
-    """The weight with the patches of this MODEL on it, as it is applied; float32. ``calculate_weight``:
-    ComfyUI's.
-    """
+    """The weight in float32 with this MODEL's patches applied by ComfyUI's ``calculate_weight``."""
     weight, patches = original(patcher, key), patcher.patches.get(key)
     return calculate_weight(patches, weight, key) if patches else weight

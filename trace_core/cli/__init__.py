@@ -1,5 +1,6 @@
-"""The command line: ``python -m trace_core demo | erase | generate | evaluate | fuse | export | info |
-bench``.
+"""The command line, ``python -m trace_core COMMAND``.
+
+Commands: demo, erase, generate, evaluate, fuse, export, info, bench.
 """
 
 from .main import main

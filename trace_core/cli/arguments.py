@@ -1,4 +1,4 @@
-"""Arguments that several commands share, a function a group."""
+"""Arguments that several commands share, one function per group."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .models import DTYPES
 
 TRAINED = [name for name, method in METHODS.items() if method.finetune is not None]
 MODEL_HELP = (
-    "demo-sd, demo-flux, the path of a checkpoint (.safetensors), or of a diffusion model alone "
+    "demo-sd, demo-flux, a checkpoint (.safetensors), or a diffusion model without text encoders "
     "(.safetensors, .gguf) with --clip and --vae"
 )
 
@@ -21,18 +21,19 @@ def model(c: argparse.ArgumentParser, required: bool = True, more: str = "") -> 
         action="append",
         default=[],
         metavar="FILE",
-        help="text encoder of a diffusion model (.safetensors, .gguf); once for each (FLUX: clip_l and "
-        "t5xxl, SDXL: clip_l and clip_g); "
-        "also instead of a checkpoint's own",
+        help="text encoder for a diffusion model (.safetensors, .gguf); one option per file (FLUX: clip_l "
+        "and t5xxl, SDXL: clip_l and clip_g); also replaces the text encoders of a checkpoint",
     )
     c.add_argument(
-        "--vae", metavar="FILE", help="its VAE, which pictures need; also instead of a checkpoint's own"
+        "--vae",
+        metavar="FILE",
+        help="VAE for a diffusion model, needed for pictures; also replaces a checkpoint's",
     )
     c.add_argument(
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="how the diffusion model's weights are held in memory (default: as ComfyUI chooses)",
+        help="precision of the diffusion model's weights in memory (default: ComfyUI's choice)",
     )
 
 
@@ -42,37 +43,38 @@ def concepts(c: argparse.ArgumentParser, required: bool) -> None:
         action="append",
         default=[],
         metavar="CONCEPT",
-        help="what to erase: `cat`, `cat -> dog` with an anchor, `cat @ 0.5` half of it, `cat + red "
-        "background` only together, "
-        "`glasses from scientist`; may be repeated",
+        help="what to erase: `cat`, `cat -> dog` (with an anchor), `cat @ 0.5` (half of it), `cat + red "
+        "background` (only the combination), `glasses from scientist`; repeatable",
     )
     c.add_argument(
         "--erase-file",
         metavar="FILE",
-        help="a list: one concept a line (# starts a comment), a table (.csv, .tsv), .json or .yaml",
+        help="a list: one concept per line (# starts a comment), a table (.csv, .tsv), .json or .yaml",
     )
     c.add_argument(
         "--column",
         metavar="NAME",
-        help="of that list: the column or key with the concepts, by header or number (default: 'concept', "
-        "'name', 'artist' ...); with it a text file is a table",
+        help="column or key of the erase file with the concepts, by header or number (default: 'concept', "
+        "'name', 'artist' ...); a text file with this option is read as a table",
     )
     c.add_argument(
         "--anchor-column",
         metavar="NAME",
-        help="of that list: the one with the anchors (default: 'anchor', 'guide' ...; `none`)",
+        help="column or key of the erase file with the anchors (default: 'anchor', 'guide' ...; `none` "
+        "ignores them)",
     )
     c.add_argument(
         "--kind-column",
         metavar="NAME",
-        help="of that list: the one with the kinds (default: 'kind', 'type' ...; `none`)",
+        help="column or key of the erase file with the kinds (default: 'kind', 'type' ...; `none` ignores "
+        "them)",
     )
     c.set_defaults(erase_required=required)
 
 
 def keep_file(c: argparse.ArgumentParser) -> None:
-    c.add_argument("--keep-file", metavar="FILE", help="a list, as of --erase-file")
-    c.add_argument("--keep-column", metavar="NAME", help="of that list: the column or key with the names")
+    c.add_argument("--keep-file", metavar="FILE", help="a list of what must not change, like --erase-file")
+    c.add_argument("--keep-column", metavar="NAME", help="column or key of the keep file with the names")
 
 
 def closed_form(c: argparse.ArgumentParser) -> None:
@@ -84,114 +86,117 @@ def closed_form(c: argparse.ArgumentParser) -> None:
         "--eta",
         type=float,
         default=None,
-        help="projection, finetunes: how far past the neutral prompt (default: another of its kind takes "
-        "its place; 0: the neutral prompt)",
+        help="projection and finetunes: steer this far past the neutral prompt; 0 steers to the neutral "
+        "prompt (default: steer to a substitute of the same kind)",
     )
-    c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep set")
+    c.add_argument("--alpha", type=float, default=None, help="regulariser, relative to the keep rows")
     c.add_argument(
         "--stream",
         choices=["all", "pooled"],
         default="all",
-        help="closed form: what of the text is edited; pooled: CLIP's pooled vector alone, for names that "
-        "T5 cannot spell",
+        help="closed form: text streams to edit. pooled edits only CLIP's pooled vector, for names that T5 "
+        "cannot spell",
     )
     c.add_argument(
         "--no-contrast",
         action="store_true",
-        help="closed form: let words inside a name go with it (the van of Van Gogh), which are kept "
-        "otherwise",
+        help="closed form: do not keep the words inside a name (the van of Van Gogh)",
     )
 
 
 def finetune(c: argparse.ArgumentParser) -> None:
     t = c.add_argument_group("finetune", "for --method " + ", ".join(TRAINED))
     t.add_argument(
-        "--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="how long to train"
+        "--preset", choices=["fast", "balanced", "thorough"], default="balanced", help="training length"
     )
     t.add_argument(
         "--steps",
         type=int,
         default=None,
-        help="optimiser steps (default: the preset's; trace takes twice as many for a style, three times "
-        "for a combination)",
+        help="optimiser steps (default: the preset's; trace takes twice as many for a style and three times "
+        "as many for a combination)",
     )
     t.add_argument(
         "--lr",
         type=float,
         default=None,
-        help="learning rate (default: the method's, 5e-4 for most; demo models: 10 and 4 times that)",
+        help="learning rate (default: the method's, 5e-4 for most; demo-sd: 10 times, demo-flux: 4 times)",
     )
     t.add_argument(
         "--window",
         default=None,
         metavar="START[,END]",
-        help="where the erasure acts, in percent of the schedule / 100, such as 0.2 or 0.1,0.9 (default: "
-        "the method's; "
-        "`auto` measures it)",
+        help="where the erasure acts, as fractions 0..1 of the schedule, such as 0.2 or 0.1,0.9 (default: "
+        "the method's; `auto` measures it)",
     )
     t.add_argument(
         "--scope",
         choices=["text", "attention", "linear", "entry", "keys", "image"],
         default=None,
-        help="layers that get adapters (default: the method's): what reads the text; every attention; every "
-        "linear layer; "
-        "UCE's; EraseAnything's; what does not read the text",
+        help="layers with adapters (default: the method's). text: layers that read the text; attention: all "
+        "attention layers; linear: all linear layers; entry: UCE's layers; keys: EraseAnything's layers; "
+        "image: layers that do not read the text",
     )
     t.add_argument(
         "--saliency",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="train whole weight matrices, but of each only the share with the largest gradients, on every "
-        "prompt and "
-        "seed (ANT; 0.5 is its value), cut to --rank when saved, for which 64 is enough (default: 0, a "
-        "plain LoRA)",
+        help="train full weight matrices, restricted to this share of their entries with the largest "
+        "gradients over all prompts and seeds (ANT, with 0.5). The result is cut to --rank when saved; 64 is "
+        "enough (default: 0, a plain LoRA)",
     )
     t.add_argument(
         "--weight",
         action="append",
         default=[],
         metavar="TERM=X",
-        help="weight of a term of the loss; may be repeated",
+        help="weight of one term of the loss; repeatable",
     )
     t.add_argument(
-        "--size", type=int, default=None, help="edge of the pictures trained on (default: 64 demo, 512)"
+        "--size", type=int, default=None, help="edge of the training pictures in pixels (512, demo 64)"
     )
-    t.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
+    t.add_argument(
+        "--checkpointing", action="store_true", help="recompute activations: less memory, a third slower"
+    )
     t.add_argument(
         "--resume",
         metavar="FILE",
-        help="training state: read if it is there, written at every refresh, removed at the end",
+        help="training state: loaded if the file exists, written at every refresh, deleted at the end",
     )
 
 
 def jobs(c: argparse.ArgumentParser) -> None:
     j = c.add_argument_group(
-        "several concepts", "one erasure of all, or one of each, which are then fused into one file"
+        "several concepts", "one erasure of all concepts, or one per concept, fused into one file"
     )
     how = j.add_mutually_exclusive_group()
-    how.add_argument("--apart", action="store_true", help="one of each (default for --method mace)")
-    how.add_argument("--together", action="store_true", help="one of all (default for every other method)")
+    how.add_argument(
+        "--apart", action="store_true", help="one erasure per concept (default of --method mace)"
+    )
+    how.add_argument(
+        "--together", action="store_true", help="one erasure of all (default of the other methods)"
+    )
     j.add_argument(
         "--jobs",
         type=int,
         default=None,
         metavar="N",
-        help="one of each, in N processes of --threads threads (default here: 1). What is finished is kept "
-        "in OUT.parts "
-        "until all is, and the same command goes on with it. The file does not depend on N",
+        help="one erasure per concept, in N processes with --threads threads each (here 1 by default). "
+        "Finished concepts stay in OUT.parts until the end, and the same command continues from them. The "
+        "file does not depend on N",
     )
     j.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="with --jobs: on a Ray cluster, `auto` for this machine's, `local` for one of its own (pip "
-        "install ray)",
+        help="run the --jobs on a Ray cluster: its address, `auto` for the cluster of this machine, or "
+        "`local` to start one (needs `pip install ray`)",
     )
 
 
 def loras(c: argparse.ArgumentParser) -> None:
     c.add_argument(
-        "--lora", action="append", default=[], metavar="FILE", help="erasure LoRA to apply; may be repeated"
+        "--lora", action="append", default=[], metavar="FILE", help="erasure LoRA to apply; repeatable"
     )
     c.add_argument("--strength", type=float, default=1.0, help="strength of the LoRAs")
     c.add_argument(
@@ -199,15 +204,15 @@ def loras(c: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="PERCENT",
-        help="apply the LoRAs from here on, 0..1 of the sampling schedule; every step before is the base "
-        "model's (default: the file's own window, usually 0)",
+        help="apply the LoRAs from this fraction 0..1 of the sampling schedule on; earlier steps use the "
+        "base model (default: the file's own window, usually 0)",
     )
     c.add_argument(
         "--end",
         type=float,
         default=None,
         metavar="PERCENT",
-        help="apply the LoRAs up to here, 0..1 of the schedule (default: the file's own, usually 1)",
+        help="apply the LoRAs up to this fraction 0..1 of the schedule (default: the file's own, usually 1)",
     )
 
 
@@ -223,5 +228,5 @@ def sampler(c: argparse.ArgumentParser) -> None:
         "--size",
         type=int,
         default=None,
-        help="edge of the pictures in pixels (default: 64 demo, 512 SD, 1024)",
+        help="edge of the pictures in pixels (default: 1024, SD 512, demo 64)",
     )

@@ -1,4 +1,4 @@
-"""What the commands do."""
+"""Implementation of the commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["open_model", "run", "write_text"]
 
 
 def run(args) -> None:
-    """Dispatch; errors of the engine finder become user errors."""
+    """Run a command and its reports. A missing engine becomes a user error."""
     outputs.check(args)
     if args.threads:
         import torch
@@ -61,7 +61,7 @@ def run(args) -> None:
 
 
 def sampler_of(args, model, demo: bool):
-    """Sampler settings of the command line over the family's defaults."""
+    """Sampler settings: command-line options over the defaults of the model family."""
     from ..backbones import backbone_for
     from ..backbones.sampling import SamplerConfig
 
@@ -84,9 +84,7 @@ def sampler_of(args, model, demo: bool):
 def with_loras(
     model, files: Sequence[str], strength: float, start: float | None = None, end: float | None = None
 ):
-    """The model with every file applied in turn, in the window from ``start`` to ``end`` (None: the file's
-    own).
-    """
+    """The model with every file applied in turn. ``start`` and ``end``: the window; None: the file's own."""
     from ..lora.gating import apply
 
     for file in files:
@@ -101,14 +99,17 @@ def erase(args) -> dict:
     from ..methods import METHODS
 
     read = intake.read(args)
-    said = intake.report(read, args.kind, _default_keep(args, read.concepts))
-    print("\n".join(intake.lines(said) + (intake.table(said) if args.dry_run else [])), flush=True)
+    lists_report = intake.report(read, args.kind, _default_keep(args, read.concepts))
+    print(
+        "\n".join(intake.lines(lists_report) + (intake.table(lists_report) if args.dry_run else [])),
+        flush=True,
+    )
     if args.dry_run:
         print("--dry-run: no model was loaded and nothing was written")
-        return said
+        return lists_report
     concepts, keep = read.concepts, read.keep
     method = METHODS[args.method]
-    apart = jobs.check(args, method, concepts)
+    separate = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
@@ -120,7 +121,7 @@ def erase(args) -> dict:
     if args.jobs is not None:
         result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned), args.clock)
     else:
-        result, path = _erase_here(args, method, concepts, keep, closed, tuned, apart)
+        result, path = _erase_here(args, method, concepts, keep, closed, tuned, separate)
     print(
         f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
         f"{_done(result.report)}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
@@ -129,13 +130,13 @@ def erase(args) -> dict:
         **result.report.get("closed_form", {}).get("substitutes", {}),
         **result.report.get("substitutes", {}),
     }.items():
-        print(f"{target} gives way to {other}; write `{target} -> something else` to choose")
+        print(f"{target} is steered to {other}; write `{target} -> something else` to choose another anchor")
     for warning in [
         w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])
     ]:
         print(f"warning: {warning}")
     return result.report | {
-        "read": said,
+        "read": lists_report,
         "model": args.model,
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -149,7 +150,7 @@ def _listed(concepts: Sequence[Concept]) -> str:
 
 
 def _default_keep(args, concepts: Sequence[Concept]) -> int:
-    """How many things are kept where nothing is named."""
+    """Number of entries in the default keep list."""
     if args.model in DEMO_MODELS:
         from ..demo import domain
 
@@ -157,15 +158,15 @@ def _default_keep(args, concepts: Sequence[Concept]) -> int:
     return len(everyday(concepts))
 
 
-def _erase_here(args, method, concepts, keep, closed, tuned, apart):
-    """In this process: the erasure, and where it was written."""
+def _erase_here(args, method, concepts, keep, closed, tuned, separate):
+    """Erase in this process. Returns the erasure and the path of its file."""
     from ..methods import Eraser
 
     state, bars = training.saved_state(args, method, concepts), Bars(args.clock)
     model, clip, _ = open_model(Source.of(args), clock=args.clock)
     try:
         with training.Training(args, method, state, args.clock) as run:
-            eraser = Eraser(args.method, keep, args.seed, closed, tuned, apart)
+            eraser = Eraser(args.method, keep, args.seed, closed, tuned, separate)
             result = eraser.fit(model, clip, concepts, progress=bars, **run.hooks())
             args.clock.enter("save")
             path = outputs.keep(result.lora.to_bytes(), args.out, "the erasure", run.left())
@@ -176,11 +177,11 @@ def _erase_here(args, method, concepts, keep, closed, tuned, apart):
 
 
 def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
-    """For the processes. Their number of threads changes the last digits, so it is fixed."""
+    """Settings for the worker processes. The number of threads changes the last digits, so it is fixed."""
     load()
     source = Source.of(args)
     files = source.files()
-    concepts = [with_default_anchor(c, keep, concepts) for c in concepts]  # while they are all in sight
+    concepts = [with_default_anchor(c, keep, concepts) for c in concepts]  # needs all concepts
     keep = keep or everyday(concepts)
     return workers.Setup(
         args.model,
@@ -200,7 +201,7 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
 
 
 def _done(report: dict) -> str:
-    """What an erasure took, or left."""
+    """The number of model evaluations of a finetune, or the residual of a closed form."""
     if report.get("evaluations"):
         return f"{report['evaluations']} model evaluations"
     layers = [v for part in report.get("parts", [report]) for v in part["layers"].values()]
@@ -208,7 +209,7 @@ def _done(report: dict) -> str:
 
 
 def _closed_form_options(args, method) -> dict:
-    """Checked before a model is loaded. Where a finetune follows, --rank and --eta are its own."""
+    """Closed-form options, checked before a model is loaded. A finetune uses --rank and --eta itself."""
     if method.closed_form is None:
         return {}
     given = [
@@ -295,7 +296,7 @@ def evaluate(args) -> dict:
 
 
 def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, bars: Bars) -> dict:
-    """Both attacks on one file, for every concept."""
+    """Run both attacks on one file, for every concept."""
     from ..evaluate.recover import recoverability
 
     if len(args.lora) != 1 or not concepts:
@@ -343,7 +344,7 @@ def fuse(args) -> dict:
 
 
 def export(args) -> dict:
-    """The same erasure in another key form."""
+    """Write an erasure in another key form."""
     lora = ErasureLora.load(args.file)
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")

@@ -1,4 +1,4 @@
-"""``demo``: the main job end to end on the models that come with the pack."""
+"""``demo``: erase, judge and draw on the models that come with the pack."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from .training import Bar
 
 
 def run(args, bars) -> dict:
-    """Erase, save, judge and draw each of :data:`SHOWS`; returns the report and writes it beside the
-    pictures.
-    """
+    """Erase, save, judge and draw each of :data:`SHOWS`. Writes and returns the report."""
     load()
     out, started = Path(args.out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -77,9 +75,7 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
 
 
 def _prompts(concept: str, nouns, head: str, styles: list[str]) -> tuple[list[str], list[int]]:
-    """Prompts of a grid and the columns that name the concept: other nouns, or other styles, stand beside
-    it.
-    """
+    """Prompts of a grid, and the columns with the concept. Other columns show other nouns or styles."""
     if head == "object":
         return [object_prompts(n, styles, 5)[i % 5] for i, n in enumerate(nouns)], [0, 1]
     others = [s for s in styles if s != concept]

@@ -1,11 +1,11 @@
-"""Find a ComfyUI and import its model classes: the one door from ``trace_core`` to the engine.
+"""Find a ComfyUI and import its model classes.
 
-Used by the command line, the demo models and the tests. Inside a running ComfyUI the engine is
-already imported and :func:`load` only returns it. Nothing in this file is needed to run the nodes.
+The command line, the demo models and the tests use this module. Inside a running ComfyUI the engine is
+already imported, and :func:`load` only returns it. The nodes need nothing in this file.
 
 Search order: the ``COMFYUI_PATH`` variable, the ComfyUI that contains this pack, ``~/ComfyUI``,
-``~/comfy/ComfyUI``, and last a packaged copy of ComfyUI's Nov-2024 ``comfy`` folder that
-``make`` installs into ``.engine/`` of the repository.
+``~/comfy/ComfyUI``, and last a packaged copy of ComfyUI's Nov-2024 ``comfy`` folder, which ``make`` installs
+into ``.engine/`` of the repository.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PACKAGED_ENGINE = PACK_ROOT / ".engine"
 
 
 class EngineNotFound(RuntimeError):
-    """No usable ComfyUI on this machine; the message says where it was looked for, or what it lacks."""
+    """No usable ComfyUI on this machine. The message names the searched folders or the missing package."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where the engine lives. ``full`` is False for the packaged copy (no server, no nodes)."""
+    """The engine's folder and version. ``full`` is False for the packaged copy (no server, no nodes)."""
 
     path: Path
     version: str
@@ -41,7 +41,7 @@ _loaded: Engine | None = None
 
 
 def candidates() -> list[Path]:
-    """Folders that may hold a ComfyUI, in the order in which they are tried."""
+    """Folders that may contain a ComfyUI, in search order."""
     named = _named()
     found = [named] if named else []
     found.append(PACK_ROOT.parents[1] if len(PACK_ROOT.parents) > 1 else PACK_ROOT)
@@ -50,16 +50,16 @@ def candidates() -> list[Path]:
 
 
 def find() -> Engine:
-    """The first folder of :func:`candidates` that has ``comfy/model_patcher.py``.
+    """The first folder of :func:`candidates` with ``comfy/model_patcher.py``.
 
     Raises:
-        EngineNotFound: naming every folder that was looked at and the remedy, or ``COMFYUI_PATH`` if it is
-            set and holds no ComfyUI (a typo must not fall through).
+        EngineNotFound: naming every searched folder and the remedy. A wrong ``COMFYUI_PATH`` is an error at
+            once, so that a typo does not select another ComfyUI.
     """
     named = _named()
     if named and not _is_engine(named):
         raise EngineNotFound(
-            f"COMFYUI_PATH is '{named}', which holds no comfy/model_patcher.py; correct or unset it"
+            f"COMFYUI_PATH is '{named}', which has no comfy/model_patcher.py; correct or unset it"
         )
     for path in candidates():
         if _is_engine(path):
@@ -72,7 +72,7 @@ def find() -> Engine:
 
 
 def _named() -> Path | None:
-    """``COMFYUI_PATH`` as an absolute path: it goes on ``sys.path``, and the working directory may change."""
+    """``COMFYUI_PATH`` as an absolute path, because it goes on ``sys.path`` and the folder may change."""
     named = os.environ.get("COMFYUI_PATH")
     return Path(named).expanduser().resolve() if named else None
 
@@ -92,13 +92,13 @@ def _version(path: Path) -> str:
 
 
 def load(cpu: bool | None = None) -> Engine:
-    """Put the engine on ``sys.path`` and import ``comfy``. Idempotent.
+    """Put the engine on ``sys.path`` and import ``comfy``. Later calls return the same engine.
 
     Args:
-        cpu: force CPU mode; by default only when torch sees no accelerator.
+        cpu: force CPU mode; None: only if torch sees no accelerator.
 
     Raises:
-        EngineNotFound: if there is none, or it lacks a package that it needs.
+        EngineNotFound: if there is no engine, or a package that it needs is missing.
     """
     global _loaded
     if _loaded is not None:
@@ -125,7 +125,7 @@ def load(cpu: bool | None = None) -> Engine:
 
 
 def _set_arguments(cpu: bool | None) -> None:
-    """ComfyUI reads its options at import: set the two that matter before anything else is imported."""
+    """Set two options of ComfyUI before its other modules read them at import."""
     import torch
 
     level = logging.getLogger().level

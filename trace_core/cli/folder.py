@@ -1,4 +1,4 @@
-"""The folder of a job, ``OUT.parts``: what it is, and what is finished of it."""
+"""The folder of a job, ``OUT.parts``: the job's identity and its finished parts."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ TEMPORARY = ".trace-part-"
 
 
 class Folder:
-    """``OUT.parts``: ``job.json``, which says what the job is, and a file for each finished concept."""
+    """``OUT.parts``, with ``job.json`` for the job's identity and one file per finished concept."""
 
     def __init__(self, out: str | Path, setup: Setup):
         self.path, self.setup = Path(f"{out}.parts"), setup
         width = max(2, len(str(len(setup.concepts))))
         names = ["start", *(_slug(c.target) for c in setup.concepts)]
-        self.unwritten: dict[int, bytes] = {}  #: finished parts for which there was no room
+        self.unwritten: dict[int, bytes] = {}  #: finished parts that did not fit on the disk
         self.files = [
             self.path / f"{number:0{width}d}-{name}.safetensors" for number, name in enumerate(names)
         ]
 
     def open(self) -> None:
-        """Begin the job, or go on with it.
+        """Begin the job, or continue it.
 
-        A job that has finished nothing gives way to another: its list may have had a mistake.
+        A job without a finished part is replaced, because its list may have had a mistake.
 
         Raises:
-            TraceError: if another job is in the folder, naming what differs.
+            TraceError: if the folder belongs to another job, naming the first difference.
         """
         mine, file = json.loads(json.dumps(identity(self.setup))), self.path / "job.json"
         if self.path.exists() and not self.path.is_dir():
             raise TraceError(
-                f"'{self.path}' is a file, and the finished parts go into a folder of this name; choose "
+                f"'{self.path}' is a file, but finished parts need a folder of this name; choose "
                 "another --out"
             )
         if not file.exists():
             strangers = [f.name for f in self.path.glob("*") if not f.name.startswith(TEMPORARY)]
             if strangers:
                 raise TraceError(
-                    f"'{self.path}' holds '{min(strangers)}' and no job.json, so it is no folder of a job; "
-                    "move it away, or choose another --out"
+                    f"'{self.path}' contains '{min(strangers)}' and no job.json, so it is not the folder of "
+                    "a job; move it away, or choose another --out"
                 )
         if not any(self.path.glob("[0-9]*.safetensors")):
             self._write(file, (json.dumps(mine, indent=1, ensure_ascii=False) + "\n").encode())
@@ -56,15 +56,15 @@ class Folder:
             theirs = json.loads(file.read_text(encoding="utf-8"))
             found = difference(theirs, mine)
         except (OSError, ValueError, AttributeError) as error:
-            raise TraceError(f"cannot read '{file}': {error}; remove '{self.path}' to begin anew") from error
+            raise TraceError(f"cannot read '{file}': {error}; remove '{self.path}' to start over") from error
         if found:
             raise TraceError(
-                f"another job is in '{self.path}': {found}; give the same options to go on with it, choose "
-                "another --out, or remove the folder to begin anew"
+                f"another job is in '{self.path}': {found}; give the same options to continue it, choose "
+                "another --out, or remove the folder to start over"
             )
 
     def read(self, number: int) -> ErasureLora | None:
-        """A finished part, or None: a damaged file counts as none."""
+        """A finished part, or None. A damaged file counts as missing."""
         try:
             if number in self.unwritten:
                 return ErasureLora.from_bytes(self.unwritten[number])
@@ -73,14 +73,14 @@ class Folder:
             return None
 
     def write(self, number: int, data: bytes) -> str:
-        """Keep a finished part: as a file, or in memory where there is no room on the disk.
+        """Keep a finished part as a file, or in memory if the disk is full.
 
         Returns:
-            why it is no file, or nothing.
+            why it could not be written, or an empty string.
         """
         self.unwritten[number] = data
         try:
-            for waiting in list(self.unwritten):  # there may be room again
+            for waiting in list(self.unwritten):  # the disk may have room again
                 self._write(self.files[waiting], self.unwritten[waiting])
                 del self.unwritten[waiting]
         except TraceError as error:
@@ -88,10 +88,10 @@ class Folder:
         return ""
 
     def _write(self, file: Path, data: bytes) -> None:
-        """The whole file or none, on the disk when this returns.
+        """Write a file completely or not at all, flushed to disk.
 
         Raises:
-            TraceError: naming it.
+            TraceError: naming the file.
         """
         try:
             write_whole(file, data, TEMPORARY)
@@ -99,8 +99,8 @@ class Folder:
             raise TraceError(f"cannot write '{file}': {why(error)}") from error
 
     def remove(self) -> None:
-        """Take away what the job has written; what else there is stays."""
-        # job.json last: until then it is a job
+        """Delete the files of the job, and the folder if nothing else is in it."""
+        # job.json last: an interrupted removal still leaves a valid job
         for file in (*self.files, *self.path.glob(f"{TEMPORARY}*"), self.path / "job.json"):
             file.unlink(missing_ok=True)
         try:
@@ -114,7 +114,7 @@ def _slug(text: str) -> str:
 
 
 def identity(setup: Setup) -> dict:
-    """What makes a job the job it is: everything that its result follows from."""
+    """Everything that the result of a job depends on."""
     model = setup.model if setup.size is None else {"file": Path(setup.model).name, "bytes": setup.size}
     parts = (
         {"clip": [Path(c).name for c in setup.clip], "dtype": setup.dtype}
@@ -136,7 +136,7 @@ def identity(setup: Setup) -> dict:
 
 
 def difference(theirs, mine, name: str = "") -> str:
-    """The first thing in which two JSON values differ, in words; empty if there is none."""
+    """The first difference of two JSON values, in words; empty if they are equal."""
     if theirs == mine:
         return ""
     if isinstance(theirs, dict) and isinstance(mine, dict):

@@ -1,4 +1,4 @@
-"""``fuse``: many erasures into one file; parts taken out of a file, or graded."""
+"""``fuse``: fuse erasures into one file, remove parts, or change their strengths."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from .outputs import keep as keep_file
 
 
 def run(args, bars) -> dict:
-    """Checks first, then the model. One file alone is not fused: its parts are taken out or graded, and no
-    model is needed.
-    """
+    """Check the inputs, then load the model and fuse. A single file needs no model and is not fused."""
     from ..lora.fusion import FusionConfig, check_compatible, compress, parse_strengths
 
     config = FusionConfig(
@@ -37,7 +35,7 @@ def run(args, bars) -> dict:
     loras = _without([ErasureLora.load(f) for f in args.files], args.without)
     left = [(name, lora) for name, lora in zip(names, loras) if lora is not None]
     if not left:
-        raise TraceError("--without takes out all that the files erase; there is nothing to write")
+        raise TraceError("--without removes every concept of the files; there is nothing left to write")
     names, loras = zip(*left)
     check_compatible(loras, names)
     check_strengths([part for lora in loras for part in lora.parts()], strengths)
@@ -50,8 +48,8 @@ def run(args, bars) -> dict:
             lora, report["truncation"] = compress(lora, args.max_rank)
     elif not args.model:
         raise TraceError(
-            "--model is missing: the text encoder of the model that the files were made for makes the rows "
-            "they are fused on"
+            "--model is missing; name the model that the files were made for. Its text encoder makes the "
+            "rows for the fusion"
         )
     else:
         result = _fused(args, names, loras, keep, config, strengths, bars)
@@ -68,7 +66,7 @@ def run(args, bars) -> dict:
 
 
 def _show(report: dict, lora: ErasureLora, path: Path, files: int, max_rank: int | None) -> None:
-    """What was fused, and how well."""
+    """Print what was fused and how accurately."""
     known = [t for part in lora.parts() for t in part.targets]
     print(
         f"{_done(report, files)}: {len(known)} concepts in {len(lora.parts())} parts, "
@@ -115,19 +113,19 @@ def _done(report: dict, files: int) -> str:
 
 
 def _without(loras: list[ErasureLora], targets: list[str]) -> list[ErasureLora | None]:
-    """The files less the parts that erase ``targets``; None for a file that erases nothing else.
+    """The files without the parts that erase ``targets``. None for a file with no other part.
 
     Raises:
-        LoraError, TraceError: naming a concept that no file erases, or that cannot be taken out alone.
+        LoraError, TraceError: naming a concept that no file erases, or that cannot be removed alone.
     """
     erased = [[t for part in lora.parts() for t in part.targets] for lora in loras]
     for target in targets:
         if not any(same(target, t) for known in erased for t in known):
-            known = ", ".join(dict.fromkeys(t for found in erased for t in found)) or "nothing that they name"
+            known = ", ".join(dict.fromkeys(t for found in erased for t in found)) or "no named concept"
             raise TraceError(f"--without '{target}': the files do not erase it; they erase {known}")
     out = []
     for lora, known in zip(loras, erased):
-        mine = [t for t in targets if any(same(t, k) for k in known)]
-        whole = mine and all(any(same(t, k) for t in mine) for k in known)
-        out.append(None if whole else lora.without(*mine) if mine else lora)
+        removed = [t for t in targets if any(same(t, k) for k in known)]
+        removes_all = removed and all(any(same(t, k) for t in removed) for k in known)
+        out.append(None if removes_all else lora.without(*removed) if removed else lora)
     return out

@@ -1,4 +1,4 @@
-"""Lists of the command line: options and files to concepts and a keep list, and what was read, in words."""
+"""The erase list and keep list of a command, from options and files, and a report of what was read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..text.concepts import Concept, check_disjoint, kinds_of
 from ..text.grammar import concepts_of, keep_of
 from ..text.syntax import Item
 
-SHOWN = 12  #: concepts that are named one by one
+SHOWN = 12  #: concepts listed one by one
 
 
 @dataclass
 class Read:
-    """What the lists say.
+    """The lists of a command.
 
     Attributes:
-        concepts: what to erase, with anchors that are not erased themselves.
-        keep: what must not change; empty: the default.
-        notes: what was left out of the lists or changed, in sentences.
+        concepts: concepts to erase, with anchors that are not erased themselves.
+        keep: concepts that must not change; empty: the default.
+        notes: sentences about dropped or changed entries.
     """
 
     concepts: list[Concept] = field(default_factory=list)
@@ -37,15 +37,15 @@ def read(args: argparse.Namespace) -> Read:
     Raises:
         ConceptError: naming the file and the line, or the option.
     """
-    found, notes = concepts(args)
-    kept, more = keep(args)
-    check_disjoint(found, kept)
-    found, said = follow_anchors(found)
-    return Read(found, kept, [*notes, *more, *said])
+    erased, notes = concepts(args)
+    keep_list, keep_notes = keep(args)
+    check_disjoint(erased, keep_list)
+    erased, anchor_notes = follow_anchors(erased)
+    return Read(erased, keep_list, [*notes, *keep_notes, *anchor_notes])
 
 
 def concepts(args: argparse.Namespace) -> tuple[list[Concept], list[str]]:
-    """Concepts of ``--erase`` and ``--erase-file``; empty only where the command allows it."""
+    """Concepts of ``--erase`` and ``--erase-file``. Empty only if the command allows it."""
     if not (args.erase or args.erase_file) and not args.erase_required:
         return [], []
     columns = lists.Columns(
@@ -65,7 +65,7 @@ def keep(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _entries(
     option: str, given: Sequence[str], file: str | None, columns: lists.Columns, keep: bool = False
 ) -> tuple[list[Item], list[str]]:
-    """The file's entries, then those of the options, each with its own place."""
+    """The entries of the file, then those of the options, each with its position."""
     entries, notes = lists.read(file, f"{option}-file {file}", columns, keep) if file else ([], [])
     for text in given:
         entries += lists.from_text(text, option, keep=keep, numbered=len(text.splitlines()) > 1)
@@ -73,11 +73,11 @@ def _entries(
 
 
 def report(read: Read, kind: str = "auto", default_keep: int | None = None) -> dict:
-    """What was read, as JSON.
+    """A JSON report of what was read.
 
     Args:
-        kind: of ``--kind``.
-        default_keep: entries that are kept where nothing is named.
+        kind: value of ``--kind``.
+        default_keep: number of entries kept if the keep list is empty.
     """
     kinds = kinds_of(read.concepts, kind)
     return {
@@ -93,7 +93,7 @@ def report(read: Read, kind: str = "auto", default_keep: int | None = None) -> d
 
 
 def lines(found: dict) -> list[str]:
-    """The report in words: how many concepts of which kind, and why, how many are kept."""
+    """The report as text: counts of concepts by kind and reason, and the number of kept entries."""
     concepts, keep = found["concepts"], found["keep"]
     groups = Counter((c["kind"], c["why"]) for c in concepts)
     kinds = ", ".join(f"{count:,} {kind} ({why})" for (kind, why), count in groups.most_common())
@@ -105,18 +105,18 @@ def lines(found: dict) -> list[str]:
     ]
     if any(count for count, _ in more):
         out[0] += "; " + ", ".join(f"{count:,} {what}" for count, what in more if count)
-    kept = (
+    keep_text = (
         f"{len(keep):,} named"
         if keep
         else f"the default list of {found['default_keep']}"
         if found["default_keep"]
         else "the default list"
     )
-    return [*out, f"keep: {kept}", *(f"note: {note}" for note in found["notes"])]
+    return [*out, f"keep: {keep_text}", *(f"note: {note}" for note in found["notes"])]
 
 
 def table(found: dict) -> list[str]:
-    """The first concepts one by one."""
+    """A table of the first concepts."""
     rows = [
         (c["concept"], f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
         for c in found["concepts"][:SHOWN]
@@ -134,7 +134,7 @@ def _count(number: int, what: str) -> str:
 
 
 class DryRun(argparse.Action):
-    """``--dry-run``: what is written is not asked for."""
+    """``--dry-run``: makes the output option optional."""
 
     def __init__(self, *args, spares: argparse.Action, **options):
         super().__init__(*args, nargs=0, default=False, **options)

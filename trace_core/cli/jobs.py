@@ -1,8 +1,8 @@
-"""``erase --jobs N``: one erasure a concept, in processes of their own, fused into one file.
+"""``erase --jobs N``: one erasure per concept, in separate processes, fused into one file.
 
-What is finished is a file in a folder beside the output, so that nothing is made twice, whatever ends the
-processes. The result does not depend on how many there are: each concept is made alone, from the same seed,
-on the same number of threads.
+Each finished concept is a file in a folder beside the output. A stopped job therefore continues without
+repeating work. The result does not depend on the number of processes: each concept is erased separately, from
+the same seed, on the same number of threads.
 """
 
 from __future__ import annotations
@@ -23,49 +23,47 @@ from .timing import Bars
 from .training import Stopped
 from .workers import REPORT, START, LocalPool, Setup
 
-RETRIES = 3  #: of a concept whose worker is lost
+RETRIES = 3  #: further attempts at a concept after its worker is lost
 FALSE_STARTS = 3  #: workers lost in a row before any was ready
-TICK = 0.5  #: seconds between two looks at the workers, where nothing is said
+TICK = 0.5  #: seconds between two polls of the workers
 
 
 @dataclass
 class Lost:
-    """A concept that cannot be made, and why."""
+    """A concept that cannot be erased, with the reason."""
 
     number: int
     reason: str
 
 
 class Foreman:
-    """Gives concepts to workers, and others to those that are lost.
+    """Assigns concepts to workers and replaces lost workers.
 
     Attributes:
-        lost: concepts that cannot be made.
-        hired: how many workers there have been.
+        lost: concepts that cannot be erased.
+        hired: number of workers started.
     """
 
     def __init__(self, pool, workers: int, write: Callable[[int, bytes], str | None], show: Display):
         self.pool, self.workers, self.write, self.show = pool, workers, write, show
-        self.at: dict = {}  #: what each worker is at: a number, or None while it waits for one
-        self.ready: set = set()  #: those that have loaded the model
+        self.at: dict = {}  #: task number of each worker; None while it waits
+        self.ready: set = set()  #: workers that have loaded the model
         self.tries: dict[int, int] = {}
         self.lost: list[Lost] = []
         self.hired = self._false_starts = 0
-        self.full = False  #: the last part could not be written
+        self.full = False  #: the last part could not be written to disk
 
     def run(self, todo: Sequence[int], start: bytes | None = None, shared: bool = False) -> None:
-        """All that is to do, in order. Concepts that cannot be made are left in :attr:`lost`; the others are
-        made all the same.
+        """Run all tasks in order. Failed concepts go to :attr:`lost`, and the others still run.
 
         Args:
-            todo: numbers; :data:`~trace_core.cli.workers.START` comes first, if it is among them.
-            start: what the parts share, if it is there.
-            shared: the others must wait for :data:`~trace_core.cli.workers.START`, since they share what it
-                makes.
+            todo: task numbers; :data:`~trace_core.cli.workers.START` comes first, if present.
+            start: the shared start of the parts, if it exists already.
+            shared: True if the concepts must wait for the result of :data:`~trace_core.cli.workers.START`.
 
         Raises:
-            TraceError: if no worker can start, or what comes before the concepts fails.
-            RuntimeError: for an error that is not the user's, with the worker's traceback.
+            TraceError: if no worker can start, or the preparation fails.
+            RuntimeError: for an internal error, with the worker's traceback.
         """
         self.todo, self.start, self.shared = deque(todo), start, shared
         while self.todo or any(n is not None for n in self.at.values()):
@@ -74,7 +72,7 @@ class Foreman:
             ):
                 self._hire()
             for worker, event in self.pool.listen(TICK):
-                self._hear(worker, *event)
+                self._handle_event(worker, *event)
             self.show.draw()
 
     def _hire(self) -> None:
@@ -84,27 +82,27 @@ class Foreman:
         self.at[worker] = None
         self.show.step(free, "starts")
 
-    def _hear(self, worker, kind: str, *said) -> None:
+    def _handle_event(self, worker, kind: str, *details) -> None:
         number = self.at[worker]
         if kind == "step":
             if number is not None:
-                self.show.step(worker.number, number, *said)
+                self.show.step(worker.number, number, *details)
             return
         if kind == "ready":
             self._false_starts = 0
             self.ready.add(worker)
         elif kind == "done":
-            self._done(worker, number, *said)
+            self._done(worker, number, *details)
         else:
-            self._gone(worker, number, kind, *said)
-        self._give()
+            self._worker_ended(worker, number, kind, *details)
+        self._assign_tasks()
 
     def _done(self, worker, number: int, data: bytes | None) -> None:
         if data is not None:
             failed = self.write(number, data)
             if failed and not self.full:
                 self.show.say(
-                    f"warning: {failed}. Work goes on; what is finished is kept in memory until there is room"
+                    f"warning: {failed}. Work continues; finished parts stay in memory until there is room"
                 )
             self.full = bool(failed)
         if number == START:
@@ -112,17 +110,17 @@ class Foreman:
         self.at[worker] = None
         self.show.done(worker.number, number)
 
-    def _gone(self, worker, number: int | None, kind: str, reason: str) -> None:
-        """The worker has ended, with what it was at, or before it could begin."""
+    def _worker_ended(self, worker, number: int | None, kind: str, reason: str) -> None:
+        """Handle the end of a worker: retry its task, or report why it cannot be done."""
         began = worker in self.ready
         del self.at[worker]
         self.ready.discard(worker)
         self.pool.fire(worker)
         self.show.idle(worker.number)
         if kind == "failed":
-            raise RuntimeError(f"a worker failed{_at(self.show.name(number))}:\n{reason}")
+            raise RuntimeError(f"a worker failed{_at_task(self.show.name(number))}:\n{reason}")
         if kind == "lost":
-            self.show.say(f"worker {worker.number} was lost{_at(self.show.name(number))} ({reason})")
+            self.show.say(f"worker {worker.number} was lost{_at_task(self.show.name(number))} ({reason})")
         if number is None:
             self._false_starts += not began
             if kind == "refused":
@@ -143,17 +141,17 @@ class Foreman:
             self.lost.append(
                 Lost(
                     number,
-                    f"its worker was lost {self.tries[number]} times ({reason}); if that is for want of "
-                    "memory, use fewer --jobs",
+                    f"its worker was lost {self.tries[number]} times ({reason}); if memory is short, use "
+                    "fewer --jobs",
                 )
             )
             if number == START:
-                raise TraceError(f"the work before the concepts cannot be done: {self.lost[-1].reason}")
+                raise TraceError(f"the preparation for the concepts failed: {self.lost[-1].reason}")
             return
         self.todo.appendleft(number)
 
-    def _give(self) -> None:
-        """Something to do for every worker that waits."""
+    def _assign_tasks(self) -> None:
+        """Assign a task to every waiting worker."""
         for worker in [w for w in self.at if w in self.ready and self.at[w] is None]:
             if not self.todo or (self.shared and self.todo[0] != START):
                 return
@@ -162,12 +160,12 @@ class Foreman:
             worker.give(self.at[worker], self.start)
 
 
-def _at(name: str) -> str:
+def _at_task(name: str) -> str:
     return f" at {name}" if name else ""
 
 
 class Display:
-    """A bar of all concepts and a line for each worker; where nobody watches, a line for each concept."""
+    """A progress bar for all concepts and a line per worker; without a terminal, a line per concept."""
 
     def __init__(self, concepts: Sequence[Concept], done: int, workers: int):
         from tqdm import tqdm
@@ -227,34 +225,35 @@ class Display:
             bar.close()
 
 
-# ------------------------------------------------------------------------------------------- the way through
+# ------------------------------------------------------------------------------------------- the job
 
 
 def check(args, method, concepts: Sequence[Concept]) -> bool | None:
-    """Whether the concepts are made apart (None: as the method has it), before anything is done.
+    """Whether to erase the concepts separately; None: as the method does by default.
 
     Raises:
-        TraceError: for options that do not go together.
+        TraceError: for options that contradict each other.
     """
     if args.ray and args.jobs is None:
         raise TraceError("--ray needs --jobs N, the number of workers")
     if args.jobs is not None and args.jobs < 1:
         raise TraceError(f"--jobs is {args.jobs}; it must be at least 1")
     if args.jobs is not None and args.together:
-        raise TraceError("--jobs makes each concept in a process, --together all in one; leave one out")
-    apart = True if args.jobs is not None or args.apart else False if args.together else None
+        raise TraceError("--jobs erases each concept separately, --together all at once; leave one out")
+    separate = True if args.jobs is not None or args.apart else False if args.together else None
     if args.resume and (
-        args.jobs is not None or (len(concepts) > 1 and (method.per_concept if apart is None else apart))
+        args.jobs is not None
+        or (len(concepts) > 1 and (method.per_concept if separate is None else separate))
     ):
         raise TraceError(
-            "--resume keeps the state of one training, and here every concept has its own; use --jobs, "
-            "which keeps what is finished"
+            "--resume keeps the state of one training, and here each concept has its own; use --jobs, "
+            "which keeps every finished concept"
         )
-    return apart
+    return separate
 
 
 def pool_for(setup: Setup, jobs: int, ray: str | None):
-    """On this machine, or as :class:`~trace_core.cli.ray_workers.RayPool` at the address ``ray``."""
+    """Workers on this machine, or on the Ray cluster at the address ``ray``."""
     if ray is None:
         return LocalPool(setup)
     from .ray_workers import RayPool
@@ -263,14 +262,14 @@ def pool_for(setup: Setup, jobs: int, ray: str | None):
 
 
 def run(args, setup: Setup, clock=None):
-    """Make what is missing, then fuse all.
+    """Erase the missing concepts, then fuse all.
 
     Returns:
-        the :class:`~trace_core.lora.result.Erasure` and where it was written.
+        the :class:`~trace_core.lora.result.Erasure` and the path of its file.
 
     Raises:
-        TraceError: naming the concepts that cannot be made; the finished ones stay.
-        Stopped: on Ctrl-C; the finished ones stay.
+        TraceError: naming the concepts that cannot be erased; the finished parts stay.
+        Stopped: on Ctrl-C; the finished parts stay.
     """
     folder = Folder(args.out, setup)
     folder.open()
@@ -281,7 +280,7 @@ def run(args, setup: Setup, clock=None):
                 f"'{setup.concepts[found.number - 1].target}': {found.reason}" for found in lost
             )
             raise TraceError(
-                f"{len(lost)} of {len(setup.concepts)} concepts could not be made. {reasons}. "
+                f"{len(lost)} of {len(setup.concepts)} concepts could not be erased. {reasons}. "
                 f"{_left(setup, folder)}"
             )
         erasure = _fused(setup, folder, clock)
@@ -295,15 +294,24 @@ def run(args, setup: Setup, clock=None):
 
 
 def _left(setup: Setup, folder: Folder) -> str:
-    """What of a job is on the disk, and what is not."""
-    there = sum(n not in folder.unwritten and folder.read(n) is not None for n in range(1, len(folder.files)))
-    lost = len([n for n in folder.unwritten if n != START])
-    gone = f" (no room was left on the disk for {lost} more, which must be made again)" if lost else ""
-    return f"{there} of {len(setup.concepts)} concepts are in '{folder.path}'{gone}: the same command goes on"
+    """A sentence on how much of the job is on disk and how much is not."""
+    finished = sum(
+        n not in folder.unwritten and folder.read(n) is not None for n in range(1, len(folder.files))
+    )
+    unwritten_count = len([n for n in folder.unwritten if n != START])
+    unwritten_note = (
+        f" ({unwritten_count} more did not fit on the disk and must be erased again)"
+        if unwritten_count
+        else ""
+    )
+    return (
+        f"{finished} of {len(setup.concepts)} concepts are in '{folder.path}'{unwritten_note}; run the same "
+        "command to continue"
+    )
 
 
 def _work(args, setup: Setup, folder: Folder, clock=None) -> list[Lost]:
-    """Make the concepts that are not there. Returns those that cannot be made."""
+    """Erase the concepts without a finished part. Returns those that cannot be erased."""
     from ..methods import METHODS
 
     numbers = range(1, len(setup.concepts) + 1)
@@ -313,7 +321,7 @@ def _work(args, setup: Setup, folder: Folder, clock=None) -> list[Lost]:
         clock.enter("concepts")
     todo = [n for n in numbers if folder.read(n) is None]
     if len(todo) < len(numbers):
-        print(f"going on: {len(numbers) - len(todo)} of {len(numbers)} concepts are there")
+        print(f"continuing: {len(numbers) - len(todo)} of {len(numbers)} concepts are finished")
     if not todo:
         return []
     workers = min(args.jobs, len(todo))
@@ -331,7 +339,7 @@ def _work(args, setup: Setup, folder: Folder, clock=None) -> list[Lost]:
 
 
 def _fused(setup: Setup, folder: Folder, clock=None):
-    """The parts as one erasure, in this process; a concept alone is its own."""
+    """Fuse the parts in this process. A single concept needs no fusion."""
     import torch
 
     from ..lora.result import Erasure

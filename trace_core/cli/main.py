@@ -1,4 +1,4 @@
-"""The commands and their arguments. Every command takes ``--json FILE`` and shows what it is doing."""
+"""The commands and their arguments."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .inputs import DryRun
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults where there is one, and the help does not speak of it itself."""
+    """Shows the default of an option if it has one and its help does not mention it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default in (None, False, []) or "default" in (action.help or "")
-        return action.help if said else super()._get_help_string(action)
+        no_suffix = action.default in (None, False, []) or "default" in (action.help or "")
+        return action.help if no_suffix else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def _command(commands, name: str, help: str, description: str = "") -> argparse.
     command.add_argument(
         "--overwrite",
         action="store_true",
-        help="write over files that are there; never over one that the command reads",
+        help="replace existing output files, but never a file that the command reads",
     )
     command.add_argument("--threads", type=int, metavar="N", help="CPU threads for torch")
     return command
@@ -51,7 +51,7 @@ def _command(commands, name: str, help: str, description: str = "") -> argparse.
 
 def _demo(commands) -> None:
     c = _command(
-        commands, "demo", "erase two concepts from the demo models, draw before/after grids, print a table"
+        commands, "demo", "erase concepts from the demo models, draw before/after grids, print a table"
     )
     c.add_argument("--out", default="out/demo", help="folder for LoRAs, grids and the report")
     c.add_argument("--samples", type=int, default=8, help="pictures per class and per synonym")
@@ -63,8 +63,8 @@ def _erase(commands) -> None:
         commands,
         "erase",
         "erase concepts and save them as one LoRA",
-        "Erase concepts from a model, without images, and save one LoRA: in closed form (projection, uce, "
-        "mace, trce), by a finetune (ant, esd), or by both (trace).",
+        "Erase concepts from a model, without images, and save one LoRA. The methods are closed forms "
+        "(projection, uce, mace-cfr, trce-eot), finetunes (ant, esd), or both (trace, mace, trce).",
     )
     arguments.model(c)
     arguments.concepts(c, required=True)
@@ -73,7 +73,7 @@ def _erase(commands) -> None:
         action="append",
         default=[],
         metavar="CONCEPT",
-        help="what must not change; may be repeated (default: all the demo knows, or everyday things)",
+        help="what must not change; repeatable (default: everyday things; demo models: all they know)",
     )
     arguments.keep_file(c)
     c.add_argument(
@@ -86,20 +86,22 @@ def _erase(commands) -> None:
         "--kind",
         choices=["auto", "object", "style", "person", "explicit"],
         default="auto",
-        help="kind of concept: which prompt templates introduce it (auto: by lists of artists, people and "
-        "explicit words that come "
-        "with this program, and by words such as `style`)",
+        help="kind of concept, which selects the prompt templates (auto: from the names in the included "
+        "lists of artists, people and explicit words, and from words such as `style`)",
     )
     arguments.closed_form(c)
     c.add_argument(
-        "--rank", type=int, default=None, help="upper bound of the rank; finetunes: rank of the adapter (8)"
+        "--rank", type=int, default=None, help="upper bound of the rank; for finetunes the adapter's rank (8)"
     )
     c.add_argument(
-        "--seed", type=int, default=0, help="recorded in the file; the closed form draws nothing at random"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the finetune; the closed form only records it in the file",
     )
     out = c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
     c.add_argument(
-        "--dry-run", action=DryRun, spares=out, help="read the lists, say what they hold, and stop"
+        "--dry-run", action=DryRun, spares=out, help="read the lists, print what they contain, and stop"
     )
     arguments.jobs(c)
     arguments.finetune(c)
@@ -108,13 +110,13 @@ def _erase(commands) -> None:
 def _generate(commands) -> None:
     c = _command(commands, "generate", "make pictures, with or without erasure LoRAs")
     arguments.model(c)
-    c.add_argument("--prompt", action="append", required=True, help="may be repeated; one column each")
+    c.add_argument("--prompt", action="append", required=True, help="prompt of one column; repeatable")
     arguments.loras(c)
     arguments.sampler(c)
     c.add_argument("--seed", type=int, default=0, help="seed of the first row")
-    c.add_argument("--count", type=int, default=1, help="rows: one seed each")
+    c.add_argument("--count", type=int, default=1, help="number of rows, one seed per row")
     c.add_argument(
-        "--out", required=True, metavar="FILE", help="PNG to write; with --lora a before/after grid"
+        "--out", required=True, metavar="FILE", help="PNG to write; with --lora a grid of before and after"
     )
 
 
@@ -123,8 +125,8 @@ def _evaluate(commands) -> None:
         commands,
         "evaluate",
         "measure an erasure with the judge of the demo models",
-        "Sample and judge: erased concept (acc_e), everything else (acc_s), synonyms (acc_g), H_o, drift. "
-        "Without --erase: the accuracies of the model itself, per class.",
+        "Sample and judge: erased concept (acc_e), everything else (acc_s), synonyms (acc_g), their harmonic "
+        "mean H_o, and drift. Without --erase: the model's own accuracy per class.",
     )
     arguments.model(c, more="; only the demo models have a judge")
     arguments.concepts(c, required=False)
@@ -135,8 +137,8 @@ def _evaluate(commands) -> None:
     c.add_argument(
         "--recover",
         action="store_true",
-        help="instead: attack the erasure by adversarial rows and by inversion, and see what comes back "
-        "(one --lora)",
+        help="attack the erasure with adversarial rows and with inversion instead, and report what comes "
+        "back (needs exactly one --lora)",
     )
 
 
@@ -144,59 +146,59 @@ def _fuse(commands) -> None:
     c = _command(
         commands,
         "fuse",
-        "fuse many erasures into one file; take parts out of it, or grade them",
-        "Fuse erasures of one base model into one file in closed form (MACE, eq. 7): on the prompts of "
-        "every concept it does what that concept's own file does, without what the others would add there. "
-        "Every concept stays a part of its own, which can be graded or taken out again. One file alone is "
-        "not fused: --strength and --without change its parts, and no model is needed.",
+        "fuse erasures into one file, remove concepts from a file, or change their strengths",
+        "Fuse erasures of one base model into one file in closed form (MACE, eq. 7). On the prompts of each "
+        "concept, the fused file acts like the file of that concept, without the effects of the others. "
+        "Each concept stays a separate part, whose strength can be changed and which can be removed. A "
+        "single file is not fused: --strength and --without change its parts, and no model is needed.",
     )
-    c.add_argument(
-        "files", nargs="+", metavar="FILE", help="erasures (.safetensors); a fused one may be among them"
-    )
-    arguments.model(c, required=False, more="; of it, the text encoder makes the rows")
+    c.add_argument("files", nargs="+", metavar="FILE", help="erasures (.safetensors), fused ones included")
+    arguments.model(c, required=False, more="; its text encoder makes the rows for the fusion")
     c.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="CONCEPT",
-        help="what must not change; may be repeated (default: what the files kept)",
+        help="what must not change; repeatable (default: the keep lists of the files)",
     )
     arguments.keep_file(c)
     c.add_argument(
         "--keep-weight",
         type=float,
         default=0.1,
-        help="weight of an entry of the keep list against a concept; 0: none",
+        help="weight of one keep-list entry against one concept; 0 ignores the keep list",
     )
-    c.add_argument("--naive", action="store_true", help="put the erasures side by side (their sum) instead")
+    c.add_argument(
+        "--naive", action="store_true", help="concatenate the erasures, so that they add up, instead"
+    )
     c.add_argument(
         "--integration",
         type=float,
         default=1.0,
         metavar="MU",
-        help="how silent an erasure shall be on the others' prompts; 1 is MACE's fusion",
+        help="how strongly to suppress an erasure on the prompts of the others; 1 is MACE's fusion",
     )
-    c.add_argument("--alpha", type=float, default=1e-3, help="regulariser, relative to the rows' sums")
+    c.add_argument("--alpha", type=float, default=1e-3, help="regulariser, relative to the sums of the rows")
     c.add_argument(
         "--strength",
         action="append",
         default=[],
         metavar="CONCEPT=X",
-        help="strength of one concept in the result, 1 as it was made; may be repeated",
+        help="strength of one concept in the result; 1 is the strength in its file; repeatable",
     )
     c.add_argument(
         "--without",
         action="append",
         default=[],
         metavar="CONCEPT",
-        help="take this concept out; may be repeated",
+        help="remove this concept; repeatable",
     )
     c.add_argument(
         "--max-rank",
         type=int,
         default=None,
         metavar="R",
-        help="upper bound of a layer's rank; the concepts can then no longer be told apart",
+        help="upper bound of each layer's rank; the concepts can then no longer be separated",
     )
     c.add_argument("--out", required=True, metavar="FILE", help="LoRA to write (.safetensors)")
 
@@ -206,10 +208,10 @@ def _export(commands) -> None:
         commands,
         "export",
         "write an erasure LoRA in the key form of other software",
-        "Write an erasure in another key form, for software that does not read ComfyUI's names. The edit "
-        "is the same to the last digit, its metadata stay, and this library reads all the forms.",
+        "Write an erasure in another key form, for software that does not read ComfyUI's names. The weights "
+        "are bit-identical and the metadata stay. This library reads all the forms.",
     )
-    c.add_argument("file", metavar="FILE", help="an erasure, in whatever form (.safetensors)")
+    c.add_argument("file", metavar="FILE", help="an erasure in any key form (.safetensors)")
     c.add_argument(
         "--format",
         required=True,
@@ -220,17 +222,17 @@ def _export(commands) -> None:
 
 
 def _info(commands) -> None:
-    c = _command(commands, "info", "show what an erasure LoRA erases, how it was made, and for which model")
+    c = _command(commands, "info", "show what an erasure LoRA erases, how it was made, and its base model")
     c.add_argument("file", help="a .safetensors file")
 
 
 def _bench(commands) -> None:
-    c = _command(commands, "bench", "measure speed and memory against the published way, in one run")
+    c = _command(commands, "bench", "compare speed and memory with the published implementation, in one run")
     c.add_argument("what", choices=["closed-form", "gating", "finetune"], help="which benchmark")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 on bad input (the message says which), 130 on Ctrl-C."""
+    """Run a command. Returns 0 on success, 2 on bad input (with a message), 130 on Ctrl-C."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from . import commands

@@ -1,7 +1,6 @@
-"""The model of a command: a demo model, a checkpoint, or a diffusion model with its text encoders and VAE in
-files of their own.
+"""The model of a command: a demo model, a checkpoint, or a diffusion model with separate encoder files.
 
-All is loaded by the functions that ComfyUI's own loader nodes call; GGUF files by the loader nodes of
+The functions behind ComfyUI's own loader nodes load everything. GGUF files go through the loader nodes of
 ComfyUI-GGUF (city96).
 """
 
@@ -28,18 +27,18 @@ DTYPES = {
     "fp8_e5m2": "float8_e5m2",
 }
 ENDINGS = (".safetensors", ".gguf")
-#: What the keys of a file begin with that has more than a diffusion model in it
+#: key prefixes of a file with more than a diffusion model
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
 VAES = ("first_stage_model.", "vae.")
-#: What some layer of every text encoder is called: CLIP, OpenCLIP, T5, language models
+#: layer names that occur in every text encoder: CLIP, OpenCLIP, T5, language models
 TEXT_LAYERS = ("encoder.layers.", "resblocks.", "encoder.block.", "model.layers.")
-GGUF_NODES = "dequant.py"  #: a file that only ComfyUI-GGUF has, in whatever folder it is
-GGUF_PACK = "trace_comfyui_gguf"  #: under this name its modules are imported; ComfyUI uses the folder's
+GGUF_NODES = "dequant.py"  #: a file that only ComfyUI-GGUF has, whatever its folder is called
+GGUF_PACK = "trace_comfyui_gguf"  #: name under which its modules are imported; ComfyUI uses the folder's
 
 
 @dataclass(frozen=True)
 class Source:
-    """What ``--model``, ``--clip``, ``--vae`` and ``--dtype`` say."""
+    """The values of ``--model``, ``--clip``, ``--vae`` and ``--dtype``."""
 
     model: str
     clip: tuple[str, ...] = ()
@@ -60,7 +59,7 @@ class Source:
         return self.model in DEMO_MODELS
 
     def files(self) -> list[Path]:
-        """The files, checked to be there and to be of a kind that holds no code.
+        """The files, checked to exist and to have a format without code.
 
         Raises:
             TraceError: naming the option.
@@ -76,7 +75,7 @@ class Source:
                 else None
             )
             if other:
-                raise TraceError(f"{other} goes with a model file; {self.model} has all that it needs")
+                raise TraceError(f"{other} needs a model file; {self.model} includes everything")
             return []
         return [
             _file("--model", self.model),
@@ -91,27 +90,27 @@ def _file(option: str, name: str) -> Path:
         raise TraceError(
             f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file"
             if option == "--model"
-            else f"{option} '{name}' is no file"
+            else f"{option} '{name}' is not a file"
         )
     if path.suffix not in ENDINGS:
         raise TraceError(
-            f"{option} '{path.name}' must be a .safetensors or .gguf file; others can run code when they "
-            "are opened"
+            f"{option} '{path.name}' must be a .safetensors or .gguf file; other formats can run code when "
+            "opened"
         )
     return path
 
 
 def load(model: str, clip: str | Sequence[str] = (), vae: str | None = None, dtype: str = "auto") -> tuple:
-    """``(model, clip, vae)``: ComfyUI's own objects, loaded by a ComfyUI that is found first.
+    """``(model, clip, vae)``: ComfyUI's own objects. A ComfyUI is found and imported first.
 
     Args:
         model: ``demo-sd``, ``demo-flux``, a checkpoint, or a diffusion model's file.
-        clip: files of the text encoders, for a file that has none.
-        vae: file of the VAE likewise; without one the third object is None.
-        dtype: in which precision the weights are kept, one of :data:`DTYPES`.
+        clip: files of the text encoders, for a file without them.
+        vae: file of the VAE, for a file without one; without any VAE the third object is None.
+        dtype: precision of the weights in memory, one of :data:`DTYPES`.
 
     Raises:
-        TraceError: if a file is missing or is not what it should be.
+        TraceError: if a file is missing or has the wrong content.
         EngineNotFound: if there is no ComfyUI.
     """
     if dtype not in DTYPES:
@@ -120,14 +119,14 @@ def load(model: str, clip: str | Sequence[str] = (), vae: str | None = None, dty
 
 
 def open_model(source: Source | str, vae: bool = False, clock=None):
-    """``(model, clip, vae)`` of a demo model, a checkpoint, or a diffusion model and what belongs to it.
+    """``(model, clip, vae)`` of a demo model, a checkpoint, or a diffusion model with separate files.
 
     Args:
-        vae: whether the command draws pictures and so needs one.
+        vae: True if the command draws pictures and needs a VAE.
 
     Raises:
-        TraceError: if a file is missing, is not what its option says, or something is not given; before
-            anything is loaded, where the files' keys tell.
+        TraceError: if a file is missing, does not match its option, or a needed file is not given. The files'
+            keys are checked before anything is loaded.
     """
     source = Source(source) if isinstance(source, str) else source
     files = source.files()
@@ -144,15 +143,15 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
             mark in key for key in _keys(file, "a text encoder") for mark in TEXT_LAYERS
         ):
             raise TraceError(
-                f"--clip '{file.name}' is no text encoder: it has none of the layers of CLIP or T5"
+                f"--clip '{file.name}' is not a text encoder: it has none of the layers of CLIP or T5"
             )
     if not source.clip and not has["clip"]:
         raise TraceError(
-            f"'{path.name}' has no text encoder; give the files of it with --clip, once for each (FLUX: "
+            f"'{path.name}' has no text encoder; give its files with --clip, one option per file (FLUX: "
             "clip_l and t5xxl; SDXL: clip_l and clip_g; SD: one), or use a full checkpoint"
         )
     if vae and not source.vae and not has["vae"]:
-        raise TraceError(f"'{path.name}' has no VAE, which pictures need; give its file with --vae")
+        raise TraceError(f"'{path.name}' has no VAE, which pictures need; give a VAE file with --vae")
     engine.load()
     model, clip, decoder = _model(path, source, has)
     if source.clip:
@@ -162,7 +161,7 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
 
 
 def _contents(path: Path) -> dict[str, bool]:
-    """Which parts a file has, by the names of its tensors."""
+    """Which parts a file has, from its tensor names."""
     if path.suffix == ".gguf":
         return {"clip": False, "vae": False}
     keys = _keys(path, "a checkpoint")
@@ -188,7 +187,7 @@ def _model(path: Path, source: Source, has: dict[str, bool]) -> tuple:
     if path.suffix == ".gguf":
         if options:
             raise TraceError(
-                "--dtype goes with a .safetensors model; a .gguf file says itself how its weights are stored"
+                "--dtype applies to .safetensors models; a .gguf file defines how its weights are stored"
             )
         return (
             _loaded(
@@ -218,12 +217,14 @@ def _model(path: Path, source: Source, has: dict[str, bool]) -> tuple:
         ),
     )
     if parts[0] is None:
-        raise TraceError(f"'{path.name}' has no denoiser; give --model a checkpoint or a diffusion model")
+        raise TraceError(
+            f"'{path.name}' has no diffusion model; give --model a checkpoint or a diffusion model"
+        )
     return parts[:3]
 
 
 def _loaded(path: Path, what: str, action: Callable):
-    """The result of one of ComfyUI's loaders, which raise whatever the first odd tensor leads to."""
+    """The result of one of ComfyUI's loaders. Any exception of theirs becomes a user error."""
     try:
         found = action()
     except TraceError:
@@ -234,14 +235,12 @@ def _loaded(path: Path, what: str, action: Callable):
             f"ComfyUI cannot load '{path.name}' as {what}: {text or type(error).__name__}"
         ) from error
     if found is None:
-        raise TraceError(
-            f"ComfyUI cannot load '{path.name}' as {what}: it does not know what kind of model that is"
-        )
+        raise TraceError(f"ComfyUI cannot load '{path.name}' as {what}: it does not recognise the model type")
     return found
 
 
 def _clip(model, files: Sequence[str]):
-    """Text encoders of a model's family."""
+    """Load text encoders as the model's family needs them."""
     import comfy.sd
 
     from ..backbones import backbone_for
@@ -269,14 +268,14 @@ def _vae(file: str):
     def action():
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(file, safe_load=True))
         if vae.first_stage_model is None:
-            raise ValueError("no VAE that it knows is in it")
+            raise ValueError("it contains no VAE that ComfyUI recognises")
         return vae
 
     return _loaded(Path(file), "a VAE", action)
 
 
 def _check_clip(model, clip, source: Source) -> None:
-    """That there is a text encoder, and that its rows are those the model reads.
+    """Check that there is a text encoder, and that its rows fit the model.
 
     Raises:
         TraceError: naming the remedy.
@@ -296,10 +295,10 @@ def _check_clip(model, clip, source: Source) -> None:
 
 
 def gguf():
-    """The ``nodes`` module of ComfyUI-GGUF, where ComfyUI has it among its custom nodes.
+    """The ``nodes`` module of ComfyUI-GGUF from ComfyUI's custom nodes.
 
     Raises:
-        TraceError: if it is not there, or cannot be imported.
+        TraceError: if it is missing, or cannot be imported.
     """
     if f"{GGUF_PACK}.nodes" in sys.modules:
         return sys.modules[f"{GGUF_PACK}.nodes"]
@@ -311,7 +310,7 @@ def gguf():
     ]
     if not found:
         raise TraceError(
-            f"a .gguf file needs the custom nodes ComfyUI-GGUF, and there are none in '{packs}'; install "
+            f"a .gguf file needs the custom nodes ComfyUI-GGUF, which are not in '{packs}'; install "
             "them there, or use a .safetensors file"
         )
     _open_to_nodes(engine.load().path)
@@ -329,16 +328,14 @@ def gguf():
 
 
 def _open_to_nodes(engine: Path) -> None:
-    """They import ComfyUI's ``nodes``, which must be found before any other module of that name."""
+    """Make ComfyUI's own ``nodes`` module, which the custom nodes import, the first of that name."""
     if str(engine) in sys.path:
         sys.path.remove(str(engine))
     sys.path.insert(0, str(engine))
 
 
 def _gguf_name(path: Path) -> str:
-    """The name by which the loader node finds a file anywhere on the disk: its folder becomes one of the
-    model folders.
-    """
+    """The name by which the loader node finds a file, after its folder is added to the model folders."""
     import folder_paths
 
     folder_paths.add_model_folder_path("diffusion_models", str(path.resolve().parent), is_default=True)

@@ -1,6 +1,4 @@
-"""What a command reads and what it writes: checked before any work, so that no file is lost; and the
-writing itself.
-"""
+"""Checks of input and output paths before any work, and safe writing of results."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from pathlib import Path
 from ..errors import LoraError, TraceError
 from ..lora.files import is_stream, real, why, write_whole
 
-#: Options that name files which a command reads; each may be one name or a list of them
+#: Options that name input files; each holds one name or a list of names
 READ = {"model": "--model", "clip": "--clip", "vae": "--vae", "lora": "--lora", "files": "FILE",
     "file": "FILE", "erase_file": "--erase-file",
         "keep_file": "--keep-file"}  # fmt: skip
@@ -22,8 +20,9 @@ READ = {"model": "--model", "clip": "--clip", "vae": "--vae", "lora": "--lora", 
 
 @dataclass(frozen=True)
 class Place:
-    """A file that a command reads or writes, and the option that names it. ``kept``: it may be there, and
-    is read first.
+    """A file that a command reads or writes, and its option.
+
+    ``kept``: the command reads an existing file first, so that it may exist.
     """
 
     option: str
@@ -35,14 +34,13 @@ class Place:
 
 
 def check(args) -> None:
-    """Refuse what would lose a file, before anything is done.
+    """Refuse output paths that would lose a file, before any work.
 
-    An output is never an input, nor another output, by whatever spelling, link or hard link; one that is
-    there already is written over only with ``--overwrite``, and never a folder or a place that cannot be
-    written to.
+    An output must differ from every input and every other output, also through links and other spellings. An
+    existing file is replaced only with ``--overwrite``. A folder or an unwritable place is refused.
 
     Raises:
-        TraceError: naming both options, and the remedy.
+        TraceError: naming both options and the remedy.
     """
     read, written = inputs(args), outputs(args)
     for place in written:
@@ -54,7 +52,7 @@ def check(args) -> None:
                 f"{place} is the same file as {found}, which this command reads; choose another name for "
                 f"{place.option}"
             )
-    _check_apart(written)
+    _check_distinct(written)
     _check_folder(args, read, written)
     for place in written:
         if (
@@ -63,13 +61,11 @@ def check(args) -> None:
             and not is_stream(place.path)
             and not getattr(args, "overwrite", False)
         ):
-            raise TraceError(
-                f"{place} is there already; choose another name, or add --overwrite to write over it"
-            )
+            raise TraceError(f"{place} exists already; choose another name, or add --overwrite to replace it")
 
 
 def inputs(args) -> list[Place]:
-    """The files that a command reads, as far as they are there."""
+    """The files that a command reads."""
     from .models import DEMO_MODELS
 
     found = []
@@ -105,9 +101,9 @@ def outputs(args) -> list[Place]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two paths are one file, or would be."""
+    """Whether two paths are, or would become, the same file."""
     first, second = str(real(a)), str(real(b))
-    if sys.platform in ("win32", "darwin"):  # where most file systems do not tell capitals apart
+    if sys.platform in ("win32", "darwin"):  # most file systems there ignore case
         first, second = first.casefold(), second.casefold()
     try:
         return first == second or os.path.samefile(a, b)
@@ -116,7 +112,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """Fail before the work, not after it.
+    """Refuse an unwritable path before the work.
 
     Raises:
         TraceError: naming the path.
@@ -133,10 +129,10 @@ def check_writable(path: Path) -> None:
         or target.is_symlink()
         or not os.access(target if target.exists() else folder, os.W_OK)
     ):
-        raise TraceError(f"cannot write '{path}'; choose a file in a folder that you may write to")
+        raise TraceError(f"cannot write '{path}'; choose a file in a folder with write permission")
 
 
-def _check_apart(written: Sequence[Place]) -> None:
+def _check_distinct(written: Sequence[Place]) -> None:
     for i, place in enumerate(written):
         for other in written[i + 1 :]:
             if same(place.path, other.path):
@@ -148,14 +144,14 @@ def _check_apart(written: Sequence[Place]) -> None:
 
 
 def _check_folder(args, read: Sequence[Place], written: Sequence[Place]) -> None:
-    """The folder of a job is the job's own."""
+    """Refuse other files in the folder of a job."""
     if getattr(args, "jobs", None) is None:
         return
     folder = real(f"{args.out}.parts")
     inside = next((p for p in (*read, *written) if folder in (real(p.path), *real(p.path).parents)), None)
     if inside:
         raise TraceError(
-            f"{inside} is in the folder '{args.out}.parts', where --jobs keeps what is finished; choose "
+            f"{inside} is in the folder '{args.out}.parts', where --jobs keeps finished concepts; choose "
             "another place"
         )
 
@@ -164,15 +160,14 @@ def _check_folder(args, read: Sequence[Place], written: Sequence[Place]) -> None
 
 
 def keep(data: bytes, path: str | Path, what: str, left: str = "") -> Path:
-    """Write a result that took work. Where it cannot be written, it is kept elsewhere, and the error says
-    where.
+    """Write a result. If the path cannot be written, save it elsewhere and name that place in the error.
 
     Args:
-        what: what the error calls it, such as "the erasure".
-        left: a sentence on what else is left of the work.
+        what: name of the result in the error, such as "the erasure".
+        left: a sentence on what else remains of the work.
 
     Raises:
-        LoraError: always where ``path`` could not be written.
+        LoraError: whenever ``path`` could not be written.
     """
     path = Path(path)
     try:
@@ -189,12 +184,12 @@ def keep(data: bytes, path: str | Path, what: str, left: str = "") -> Path:
         )
     raise LoraError(
         f"cannot write '{path}': {reason}. There is no room in '{tempfile.gettempdir()}' either. "
-        f"{left or f'{what[0].upper()}{what[1:]} is lost: make room, and run the same command again'}"
+        f"{left or f'{what[0].upper()}{what[1:]} is lost; make room, and run the same command again'}"
     )
 
 
 def _rescued(data: bytes, folder: Path, name: str) -> Path | None:
-    """A file in a new folder of ``folder``, or None if there is no room for it either."""
+    """The result's path in a new folder of ``folder``, or None if it cannot be written there either."""
     try:
         new = Path(tempfile.mkdtemp(prefix="trace-", dir=folder))
     except OSError:
@@ -207,7 +202,7 @@ def _rescued(data: bytes, folder: Path, name: str) -> Path | None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a whole file or none.
+    """Write a file completely or not at all.
 
     Raises:
         OSError: if it cannot be written.
@@ -216,10 +211,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, text: str, written: str | None) -> None:
-    """The report; ``written``: the command's result, which is not lost with it.
+    """Write the report. ``written`` is the file of the command's result, which stays if this write fails.
 
     Raises:
-        TraceError: naming both.
+        TraceError: naming both files.
     """
     try:
         write_text(path, text)

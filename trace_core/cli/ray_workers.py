@@ -1,6 +1,4 @@
-"""Workers on a Ray cluster; they work and speak as those of this machine, see
-:mod:`trace_core.cli.workers`.
-"""
+"""Workers on a Ray cluster, with the same interface as the local ones in :mod:`trace_core.cli.workers`."""
 
 from __future__ import annotations
 
@@ -15,8 +13,9 @@ from .workers import PartMaker, Setup, as_event
 
 
 class RayPartMaker:
-    """An actor: the work in one thread, and where it is in another. Errors are values, so that a lost
-    process is told from them.
+    """A Ray actor that works in one thread and reports progress in another.
+
+    Errors are returned as values, which separates them from a lost process.
     """
 
     def __init__(self, setup: Setup):
@@ -28,8 +27,8 @@ class RayPartMaker:
                 self.maker = PartMaker(self.setup)
             except TraceError as error:
                 raise TraceError(
-                    f"on {socket.gethostname()}: {error}; with --ray the checkpoint must lie under the same "
-                    "path on every machine"
+                    f"on {socket.gethostname()}: {error}; with --ray the checkpoint needs the same path on "
+                    "every machine"
                 ) from error
             return ("ready",)
 
@@ -55,7 +54,7 @@ class RayWorker:
         self._looking, self.answer = None, self.actor.work.remote(number, start)
 
     def hear(self) -> tuple:
-        """What its work has come to, once ``answer`` is there."""
+        """The event that the current task ended with, once ``answer`` is ready."""
         answer, self.answer = self.answer, None
         try:
             return self._ray.get(answer)
@@ -65,7 +64,7 @@ class RayWorker:
             return "lost", " ".join(str(error).split())[:200]
 
     def look(self) -> tuple | None:
-        """Where it is, if it has said so since; never waits."""
+        """The latest progress event, if any. Never waits."""
         self._looking = self._looking or self.actor.look.remote()
         if not self._ray.wait([self._looking], timeout=0)[0]:
             return None
@@ -73,26 +72,25 @@ class RayWorker:
         try:
             where = self._ray.get(found)
         except self._ray.exceptions.RayError:
-            return None  # its answer says more
+            return None  # the answer of the task reports the error
         return where and ("step", *where)
 
 
 class RayPool:
-    """Workers on a Ray cluster; part files come back through Ray."""
+    """Workers on a Ray cluster. Part files travel through Ray."""
 
     def __init__(self, setup: Setup, address: str, count: int):
         """Args:
-            address: of a cluster, ``auto`` for the one that this machine belongs to, ``local`` for one of its
-                own.
+            address: address of a cluster, ``auto`` for the cluster of this machine, ``local`` to start one.
 
         Raises:
-            TraceError: if Ray is not installed, or not there.
+            TraceError: if Ray is not installed, or no cluster answers.
         """
         try:
             import ray
         except ImportError:
             raise TraceError(
-                "--ray needs Ray, which is not installed; `pip install ray`, or leave --ray out"
+                "--ray needs Ray, which is not installed; run `pip install ray`, or leave --ray out"
             ) from None
         self._ray, self.workers = ray, []
         self._mine = not ray.is_initialized()
@@ -100,7 +98,7 @@ class RayPool:
             _join(ray, address, count)
         gpus = 0 if setup.cpu else ray.cluster_resources().get("GPU", 0)
         share = 1 / math.ceil(count / gpus) if gpus else 0
-        ray.method(concurrency_group="look")(RayPartMaker.look)  # a mark on the function
+        ray.method(concurrency_group="look")(RayPartMaker.look)  # marks the method for that group
         self._actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, concurrency_groups={"look": 1})(
             RayPartMaker
         )
@@ -125,7 +123,7 @@ class RayPool:
         self._ray.kill(worker.actor)
 
     def listen(self, timeout: float) -> list[tuple[RayWorker, tuple]]:
-        """As :meth:`LocalPool.listen`."""
+        """Events of the workers, as :meth:`LocalPool.listen` returns them."""
         waiting = [w.answer for w in self.workers if w.answer is not None]
         there = self._ray.wait(waiting, timeout=timeout)[0] if waiting else []
         heard = [(w, w.hear()) for w in self.workers if w.answer in there]
@@ -140,7 +138,7 @@ class RayPool:
 
 
 def _join(ray, address: str, count: int) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     options: dict = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": count, "include_dashboard": False, "object_store_memory": 100 << 20}
@@ -148,6 +146,6 @@ def _join(ray, address: str, count: int) -> None:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise TraceError(
-            f"--ray {address}: no Ray answers there ({error}); start one with `ray start --head`, or use "
+            f"--ray {address}: no Ray cluster answers ({error}); start one with `ray start --head`, or use "
             "`--ray local`"
         ) from error

@@ -1,4 +1,4 @@
-"""What the command ``demo`` shows, and the files that it writes."""
+"""Runs of the command ``demo``, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def stem(model: str, method: str, concept: str) -> str:
     return f"{model}-{concept.replace(' ', '-')}" + ("-trace" if METHODS[method].finetune is not None else "")
 
 
-#: What the command writes into its folder
+#: files that the command writes into its folder
 FILES = [
     "report.json",
     *(f"{stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png")),

@@ -1,7 +1,7 @@
-"""Stand-ins for torchvision and torchaudio, where they are absent or cannot load beside this torch.
+"""Stand-ins for torchvision and torchaudio, if they are missing or do not load with this torch.
 
-ComfyUI imports both in files of models that are not run here. A stand-in can be imported, with every
-submodule and every name in it; whatever is called says which package is missing.
+ComfyUI imports both in files of models that this library does not run. A stand-in can be imported with every
+submodule and name. A call of anything in it raises an error that names the missing package.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import logging
 import sys
 import types
 
-#: package -> what must load for it to be used
+#: package -> module whose import tests it
 PACKAGES = {"torchvision": "torchvision.transforms", "torchaudio": "torchaudio"}
 
 
 class _Missing(type):
-    """A class whose names are classes of the same sort."""
+    """A class whose attributes are classes of the same metaclass."""
 
     def __getattr__(cls, name: str):
         if name.startswith("__"):
@@ -42,7 +42,7 @@ class _StandIn(types.ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the packages it was given, and anything below them."""
+    """Finds the given packages and every submodule of them."""
 
     def __init__(self, packages: set[str]):
         self.packages = packages
@@ -60,10 +60,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> list[str]:
-    """Put a stand-in in the place of every package that does not load; returns their names.
+    """Install a stand-in for every package that does not load. Returns their names.
 
-    transformers and peft decide at import what they offer from the packages they see, so they are imported
-    first.
+    transformers and peft decide at import what to offer, from the packages they see. They are imported first.
     """
     importlib.import_module("transformers")
     importlib.import_module("peft")
@@ -78,7 +77,7 @@ def install() -> list[str]:
 def _loads(module: str) -> bool:
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken binary raises RuntimeError or OSError, an absent one ImportError
+    except Exception as error:  # a broken binary raises RuntimeError or OSError, a missing one ImportError
         logging.getLogger(__name__).info(
             "%s cannot be used (%s); a stand-in is imported", module.split(".")[0], error
         )

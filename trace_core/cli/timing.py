@@ -1,4 +1,4 @@
-"""Where the time of a command goes."""
+"""Run time of a command by phase."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import time
 
 
 class Clock:
-    """Seconds by phase, in the order in which the phases began. One phase runs at a time, and may come
-    again.
-    """
+    """Seconds by phase, in order of first appearance. One phase runs at a time; phases may repeat."""
 
     def __init__(self):
         self._began = self._since = time.perf_counter()
         self._name, self._seconds = "start", {}
 
     def enter(self, name: str) -> None:
-        """What was running ends, and ``name`` begins."""
+        """End the current phase and begin ``name``."""
         if name != self._name:
             self._stop()
             self._name = name
@@ -26,20 +24,20 @@ class Clock:
         self._since = now
 
     def seconds(self) -> dict[str, float]:
-        """By phase so far, and ``all``; rounded to milliseconds."""
+        """Seconds of each phase so far, and ``all``, rounded to milliseconds."""
         self._stop()
         found = {k: round(v, 3) for k, v in self._seconds.items() if v >= 0.001}
         return found | {"all": round(time.perf_counter() - self._began, 3)}
 
     def line(self) -> str:
-        """For people: ``load 1.2, encode concepts 3.4, save 0.1; 4.7 in all``."""
+        """A line for people: ``load 1.2, encode concepts 3.4, save 0.1; 4.7 in all``."""
         *phases, (_, total) = self.seconds().items()
         shown = [f"{name} {value:.1f}" for name, value in phases if value >= 0.05]
         return f"seconds: {', '.join(shown)}; {total:.1f} in all" if shown else f"seconds: {total:.1f} in all"
 
 
 class Bars:
-    """One progress bar a phase; the phases are those of the clock."""
+    """One progress bar per phase; each phase is also reported to the clock."""
 
     def __init__(self, clock: Clock | None = None):
         self._bar, self.clock = None, clock

@@ -1,4 +1,4 @@
-"""What ``erase --method trace|ant|esd`` adds to the closed form."""
+"""The finetune part of ``erase``: options, live bar and training state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from ..text.concepts import Concept
 
 
 def options(args, method) -> dict:
-    """Options of :class:`~trace_core.finetune.FinetuneConfig` from the command line, checked before a model
-    is loaded.
+    """Options of :class:`~trace_core.finetune.FinetuneConfig`, checked before a model is loaded.
 
     Raises:
         TraceError: naming the option.
@@ -47,7 +46,7 @@ def _window(text: str) -> tuple[float, float] | str:
         ends = []
     if len(ends) not in (1, 2):
         raise TraceError(
-            f"--window '{text}' is no window; write START, START,END or auto, such as 0.2 or 0.1,0.9"
+            f"--window '{text}' is not a window; write START, START,END or auto, such as 0.2 or 0.1,0.9"
         )
     return ends[0], ends[1] if len(ends) == 2 else 1.0
 
@@ -61,10 +60,10 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def saved_state(args, method, concepts: Sequence[Concept]):
-    """The training state of ``--resume``, or None if there is none yet.
+    """The training state of ``--resume``, or None if the file does not exist.
 
     Raises:
-        LoraError: if the file is something else, or of another run.
+        LoraError: if the file is no training state, or belongs to another run.
     """
     from ..finetune.resume import TrainingState
 
@@ -77,24 +76,24 @@ def saved_state(args, method, concepts: Sequence[Concept]):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, and what to do about it."""
+    """Ctrl-C, with a message on how to continue."""
 
 
 class Training:
-    """A finetune of the command line: its live bar and its training state in a file.
+    """A finetune of the command line, with its live bar and its training-state file.
 
-    A state that cannot be written is no reason to stop: it is told once, the last good one stays, and
-    training goes on.
+    A state that cannot be written does not stop the training. One warning is printed, and the last written
+    state stays.
     """
 
     def __init__(self, args, method, resume, clock=None):
         self.wanted = method.finetune is not None
         self.file = Path(args.resume) if args.resume and self.wanted else None
         self.resume, self.steps = resume, resume.step if resume else None
-        self.unwritten = ""  #: why the last state is not in the file
+        self.unwritten = ""  #: why the latest state could not be written
         self.bar = Bar(clock) if self.wanted else None
         if resume:
-            print(f"going on from step {resume.step} of '{self.file}'")
+            print(f"continuing from step {resume.step} of '{self.file}'")
 
     def hooks(self) -> dict:
         """Arguments of :func:`trace_core.finetune.finetune`."""
@@ -107,34 +106,34 @@ class Training:
             state.save(self.file)
         except LoraError as error:
             if not self.unwritten:
-                self.bar.say(f"warning: {error}. Training goes on, {self.where()}")
+                self.bar.say(f"warning: {error}. Training continues, {self.where()}")
             self.unwritten = str(error)
         else:
             self.steps, self.unwritten = state.step, ""
 
     def where(self) -> str:
-        """What is left of the training on the disk, as a part of a sentence."""
+        """Part of a sentence on the training state on disk."""
         return (
             f"the state of step {self.steps} stays in '{self.file}'"
             if self.steps is not None
-            else "without a state on the disk"
+            else "without a state on disk"
         )
 
     def left(self) -> str:
-        """What can be done if the result is lost; empty where there is nothing."""
+        """A sentence on how to recover a lost result; empty without a state."""
         if self.steps is None:
             return ""
         return (
-            f"The training state of step {self.steps} is in '{self.file}': make room, and the same "
-            "command goes on from there"
+            f"The training state of step {self.steps} is in '{self.file}'; make room, and run the same "
+            "command to continue from there"
         )
 
     def finish(self) -> list[str]:
-        """The result is on the disk, so the state is not needed any more. Returns warnings for the report."""
+        """Delete the state after the result is written. Returns warnings for the report."""
         if self.file:
             self.file.unlink(missing_ok=True)
         return (
-            [f"the training state could not be written ({self.unwritten}); the result is whole all the same"]
+            [f"the training state could not be written ({self.unwritten}); the result is complete"]
             if self.unwritten
             else []
         )
@@ -149,20 +148,20 @@ class Training:
             return
         if self.steps is not None:
             raise Stopped(
-                f"stopped; the training state of step {self.steps} is in '{self.file}': the same command "
-                "goes on from there"
+                f"stopped; the training state of step {self.steps} is in '{self.file}'; run the same command "
+                "to continue from there"
             ) from None
         if self.file:
-            because = f" ({self.unwritten})" if self.unwritten else ", as no training state was due yet"
+            because = f" ({self.unwritten})" if self.unwritten else ", because no training state was due yet"
             raise Stopped(f"stopped; nothing was written{because}") from None
         raise Stopped(
-            "stopped; nothing was written. With --resume FILE a training keeps its state there, and the "
-            "same command goes on"
+            "stopped; nothing was written. With --resume FILE a training saves its state, and the same "
+            "command continues from it"
         ) from None
 
 
 class Bar:
-    """One line: phase, steps, losses by term, steps per second, time left, cached latents."""
+    """One progress line: phase, steps, losses by term, steps per second, time left, cached latents."""
 
     def __init__(self, clock=None):
         self._bar, self.clock = None, clock
@@ -187,7 +186,7 @@ class Bar:
         bar.refresh()
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         from tqdm import tqdm
 
         tqdm.write(text, file=sys.stderr)

@@ -1,16 +1,13 @@
-"""Processes that erase one concept after another, on this machine (on Ray: :mod:`.ray_workers`).
+"""Worker processes on this machine, each erasing one concept after another (on Ray: :mod:`.ray_workers`).
 
-Each loads the model once.
-
-A pool hires workers and hears what they say, as tuples::
+Each worker loads the model once. A pool starts workers and receives their events as tuples::
 
     ("ready",)                        the model is loaded
-    ("step", what, done, total)       where it is
+    ("step", what, done, total)       progress
     ("done", bytes)                   a part file
-    ("refused", message)              the user's error: trying again would not help
-    ("failed", traceback)             anything else
-    ("lost", reason)                  the process is gone, or has no memory left: nothing is wrong with the
-    concept itself
+    ("refused", message)              a user error; a retry would not help
+    ("failed", traceback)             an internal error
+    ("lost", reason)                  the process ended or ran out of memory; the concept may be fine
 """
 
 from __future__ import annotations
@@ -35,16 +32,20 @@ from ..methods import Eraser
 from ..text.concepts import Concept
 from .models import Source, open_model
 
-START = 0  #: number of the task that comes before the concepts, which count from 1
-REPORT = "trace.report"  #: metadata of a part file: the report of what made it
-QUIET = 0.2  #: seconds between two reports of where a worker is
-PATIENCE = 5.0  #: seconds that a worker has to end
+START = 0  #: number of the preparation task; concepts count from 1
+REPORT = "trace.report"  #: metadata key of a part file for the report
+QUIET = 0.2  #: shortest time between two progress events of a worker, in seconds
+PATIENCE = 5.0  #: seconds to wait for a worker to end
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to know, once. ``cpu``: as in :func:`trace_core.cli.engine.load`; ``size``: bytes
-    of the model's file; ``clip``, ``vae`` and ``dtype``: as on the command line.
+    """The settings of a job, sent to each worker once.
+
+    Attributes:
+        cpu: as in :func:`trace_core.cli.engine.load`.
+        size: bytes of the model's file.
+        clip, vae, dtype: as on the command line.
     """
 
     model: str
@@ -63,12 +64,12 @@ class Setup:
 
     @property
     def eraser(self) -> Eraser:
-        """The method with its options."""
+        """The method with the options of the job."""
         return Eraser(self.method, self.keep, self.seed, self.closed_form, self.finetune)
 
     @property
     def source(self) -> Source:
-        """The model and what belongs to it."""
+        """The model, its text encoders and its VAE."""
         return Source(self.model, self.clip, self.vae, self.dtype)
 
 
@@ -76,10 +77,10 @@ class Setup:
 
 
 class PartMaker:
-    """The model of one process, and what makes the parts."""
+    """Loads the model in a worker process and makes the parts."""
 
     def __init__(self, setup: Setup):
-        """Raises: TraceError: if there is no such model here."""
+        """Raises: TraceError: if the model is missing on this machine."""
         import torch
 
         from .engine import load
@@ -96,10 +97,10 @@ class PartMaker:
         self._given, self._start = None, None
 
     def work(self, number: int, start: bytes | None, tell: Callable[[str, int, int], None]) -> bytes | None:
-        """The part file of a concept, or for :data:`START` what the parts share, if they share anything.
+        """The part file of a concept. For :data:`START`: the shared start of the parts, or None.
 
         Args:
-            start: the file of what the parts share.
+            start: file of the shared start.
             tell: ``tell(what, done, total)``.
         """
         s, eraser = self.setup, self.setup.eraser
@@ -119,10 +120,10 @@ class PartMaker:
         return as_bytes(part.lora, {REPORT: json.dumps(part.report)})
 
     def check(self) -> None:
-        """Refuse a concept that the model cannot read before hours have gone by.
+        """Refuse concepts that the text encoder cannot read, before any long work.
 
         Raises:
-            ConceptError: naming it.
+            ConceptError: naming the concept.
         """
         from ..text.encoding import TextEncoder
         from ..text.spelling import check_spelling
@@ -136,7 +137,7 @@ class PartMaker:
 
 
 def as_bytes(lora, extra: dict[str, str] | None = None) -> bytes:
-    """What :meth:`~trace_core.lora.ErasureLora.save` writes; no disk is needed."""
+    """The bytes that :meth:`~trace_core.lora.ErasureLora.save` would write."""
     return lora.to_bytes(extra)
 
 
@@ -147,7 +148,7 @@ def from_bytes(data: bytes):
 
 
 def as_event(action: Callable[[], tuple]) -> tuple:
-    """What an action says, or what has become of it."""
+    """The event that an action returns, or the event for the exception that it raises."""
     try:
         return action()
     except TraceError as error:
@@ -155,20 +156,20 @@ def as_event(action: Callable[[], tuple]) -> tuple:
     except MemoryError:
         return "lost", "out of memory"
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # of torch, for an accelerator
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, for an accelerator
             return "lost", "out of memory"
         return "failed", traceback.format_exc()
 
 
 def serve(pipe, setup: Setup) -> None:
-    """The life of a local worker. It ends with the process that hired it, however that one ends."""
-    # Ctrl-C goes to every process of the terminal; the one that hired us ends us
+    """Main loop of a local worker. The worker ends when its parent process ends."""
+    # Ctrl-C goes to every process of the terminal; the parent ends this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    found: list[PartMaker] = []
+    maker: list[PartMaker] = []
 
     def begin() -> tuple:
-        found.append(PartMaker(setup))
+        maker.append(PartMaker(setup))
         return ("ready",)
 
     event = as_event(begin)
@@ -176,7 +177,7 @@ def serve(pipe, setup: Setup) -> None:
     while event[0] in ("ready", "done"):
         number, start = pipe.recv()
         tell = throttled(lambda *where: pipe.send(("step", *where)))
-        event = as_event(lambda: ("done", found[0].work(number, start, tell)))
+        event = as_event(lambda: ("done", maker[0].work(number, start, tell)))
         pipe.send(event)
 
 
@@ -186,27 +187,26 @@ def _end_with_parent() -> None:
 
 
 def throttled(tell: Callable) -> Callable:
-    """The same, but it does not speak all the time."""
+    """Limit a progress callback to one call per :data:`QUIET` seconds."""
     last = -math.inf
 
-    def out(*where):
+    def report(*where):
         nonlocal last
         if time.monotonic() - last >= QUIET:
             last = time.monotonic()
             tell(*where)
 
-    return out
+    return report
 
 
-# ------------------------------------------------------------------------------------------- processes of
-# this machine
+# ------------------------------------------------------------------------------------------- local processes
 
 
 class LocalWorker:
-    """A process and the pipe to it."""
+    """A worker process and its pipe."""
 
     def __init__(self, number: int, setup: Setup):
-        # a forked process cannot use a GPU that its parent has used
+        # a forked process cannot use a GPU that its parent has used, so spawn
         context = multiprocessing.get_context("spawn")
         self.number, (self.pipe, theirs) = number, context.Pipe()
         self.process = context.Process(
@@ -214,13 +214,13 @@ class LocalWorker:
         )
         with _environment(number, setup), _no_interrupts():
             self.process.start()
-        theirs.close()  # so that the pipe ends when the process does
+        theirs.close()  # then the pipe ends when the process ends
 
     def give(self, number: int, start: bytes | None) -> None:
         try:
             self.pipe.send((number, start))
         except OSError:
-            pass  # it is gone, and the pipe's end will say so
+            pass  # the process has ended; reading the pipe will report it
 
     def hear(self) -> tuple:
         try:
@@ -241,7 +241,7 @@ class LocalWorker:
 
 @contextmanager
 def _environment(number: int, setup: Setup):
-    """What a process must find when it starts: as many threads as it may have, and one of several GPUs."""
+    """Environment of a new process: its number of threads, and one of several GPUs."""
     wanted = {"OMP_NUM_THREADS": str(setup.threads), **_gpu(number, setup)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -253,7 +253,7 @@ def _environment(number: int, setup: Setup):
 
 
 def _gpu(number: int, setup: Setup) -> dict[str, str]:
-    """Workers take turns on the GPUs that this process sees."""
+    """Distribute the visible GPUs among the workers."""
     import torch
 
     count = 0 if setup.cpu else torch.cuda.device_count()
@@ -266,7 +266,7 @@ def _gpu(number: int, setup: Setup) -> dict[str, str]:
 
 @contextmanager
 def _no_interrupts():
-    """Ctrl-C waits: a process takes this over and keeps it, until it knows how to behave."""
+    """Block Ctrl-C. A process started meanwhile inherits the block until it sets its own handler."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -292,7 +292,7 @@ class LocalPool:
         worker.stop()
 
     def listen(self, timeout: float) -> list[tuple[LocalWorker, tuple]]:
-        """What the workers have said, after ``timeout`` seconds at the latest."""
+        """Events of the workers, after at most ``timeout`` seconds."""
         speaking = wait([w.pipe for w in self.workers], timeout)
         return [(w, w.hear()) for w in self.workers if w.pipe in speaking]
 
@@ -302,7 +302,7 @@ class LocalPool:
 
 
 def forced_cpu() -> bool | None:
-    """True where this process must not use the GPU that there is; workers must not either."""
+    """True if this process is forced onto the CPU despite a GPU; workers must then use the CPU too."""
     import torch
 
     from .engine import load

@@ -1,4 +1,4 @@
-"""Every prompt encoded once, and its rows folded into the sums of each text stream."""
+"""Encode every prompt once, and add its rows to the sums of each text stream."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .sums import RowSums
 
 ALL_GROUPS = tuple(range(len(GROUPS)))
 
-#: ``progress(phase, done, total)``; raise from it to cancel
+#: ``progress(phase, done, total)``; an exception raised in it cancels
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Folds prompts of one policy into sums.
+    """Adds the prompts of one policy to sums.
 
     Attributes:
-        substitutes: what takes a concept's place, by target, where that is not its counterpart.
+        substitutes: substitutes by target; other concepts move to their counterpart.
     """
 
     backbone: Backbone
@@ -41,7 +41,7 @@ class Accumulator:
     substitutes: Mapping[str, str]
 
     def start(self, concepts: Sequence[Concept]) -> dict[str, RowSums]:
-        """Empty sums for concepts of these strengths, by text stream."""
+        """Empty sums for concepts with these strengths, by text stream."""
         strengths = {c.strength for c in concepts}
         sums = {
             stream: RowSums(width, self.policy.solver, strengths, bool(self.substitutes))
@@ -49,17 +49,17 @@ class Accumulator:
             if (width := self.backbone.width(stream))
         }
         empty = self.encoder.encode("")
-        # the start token is in every prompt and never carries a concept
+        # every prompt has the start token, which never carries a concept
         sums[CONTEXT].constrained = empty.embeddings[empty.rows(BOS)]
         return sums
 
     def add_concept(self, sums: dict[str, RowSums], concept: Concept, words: Sequence[str] = ()) -> None:
         """Add the pairs of a concept's prompts and their counterparts.
 
-        ``words``: inside the concept's name, kept by themselves.
+        ``words``: words inside the concept's name that are kept separately.
 
         Raises:
-            ConceptError: if the prompts do not differ from their counterparts.
+            ConceptError: if the prompts and their counterparts have the same rows.
         """
         context, policy = sums[CONTEXT], self.policy
         before = context.count
@@ -72,12 +72,12 @@ class Accumulator:
             if POOLED in sums:
                 self._add_pooled(sums[POOLED], weights, erased, wanted, prompt, concept.strength)
             if policy.solver == "projection":
-                # what the concept is steered to stays; the papers' ridge has no such term
+                # the counterpart stays; the papers' ridge regressions have no such term
                 share = row_weights(wanted.groups, ALL_GROUPS, "group") * weights.sum()
                 context.add_keep(wanted.embeddings, share, wanted.groups, repeated=True)
         if context.count == before:
             raise ConceptError(
-                f"'{concept}' and its anchor give the text encoder the same rows; name another anchor"
+                f"the text encoder gives the same rows for '{concept}' and its anchor; name another anchor"
             )
 
     def _add_pooled(
@@ -99,22 +99,24 @@ class Accumulator:
     def _prompts(
         self, concept: Concept, words: Sequence[str]
     ) -> Iterator[tuple[tuple, tuple[Tensor, TextRows] | None]]:
-        """:func:`erased_pairs`, each with the rows ``[n, d]`` and the prompt of what takes the concept's
-        place, if anything does.
-        """
+        """:func:`erased_pairs`, each with the rows ``[n, d]`` and the prompt of the substitute, or None."""
         kind, contexts = self.config.kind_of(concept), self.config.contexts
-        found = erased_pairs(self.policy, concept, kind, self.encoder, contexts, words)
-        other = self.substitutes.get(concept.target)
-        if not other:
-            yield from ((pair, None) for pair in found)
+        own_pairs = erased_pairs(self.policy, concept, kind, self.encoder, contexts, words)
+        substitute = self.substitutes.get(concept.target)
+        if not substitute:
+            yield from ((pair, None) for pair in own_pairs)
             return
-        instead = erased_pairs(self.policy, replace(concept, anchor=other), kind, self.encoder, contexts)
-        yield from ((pair, (rows.want, prompt)) for pair, (rows, _, _, prompt) in zip(found, instead))
+        substitute_pairs = erased_pairs(
+            self.policy, replace(concept, anchor=substitute), kind, self.encoder, contexts
+        )
+        yield from (
+            (pair, (rows.want, prompt)) for pair, (rows, _, _, prompt) in zip(own_pairs, substitute_pairs)
+        )
 
     def add_keep_set(
         self, sums: dict[str, RowSums], concepts: Sequence[Concept], keep: Sequence[str], progress: Progress
     ) -> None:
-        """Add the keep rows: every prompt of the keep list, and of words inside the concepts' names."""
+        """Add the keep rows: the prompts of the keep list and of words inside the concepts' names."""
         config = self.config
         words = contrast_words(concepts) if config.contrasts else {}
         kinds = [guess_kind(k) for k in keep]
@@ -130,7 +132,7 @@ class Accumulator:
                 sums[POOLED].add_keep(pooled_row(rows, self.backbone), weight)
 
     def of_stream(self, sums: dict[str, RowSums]) -> dict[str, RowSums]:
-        """The sums of the streams that are edited."""
+        """The sums of the edited streams."""
         return sums if self.config.stream == "all" else {self.config.stream: sums[self.config.stream]}
 
 
@@ -147,7 +149,7 @@ def accumulate(
     """The sums over all concepts and the keep set, by text stream.
 
     Raises:
-        ConceptError: if a concept's prompts do not differ from their counterparts.
+        ConceptError: if a concept's prompts and counterparts have the same rows.
     """
     accumulator = Accumulator(backbone, encoder, policy, config, substitutes or {})
     sums = accumulator.start(concepts)
@@ -163,7 +165,7 @@ def pooled_row(rows: TextRows, backbone: Backbone) -> Tensor:
     """The pooled vector as one row, cut to the width that the model reads.
 
     Raises:
-        ConceptError: if the CLIP returns none.
+        ConceptError: if the CLIP returns no pooled vector.
     """
     if rows.pooled is None:
         raise ConceptError(

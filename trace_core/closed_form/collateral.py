@@ -1,4 +1,4 @@
-"""How much of what is done to two things together is done to each of them alone."""
+"""Collateral change: how much the erasure of a combination changes each of its parts alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from ..text.prompts import prompt_pairs, separating_prompts
 from ..text.templates import TEMPLATES
 from .edit import ContextEdit
 
-PROMPTS = 12  #: of each kind that are looked at
-LIMIT = 0.6  #: on the demo models nine of ten others with the second part stay right at 0.5, a third at 0.8
+PROMPTS = 12  #: measured prompts of each group
+LIMIT = (
+    0.6  #: demo models: of prompts with the second part alone, nine of ten stay right at 0.5, a third at 0.8
+)
 
 
 def collateral_change(
@@ -22,11 +24,11 @@ def collateral_change(
     keep: Sequence[str],
     contexts: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
-    """``|dC|`` of prompts with one part of a combined concept over that of prompts with both, by part.
+    """Change of prompts with one part of a combined concept, relative to prompts with both, by part.
 
-    dC is the change of the rows, ``[tokens, d]``, in the Frobenius norm, a mean over prompts. Near 1 the
-    text's rows do not say whether the other part is there, and no edit of what reads them can erase the two
-    together alone.
+    The change is the mean over prompts of ``||dC||_F``, dC the change of the rows ``[tokens, d]``. Near 1,
+    the rows hardly show whether the other part is present. No edit of layers that read only these rows can
+    then erase the combination alone.
     """
 
     def change(prompts: Sequence[str]) -> float:

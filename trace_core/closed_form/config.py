@@ -22,8 +22,8 @@ class ClosedFormConfig:
     eta: float | None = field(
         default=None,
         metadata={
-            "help": "steer to g - eta (c - g), g the neutral prompt (projection; default: to another of its "
-            "kind)"
+            "help": "steer to g - eta (c - g), g the neutral prompt (projection; default: steer to a "
+            "substitute)"
         },
     )
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
@@ -31,20 +31,20 @@ class ClosedFormConfig:
         default=0.97, metadata={"help": "share of the concept's energy to project out (projection)"}
     )
     alpha: float | None = field(
-        default=None, metadata={"help": "regulariser, relative to the keep set (policy's own)"}
+        default=None, metadata={"help": "regulariser, relative to the keep rows (default: the policy's)"}
     )
     keep_weight: float = field(default=1.0, metadata={"help": "weight of the keep set against the concepts"})
     max_rank: int | None = field(default=None, metadata={"help": "upper bound of the rank of the edit"})
     stream: str = field(
         default="all",
-        metadata={"help": "what of the text is edited: all, or pooled, the pooled vector alone"},
+        metadata={"help": "text streams to edit: all, or pooled for the pooled vector alone"},
     )
     contrast: bool = field(
-        default=True, metadata={"help": "words inside names (the van of Van Gogh) are kept by themselves"}
+        default=True, metadata={"help": "keep words inside names (the van of Van Gogh) separately"}
     )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
-        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
+        metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
     )
 
     def __post_init__(self):
@@ -70,9 +70,9 @@ class ClosedFormConfig:
 
     @property
     def contrasts(self) -> bool:
-        """Whether words inside names are kept; the published policies stay as their papers have them."""
+        """Whether words inside names are kept. The published policies have no such prompts."""
         return self.contrast and self.policy == "projection"
 
     def kind_of(self, concept: Concept) -> str:
-        """The kind given, or what the concept's name says."""
+        """The given kind, or the kind from the concept's name."""
         return concept.kind_and_why(self.kind)[0]

@@ -1,8 +1,8 @@
-"""Words inside names: what "Van Gogh" must not take along when it goes.
+"""Contrast words: ordinary words inside names, which must survive the erasure of the name.
 
-A name of several words shares tokens with each of them, and rows of "a van" lie close to those of "Van Gogh".
-Words that mean a thing of their own are kept by prompts of their own. Other words of a name (a surname that
-is nothing else) go with it, as asked.
+A name of several words shares tokens with each of its words, and the rows of "a van" lie close to those of
+"Van Gogh". Words that mean a thing of their own are kept by separate prompts. Other words of a name, such as
+a surname without another meaning, are erased with the name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from ..text.concepts import Concept, same
 from ..text.encoding import SUBJECT, TextEncoder, TextRows
 from ..text.templates import EVERYDAY
 
-#: Things that are also first names, surnames, or parts of the names of works and figures. Written for this
-#: pack; things, animals, people by their work, plants and places only: an adjective or colour says what the
-#: name says ("red background"), a medium or a style is what is erased.
+#: Things that are also first names, surnames, or parts of titles and figures. Written for this pack. The list
+#: contains only things, animals, occupations, plants and places. An adjective or colour belongs to the
+#: meaning of the name ("red background"), and a medium or style is itself what is erased.
 THINGS: frozenset[str] = frozenset(
     """
     angel ant apple archer arrow ash axe badge baker balloon bank banks barber barn barrel basket bat
@@ -52,7 +52,7 @@ THINGS: frozenset[str] = frozenset(
 ) | {entry for entry in EVERYDAY if " " not in entry}
 
 
-#: Words that introduce a thing, or say what kind of picture it is in: "a photo of a cat" is no name of
+#: Words that introduce a thing or describe the type of picture. "a photo of a cat" is therefore no name of
 #: several words.
 FRAME = frozenset(
     """
@@ -63,14 +63,14 @@ FRAME = frozenset(
 
 
 def words_inside(concept: Concept, others: Sequence[str] = ()) -> list[str]:
-    """Words of a concept's name that are things by themselves.
+    """Words of a concept's name that are things of their own.
 
     Args:
-        others: what else is erased; its words are not kept.
+        others: other erased names, which are not kept.
 
     Returns:
-        Lower-case words, in their order; none for a name of one word, or a combination, whose parts are kept
-        apart anyway.
+        Lower-case words in order. Empty for a name of one word, and for a combination, whose parts are kept
+        by their own prompts.
     """
     words = [w for w in re.findall(r"[^\W\d_]+", concept.target.casefold()) if w not in FRAME]
     if concept.parts or len(words) < 2:
@@ -79,7 +79,7 @@ def words_inside(concept: Concept, others: Sequence[str] = ()) -> list[str]:
 
 
 def contrast_words(concepts: Sequence[Concept]) -> dict[str, list[str]]:
-    """Words inside the names of concepts that are kept by themselves, by concept."""
+    """Contrast words of concepts, by target. Concepts without such words are left out."""
     targets = [c.target for c in concepts]
     found = {c.target: words_inside(c, targets) for c in concepts}
     return {target: words for target, words in found.items() if words}
@@ -88,7 +88,7 @@ def contrast_words(concepts: Sequence[Concept]) -> dict[str, list[str]]:
 def contrast_prompts(
     concepts: Sequence[Concept], templates: Sequence[str], count: int
 ) -> list[tuple[str, str]]:
-    """``count`` templates and the word for each of :func:`contrast_words`, every word once."""
+    """``count`` templates for each contrast word, with the word. A word of several names appears once."""
     words = dict.fromkeys(w for found in contrast_words(concepts).values() for w in found)
     steps = [i * len(templates) // count for i in range(min(count, len(templates)))]
     return [
@@ -99,21 +99,21 @@ def contrast_prompts(
 
 
 def word_weight(words: int, keep: int) -> float:
-    """Weight of one of ``words`` words inside names against an entry of a keep list of ``keep`` entries.
+    """Weight of one of ``words`` contrast words against one entry of a keep list with ``keep`` entries.
 
-    Measured on demo-sd for "Van Gogh", vans in 12 pictures of a van: 0 at the weight of one entry, 6 at 6, 11
-    at 40, 12 at 200; of "Van Gogh" none at all of them. Of many words all together weigh four times the list,
-    so that it still counts.
+    Measured on demo-sd for "Van Gogh", as vans in 12 pictures of a van: 0 at the weight of one entry, 6 at 6,
+    11 at 40, 12 at 200. Pictures of "Van Gogh" show no van at any of these weights. Many words
+    together weigh at most four times the keep list, so that the list still counts.
     """
     return keep * min(1.0, 4 / max(words, 1))
 
 
 def shared_rows(encoder: TextEncoder, rows: TextRows, target: str, words: Sequence[str]) -> list[int]:
-    """Rows of a prompt's subject that are those of kept words as well, and must not be erased.
+    """Rows of a prompt's subject that equal rows of kept words and must not be erased.
 
-    A causal tower does not see what follows: the row of "van" in "a photo of Van Gogh" is bit for bit that of
-    "a photo of a van" up to there, so what the name begins with is either kept or erased. The words behind
-    it, the end and the pads tell the name.
+    A causal tower does not see later words. The row of "van" in "a photo of Van Gogh" is bit-identical to the
+    row in "a photo of a van" up to that point. The first words of a name can therefore only be kept or erased
+    together with the ordinary words. Later words, the end token and the pads identify the name.
     """
     first = []
     for word in re.findall(r"\S+", target):

@@ -1,4 +1,4 @@
-"""The edit: a low-rank change of the text space that serves every layer that reads it."""
+"""The edit: a low-rank change of the text space, shared by every layer that reads it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ContextEdit:
-    """``dW = W U V^T`` for every text-consuming weight W: the same as mapping the context by ``I + U V^T``.
+    """``dW = W U V^T`` for every text-reading weight W, which equals mapping the text rows by ``I + U V^T``.
 
     Attributes:
         U: ``[d, r]`` float64.
@@ -27,8 +27,9 @@ class ContextEdit:
         return self.U.shape[1]
 
     def then(self, other: ContextEdit) -> ContextEdit:
-        """This edit with another made on top of it: ``(I + U1 V1^T)(I + U2 V2^T) = I + [U1, U2 + U1 V1^T
-        U2] [V1, V2]^T``.
+        """This edit followed by another that was computed on top of it.
+
+        ``(I + U1 V1^T)(I + U2 V2^T) = I + [U1, U2 + U1 V1^T U2] [V1, V2]^T``.
         """
         return ContextEdit(
             torch.cat([self.U, other.U + self.U @ (self.V.T @ other.U)], 1), torch.cat([self.V, other.V], 1)
@@ -37,13 +38,12 @@ class ContextEdit:
     def factors(
         self, weight: Tensor, columns: int | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """LoRA factors of the edit for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, rounded
-        to ``dtype``.
+        """LoRA factors for one weight ``[out, in]``: ``up [out, r]``, ``down [r, in]``, in ``dtype``.
 
-        Only the first ``columns`` inputs are text (SDXL's pooled vector); the others get zeros. The two
-        factors of every rank are given the same norm, so that neither leaves the range of float16. Where U is
-        the identity nothing is computed: they are W and V^T, up to a power of two, and all layers whose
-        inputs are all text share one ``down``.
+        Only the first ``columns`` inputs are text (SDXL's pooled vector), and the others get zeros. For every
+        rank both factors get the same norm, which keeps them in the range of float16. If U is the identity,
+        the factors are W and V^T up to a power of two, and all layers with only text inputs share one
+        ``down``.
         """
         columns = weight.shape[1] if columns is None else columns
         if self.is_plain:
@@ -66,23 +66,23 @@ class ContextEdit:
 
     @cached_property
     def _scaled_rows(self) -> tuple[float, Tensor]:
-        """A power of two s near ``sqrt(max |V|)`` and ``V^T / s`` in float32, laid out by rows."""
+        """A power of two s near ``sqrt(max |V|)``, and ``V^T / s`` in float32, contiguous by rows."""
         scale = 2.0 ** round(math.log2(self.V.abs().max().clamp_min(1e-30).item()) / 2)
         return scale, (self.V.T / scale).float().contiguous()
 
     @cached_property
     def _rounded(self) -> dict[torch.dtype, Tensor]:
-        """The rows of :attr:`_scaled_rows` in other precisions."""
+        """The rows of :attr:`_scaled_rows` in other precisions, filled on use."""
         return {}
 
     @cached_property
     def is_plain(self) -> bool:
-        """U is the identity (an edit of full rank), and ``W U`` needs no product."""
+        """Whether U is the identity (an edit of full rank), so that ``W U`` needs no product."""
         return self.rank == len(self.U) and torch.equal(
             self.U, torch.eye(self.rank, dtype=self.U.dtype, device=self.U.device)
         )
 
     def map(self, rows: Tensor) -> Tensor:
-        """Rows ``[n, d]`` as the edited network sees them: ``c + U V^T c``."""
+        """Rows ``[n, d]`` as the edited network effectively reads them: ``c + U V^T c``."""
         rows = rows.double()
         return rows + rows @ self.V @ self.U.T

@@ -1,4 +1,4 @@
-"""The edit of the text rows as LoRA factors of every layer, and what it does to each."""
+"""Export the edit of the text rows as LoRA factors for every layer, with the change of each layer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def export(
     measure: bool = True,
     eta: float = 0.0,
 ) -> tuple[ErasureLora, dict]:
-    """Turn the edits into LoRA factors, layer by layer, and (unless told not to) measure what they do to each
-    layer.
+    """Convert the edits to LoRA factors layer by layer, and optionally measure the change of each layer.
 
-    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, of the edit without its
-    overshoot ``eta`` (where a substitute takes the concept's place, ||dW D + W M|| / ||W M||, M what was to
-    move), ``keep_change`` = ||dW P|| / ||W P|| over the keep rows, ``relative_norm`` = ||dW|| / ||W||.
+    Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, for the edit without its
+    overshoot ``eta``. With substitutes it is ||dW D + W M|| / ||W M||, M the intended displacement.
+    ``keep_change`` = ||dW P|| / ||W P|| over the keep rows. ``relative_norm`` = ||dW|| / ||W||.
     """
     factors, measured = {}, {}
     forms = {s: _forms(edit, sums[s], eta) if measure else None for s, edit in edits.items() if edit.rank}
@@ -42,7 +41,7 @@ def export(
 
 
 def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
-    """The report of one layer, from its text columns ``[out, d]`` float32 and the forms of :func:`_forms`."""
+    """The norms of one layer, from its text columns ``[out, d]`` float32 and the forms of :func:`_forms`."""
     inner = torch.zeros(text.shape[1], text.shape[1])
     add_symmetric(inner, text)
     norms = (forms @ mirror(inner).double().flatten()).clamp_min(0).sqrt().tolist()
@@ -54,13 +53,12 @@ def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
 
 
 def _forms(edit: ContextEdit, parts: RowSums | Sequence[RowSums], eta: float) -> Tensor:
-    """What every layer's norms are read from: ``||W X||_F^2 = <W^T W, X X^T>``, and X X^T is the same for all
-    layers.
+    """Quadratic forms for all layers' norms: ``||W X||_F^2 = <W^T W, X X^T>``, with X X^T shared by all.
 
     Returns:
-        ``[5, d * d]`` float64, X X^T of M + U V^T D / (1 + eta), M, U V^T P, P, U V^T, where M is D or what
-        moves in its place. All are positive semidefinite, so nothing cancels in the inner product, and
-        float32 does for W^T W.
+        ``[5, d * d]`` float64: X X^T for M + U V^T D / (1 + eta), M, U V^T P, P and U V^T. M is D, or the
+        displacement with substitutes. All forms are positive semidefinite, so the inner products have no
+        cancellation, and float32 is precise enough for W^T W.
     """
     parts = [parts] if isinstance(parts, RowSums) else parts
     V, D, P = (
@@ -71,7 +69,7 @@ def _forms(edit: ContextEdit, parts: RowSums | Sequence[RowSums], eta: float) ->
     M, across = (reduce(torch.add, sums) for sums in zip(*(p.displaced() for p in parts)))  # M M^T, M D^T
     left = (lambda x: x) if edit.is_plain else (lambda x: edit.U @ x)
     half = across + left(V.T @ D) / (1 + eta)
-    # filled one by one: stacking them would hold them twice
+    # filled one by one, because stacking would need the memory twice
     forms = torch.empty(5, *D.shape, dtype=torch.float64)
     forms[0] = M + left(V.T @ across.T) / (1 + eta) + left((half @ V).T).T / (1 + eta)
     forms[1], forms[3] = M, P

@@ -1,4 +1,4 @@
-"""The whole way of the closed form: prompts -> sums -> one solve -> LoRA. Concepts may come one by one."""
+"""The closed form from prompts to a LoRA: sums, one solve, export. Concepts may be added later."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from .sums import RowSums
 
 @dataclass(frozen=True)
 class ClosedFormResult(Erasure):
-    """An erasure with the edits of the text rows that it was made from, by text stream."""
+    """An erasure with the edits of the text rows that it was exported from, by text stream."""
 
     edits: dict[str, ContextEdit] = field(default_factory=dict)
 
 
 @dataclass
 class _Plan:
-    """What one fit does, settled before any sum is taken."""
+    """Decisions of one fit that precede the sums."""
 
     concepts: list[Concept]
     keep: list[str]
@@ -56,7 +56,7 @@ class _Plan:
 
 @dataclass
 class _State:
-    """Sums of the concepts so far under one policy, and what they were made with."""
+    """Sums of the concepts added so far under one policy, and the inputs that they depend on."""
 
     signature: tuple
     concepts: list[tuple]
@@ -64,23 +64,23 @@ class _State:
 
 
 class ClosedFormFitter:
-    """Erases concepts in closed form; more of them can be added at any time.
+    """Erases concepts in closed form. Further concepts can be added at any time.
 
-    The sums over the concepts' rows are kept, so a new concept costs its own prompts, the keep set and one
-    solve. The result is the one of all concepts at once.
+    The fitter keeps the sums over the concepts' rows. A new concept costs only its own prompts, the keep set
+    and one solve. The result equals that of all concepts at once.
 
     Args:
         model: ComfyUI ModelPatcher; patches already on it count as part of its weights. It is read, never
             written.
         clip: the ComfyUI CLIP that belongs to it.
-        keep: what must not change; empty means :func:`~trace_core.text.synonyms.everyday`.
+        keep: concepts that must not change; empty: :func:`~trace_core.text.synonyms.everyday`.
         config: options.
-        progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
-        seed: written to the metadata; the closed form itself draws nothing at random.
-        model_defaults: whether what the model says of itself stands in for a keep list and for templates.
+        progress: ``progress(phase, done, total)``; an exception raised in it cancels.
+        seed: written to the metadata; the closed form draws nothing at random.
+        model_defaults: use the model's own defaults for the keep list and the templates.
 
     Raises:
-        ModelError: if the closed form cannot work on the model or the CLIP.
+        ModelError: if the model or the CLIP is not supported.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class ClosedFormFitter:
         self._states: dict[str, _State] = {}
 
     def update(self, concepts: str | Sequence[Concept]) -> ClosedFormFitter:
-        """Add concepts: text in the grammar, or what :func:`~trace_core.text.grammar.parse_concepts` gives.
+        """Add concepts: text in the grammar, or a list of concepts.
 
         Raises:
-            ConceptError: if a concept is erased already, or is in the keep list.
+            ConceptError: if a concept was added before, or is in the keep list.
         """
         new = parse_concepts(concepts) if isinstance(concepts, str) else list(concepts)
         for concept in new:
@@ -127,15 +127,15 @@ class ClosedFormFitter:
         Raises:
             ConceptError, ModelError, TraceError: before anything is changed.
         """
-        return self._fit(again=True)
+        return self._fit(reuse=True)
 
-    def _fit(self, again: bool) -> ClosedFormResult:
-        """``again``: the sums are kept for the next fit, which takes a copy of them."""
+    def _fit(self, reuse: bool) -> ClosedFormResult:
+        """Fit all concepts. ``reuse``: keep the sums for the next fit, and work on a copy of them."""
         plan = self._plan()
         config = replace(self.config, eta=self.config.eta or 0.0)
         edits, solved, sums, collateral = {}, {}, {}, {}
         for policy, concepts in plan.groups:
-            found = self._accumulate(policy, concepts, plan, config, again)
+            found = self._accumulate(policy, concepts, plan, config, reuse)
             self.progress("solve", 0, 1)
             for stream, rows in found.items():
                 edit, info = solve(policy, rows, config)
@@ -162,10 +162,10 @@ class ClosedFormFitter:
         return ClosedFormResult(lora, report, edits)
 
     def _plan(self) -> _Plan:
-        """Anchors, keep list, substitutes and policies for the concepts so far.
+        """Decide anchors, keep list, substitutes and policies for the concepts so far.
 
         Raises:
-            ConceptError, ModelError: if there is nothing to erase, or it cannot be.
+            ConceptError, ModelError: if there is nothing to erase, or a concept cannot be erased.
         """
         config, policy = self.config, POLICIES[self.config.policy]
         if not self.concepts:
@@ -177,19 +177,17 @@ class ClosedFormFitter:
         plain, both = ([c for c in concepts if bool(c.parts) is combined] for combined in (False, True))
         own = policy.name == "projection"
         groups = [(policy, plain), (COMBINED, both)] if own else [(policy, concepts)]
-        found = {}
+        chosen = {}
         if own and config.eta is None:
             first_step = FirstStep(self.model, self.clip)
-            found = substitutes(plain, keep, self.encoder, config.kind, first_step)
+            chosen = substitutes(plain, keep, self.encoder, config.kind, first_step)
         words = contrast_words(concepts) if config.contrasts else {}
-        return _Plan(concepts, keep, notes, spelling, found, words, [g for g in groups if g[1]])
+        return _Plan(concepts, keep, notes, spelling, chosen, words, [g for g in groups if g[1]])
 
     def _accumulate(
-        self, policy: Policy, concepts: list[Concept], plan: _Plan, config: ClosedFormConfig, again: bool
+        self, policy: Policy, concepts: list[Concept], plan: _Plan, config: ClosedFormConfig, reuse: bool
     ) -> dict[str, RowSums]:
-        """The sums over these concepts and the keep set, by text stream; concepts that are in the sums
-        already are not encoded again.
-        """
+        """The sums over these concepts and the keep set, by text stream. Only new concepts are encoded."""
         accumulator = Accumulator(self.backbone, self.encoder, policy, config, plan.substitutes)
         words = contrast_words(concepts) if config.contrasts else {}
         wanted = [(c, plan.substitutes.get(c.target), tuple(words.get(c.target, ()))) for c in concepts]
@@ -201,17 +199,17 @@ class ClosedFormFitter:
             self.progress("encode concepts", number, len(concepts))
             accumulator.add_concept(state.sums, concepts[number], wanted[number][2])
             state.concepts.append(wanted[number])
-        if again:
+        if reuse:
             self._states[policy.solver] = state
-        sums = copy.deepcopy(state.sums) if again else state.sums
+        sums = copy.deepcopy(state.sums) if reuse else state.sums
         accumulator.add_keep_set(sums, concepts, plan.keep, self.progress)
         return accumulator.of_stream(sums)
 
     def _report(self, plan: _Plan, config, edits: dict, solved: dict, layers: dict, collateral: dict) -> dict:
-        told = {}
+        effects = {}
         if CONTEXT in edits and edits[CONTEXT].rank:
             kinds = [config.kind_of(c) for c in plan.concepts]
-            told = side_effects(
+            effects = side_effects(
                 edits[CONTEXT], self.encoder, plan.concepts, kinds, plan.keep, config.eta, plan.substitutes
             )
         policy = plan.groups[-1][0]
@@ -229,11 +227,11 @@ class ClosedFormFitter:
             "solved": solved,
             "layers": layers,
             "spill": collateral,
-            "side_effects": told,
+            "side_effects": effects,
             "warnings": [
                 *plan.spelling,
                 *weight_warnings(self.backbone, solved, layers, collateral),
-                *effect_warnings(told, plan.keep, plan.words),
+                *effect_warnings(effects, plan.keep, plan.words),
                 *negative_prompt_warnings(config, plan.concepts),
             ],
         }
@@ -248,8 +246,9 @@ def erase(
     progress: Progress | None = None,
     seed: int = 0,
 ) -> ClosedFormResult:
-    """Erase concepts from a model in closed form; arguments as of :class:`ClosedFormFitter`, and nothing
-    but what they say.
+    """Erase concepts from a model in closed form, in one call.
+
+    The arguments are those of :class:`ClosedFormFitter`.
 
     Raises:
         ConceptError, ModelError, TraceError: before anything is changed.
@@ -258,5 +257,5 @@ def erase(
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(list(concepts), keep)
     return (
-        ClosedFormFitter(model, clip, keep, config, progress, seed).update(list(concepts))._fit(again=False)
+        ClosedFormFitter(model, clip, keep, config, progress, seed).update(list(concepts))._fit(reuse=False)
     )

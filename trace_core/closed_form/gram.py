@@ -1,7 +1,7 @@
-"""Streaming sums over text rows, so that a thousand concepts fit in memory. Everything is summed in float64.
+"""Streaming sums over text rows in float64, so that a thousand concepts fit in memory.
 
-The neutral counterparts of all concepts are the same few prompts. What is added for the same tensor again is
-added up before any matrix product, which changes nothing but the time.
+All concepts share a few neutral counterpart prompts. The weights of a repeated tensor are added up first, and
+its matrix product is computed once. The result is the same.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PANELS = 4  #: of a symmetric product; only those on and above the diagonal are computed
+PANELS = 4  #: blocks per side of a symmetric product; only blocks on and above the diagonal are computed
 
 
 def add_symmetric(total: Tensor, rows: Tensor) -> None:
-    """``total += rows^T rows``, its upper block triangle only; ``total [d, d]``, ``rows [n, d]``, of one
-    dtype.
+    """``total += rows^T rows`` for the upper block triangle.
+
+    ``total [d, d]`` and ``rows [n, d]`` share a dtype.
     """
     for start, end in _panels(total.shape[0]):
         total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
 
 
 def mirror(total: Tensor) -> Tensor:
-    """Copy the upper triangle to the lower one, in place."""
+    """Copy the upper triangle to the lower triangle, in place."""
     for start, end in _panels(total.shape[0]):
         block = total[start:end, start:end]
         block.copy_(block.triu() + block.triu(1).T)
@@ -37,20 +38,20 @@ def _panels(width: int) -> list[tuple[int, int]]:
 
 
 class Gram:
-    """``sum_i w_i x_i x_i^T`` over rows added bit by bit, in float64."""
+    """``sum_i w_i x_i x_i^T`` over rows added in batches, in float64."""
 
-    BLOCK = 2048  #: rows that wait, in float64, for one product
-    HELD = 4096  #: rows of tensors that are kept, in case they come again
+    BLOCK = 2048  #: rows buffered in float64 for one product
+    HELD = 4096  #: rows of held tensors, which may be added again
 
     def __init__(self, width: int):
-        """``width`` is d."""
+        """``width``: d."""
         self.width = width
         self.count = 0  #: rows added
         self._sum = torch.zeros(width, width, dtype=torch.float64)
         self._block: Tensor | None = None
         self._filled = 0
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
-        self._held_rows = 0
+        self._repeats: dict[int, tuple[Tensor, Tensor]] = {}
+        self._repeated_rows = 0
 
     def add(self, rows: Tensor, weights: Tensor | float = 1.0) -> None:
         """Add rows ``[n, d]`` with non-negative weights ``[n]`` (or one for all)."""
@@ -58,26 +59,27 @@ class Gram:
         self._add(rows, weights)
 
     def add_repeated(self, rows: Tensor, weights: Tensor) -> None:
-        """:meth:`add` for a tensor that may come again: only its weights are added up, the product is taken
-        once.
+        """:meth:`add` for a tensor that may be added again.
 
-        The tensor itself is kept, and must not be changed before :meth:`value` is called.
+        Its weights are summed, and its product is taken once.
+
+        The tensor is held by reference and must not change before :meth:`value` is called.
         """
         self.count += len(rows)
-        if id(rows) not in self._held:
-            if self._held_rows + len(rows) > self.HELD:
+        if id(rows) not in self._repeats:
+            if self._repeated_rows + len(rows) > self.HELD:
                 self._release()
-            # no other gets its id while it is kept
-            self._held[id(rows)] = rows, torch.zeros(len(rows), dtype=torch.float64)
-            self._held_rows += len(rows)
-        self._held[id(rows)][1].add_(weights)
+            # holding the tensor keeps its id unique
+            self._repeats[id(rows)] = rows, torch.zeros(len(rows), dtype=torch.float64)
+            self._repeated_rows += len(rows)
+        self._repeats[id(rows)][1].add_(weights)
 
     def value(self) -> Tensor:
-        """The sum so far, ``[d, d]`` float64 (not a copy)."""
+        """The sum so far, ``[d, d]`` float64, not a copy."""
         self._release()
         if self._block is not None:
             self._fold()
-            self._block = None  # made again when more rows come
+            self._block = None  # allocated again when more rows are added
             mirror(self._sum)
         return self._sum
 
@@ -101,41 +103,38 @@ class Gram:
         self._filled = 0
 
     def _release(self) -> None:
-        for rows, weights in self._held.values():
+        for rows, weights in self._repeats.values():
             self._add(rows, weights)
-        self._held, self._held_rows = {}, 0
+        self._repeats, self._repeated_rows = {}, 0
 
 
 class Cross:
-    """``sum_i w_i x_i y_i^T`` over pairs of rows added bit by bit, in float64, and the sums over x and over y
-    alone.
+    """``sum_i w_i x_i y_i^T`` over pairs added in batches, in float64, and the sums over x and y alone.
 
-    Cheap where the x are rows of the same tensor again and again: their y are added up, and the product is
-    taken once.
+    Repeated tensors of x are cheap: their y rows are summed, and the product is taken once.
 
     Attributes:
-        left: ``sum w x x^T``; costs nothing unless its value is asked for, or very many different x are
-            added.
+        left: ``sum w x x^T``; computed only if its value is read, or very many different x are added.
         right: ``sum w y y^T``.
     """
 
     BLOCK, HELD = Gram.BLOCK, Gram.HELD
 
     def __init__(self, width: int):
-        """``width`` is d."""
+        """``width``: d."""
         self.width = width
         self.left, self.right = Gram(width), Gram(width)
         self._sum = torch.zeros(width, width, dtype=torch.float64)
-        self._held: dict[tuple[int, int], tuple[Tensor, int]] = {}
+        self._repeats: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._rows = 0
-        self._sums: Tensor | None = None  # of the y, for every row of the tensors that are kept
+        self._sums: Tensor | None = None  # sums of y for every row of the held tensors
 
     def add(self, left: Tensor, places: Sequence[int], right: Tensor, weights: Tensor) -> None:
         """Add pairs ``x_i = left[places[i]]``, ``y_i = right[i]`` with positive weights ``[n]``.
 
         Args:
-            left: ``[m, d]``; kept, and must not be changed before the sums are read. What comes again is
-                known by being the same object.
+            left: ``[m, d]``, held by reference; it must not change before the sums are read. A repeated
+                tensor is recognised by its identity.
             places: n row numbers of ``left``, which may repeat.
             right: ``[n, d]``.
             weights: ``[n]``.
@@ -151,39 +150,39 @@ class Cross:
             places[0] - first,
             next((i for i, place in enumerate(places) if place != places[0] + i), len(places)),
         )
-        # rows in sequence, most of them, are fast
+        # most rows are consecutive, and a slice is fast
         sums[begin : begin + run].addcmul_(right[:run], roots[:run])
         if run < len(places):
             sums.index_add_(0, at[run:] - first, right[run:] * roots[run:])
 
     def value(self) -> Tensor:
-        """``sum w x y^T`` so far, ``[d, d]`` float64 (not a copy)."""
-        if self._held:
+        """``sum w x y^T`` so far, ``[d, d]`` float64, not a copy."""
+        if self._repeats:
             self._fold()
         self._sums = None
         return self._sum
 
     def _sums_for(self, left: Tensor, first: int) -> Tensor:
-        """The sums ``[m - first, d]`` that belong to the tensor's rows from ``first`` on: those before are
-        seldom used.
-        """
+        """The sums ``[m - first, d]`` for the rows from ``first`` on; earlier rows are seldom used."""
         key, size = (id(left), first), len(left) - first
-        if key not in self._held:
+        if key not in self._repeats:
             if self._sums is not None and self._rows + size > len(self._sums):
                 self._fold()
             if self._sums is None or size > len(self._sums):
                 self._sums = torch.empty(max(self.HELD, size), self.width, dtype=torch.float64)
-            self._sums[self._rows : self._rows + size] = 0  # memory that is not touched is not taken
-            self._held[key] = left, self._rows
+            self._sums[self._rows : self._rows + size] = 0  # untouched memory is not allocated
+            self._repeats[key] = left, self._rows
             self._rows += size
-        start = self._held[key][1]
+        start = self._repeats[key][1]
         return self._sums[start : start + size]
 
     def _fold(self) -> None:
         block = torch.empty(min(self.BLOCK, self._rows), self.width, dtype=torch.float64)
         end = filled = 0
         for left in [
-            part for (_, first), (kept, _) in self._held.items() for part in kept[first:].split(len(block))
+            part
+            for (_, first), (tensor, _) in self._repeats.items()
+            for part in tensor[first:].split(len(block))
         ]:
             if filled + len(left) > len(block):
                 self._sum.addmm_(block[:filled].T, self._sums[end - filled : end])
@@ -191,4 +190,4 @@ class Cross:
             block[filled : filled + len(left)] = left
             filled, end = filled + len(left), end + len(left)
         self._sum.addmm_(block[:filled].T, self._sums[end - filled : end])
-        self._held, self._rows = {}, 0
+        self._repeats, self._rows = {}, 0

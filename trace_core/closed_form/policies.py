@@ -1,4 +1,4 @@
-"""Pairing policies: which rows are remapped, onto what, with which solver. One function a paper."""
+"""Pairing policies: which rows are remapped, to what, and by which solver. Each follows one paper."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from ..text.prompts import asks_for, prompt_pairs, separating_prompts
 from ..text.templates import TEMPLATES, fill
 from .contrast import contrast_prompts, shared_rows, word_weight
 
-#: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so
-#: weights go to groups and are divided among their rows.
+#: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so each
+#: group has a weight that its rows divide.
 GROUP_WEIGHTS = {"bos": 1.0, "before": 1.0, "subject": 1.0, "after": 1.0, "first_eot": 1.0, "pad": 1.0}
 
 
-#: Prompts for each entry of the keep set, another choice of templates for every entry
+#: Prompts for each entry of the keep set; entries use different templates
 KEEP_TEMPLATES = 6
-#: Of a long list an entry has fewer, two at least, so that there are about as many in all: the demo's 37
-#: entries have six each, the 112 everyday things two. Every prompt of 77 rows costs SD1.5's text encoder 14
-#: GFLOP, and each entry's weight stays the same.
+#: Approximate total of keep prompts. An entry of a long list has fewer prompts, but at least two: the demo's
+#: 37 entries have six each, the 112 everyday things two. A prompt of 77 rows costs SD1.5's text encoder 14
+#: GFLOP. The weight of an entry does not depend on its number of prompts.
 KEEP_PROMPTS = 224
 
 
@@ -45,15 +45,15 @@ class Policy:
     """How one method pairs rows.
 
     Attributes:
-        name: as in the papers and on the command line.
+        name: name in the paper and on the command line.
         solver: ``projection`` or ``ridge``.
         groups: token groups whose rows are remapped.
-        templates: how many of the kind's templates are used (0: the concept alone).
+        templates: number of templates of the kind (0: the concept alone).
         alpha: default of the relative regulariser ``lambda = alpha tr(keep)/d``.
-        absolute: default absolute lambda, where the paper has one.
-        weighting: ``group`` (each group the same weight) or ``row`` (each row, as MACE's sums).
+        absolute: default absolute lambda, if the paper has one.
+        weighting: ``group`` (equal weight per group) or ``row`` (equal weight per row, as in MACE's sums).
         keep: factor of the keep set's weight.
-        tolerance: of the ridge: singular values of the edit below this share of the largest are left out.
+        tolerance: for the ridge: drop singular values of the edit below this share of the largest.
         source: paper and equation.
     """
 
@@ -70,7 +70,7 @@ class Policy:
     notes: dict = field(default_factory=dict)
 
 
-#: What policies were called in files and workflows of before.
+#: former policy names, which saved files and workflows still use
 FORMER_NAMES = {"trace": "projection"}
 
 POLICIES: dict[str, Policy] = {
@@ -102,9 +102,9 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-#: What ``projection`` does with combined concepts. A projection takes whole directions. The directions of a
-#: combination are nearly those of its parts, which stay. The ridge weighs the rows of the two together
-#: against those of each part without the other, of which there are many.
+#: The policy ``projection`` for combined concepts. A projection removes whole directions, and the directions
+#: of a combination are nearly those of its parts, which must stay. The ridge instead weighs the rows of the
+#: combination against many rows of each part without the other.
 COMBINED = Policy(
     "projection",
     "ridge",
@@ -119,9 +119,9 @@ COMBINED = Policy(
 
 @lru_cache(1024)
 def row_weights(groups: tuple[int, ...], use: tuple[int, ...], weighting: str) -> Tensor:
-    """Weight of every row of a prompt, ``[n]``, zero outside the groups ``use``; sums to 1 over the prompt.
+    """Weight of every row of a prompt, ``[n]``, zero outside the groups ``use``, with sum 1.
 
-    Prompts of the same groups share one tensor, which must not be changed.
+    Prompts with the same groups share one tensor, which must not be changed.
     """
     groups = torch.tensor(groups)
     weights = torch.zeros(len(groups), dtype=torch.float64)
@@ -134,7 +134,7 @@ def row_weights(groups: tuple[int, ...], use: tuple[int, ...], weighting: str) -
 
 
 def keep_weights(policy: Policy, rows: TextRows) -> Tensor:
-    """Weight of every row of a keep prompt, ``[n]``, summing to 1; UCE keeps the entry's last token alone."""
+    """Weight of every row of a keep prompt, ``[n]``, with sum 1. UCE keeps only the last token."""
     if policy.name != "uce":
         return row_weights(rows.groups, tuple(range(len(GROUPS))), policy.weighting)
     weights = torch.zeros(len(rows.groups), dtype=torch.float64)
@@ -152,26 +152,27 @@ def erased_pairs(
 ) -> Iterator[tuple[Pairs, Tensor, TextRows, TextRows]]:
     """For each prompt of a concept: the pairs, the weight of every row, and both prompts' rows.
 
-    A concept's weights sum to ``concept.weight``, less those of rows that are kept because ``words`` inside
-    the name are.
+    The weights of a concept sum to ``concept.weight``, minus the weights of rows shared with the kept
+    ``words`` of the name.
     """
     if policy.name == "uce":
         yield _last_tokens(concept, encoder)
         return
-    found = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
+    prompts = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
     rows = encoder.encode_all(
-        key for prompt, subject, other, instead in found for key in ((prompt, subject), (other, instead))
+        key for prompt, subject, other, instead in prompts for key in ((prompt, subject), (other, instead))
     )
     for erase, want in zip(rows, rows):
         pairs = align(erase, want)
-        weights = row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(found)
+        weights = row_weights(pairs.groups, policy.groups, policy.weighting) * concept.weight / len(prompts)
         weights[shared_rows(encoder, erase, concept.target, words)] = 0.0
         yield pairs, weights, erase, want
 
 
 def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor, TextRows, TextRows]:
-    """UCE's only pair: last token of the concept, last token of its guide; for no guide, of the empty
-    prompt.
+    """UCE's only pair: the last tokens of the concept and of its guide.
+
+    Without a guide: the empty prompt's.
     """
     prompt, _, other, instead = prompt_pairs(concept, ["{}"])[0]
     erase, want = encoder.encode(prompt, concept.target), encoder.encode(other, instead or concept.anchor)
@@ -189,13 +190,13 @@ def keep_prompts(
     concepts: Sequence[Concept] = (),
     contrast: bool = True,
 ) -> list[tuple[str, str]]:
-    """Prompts of the keep set, each with the entry it introduces (to be marked as subject).
+    """Prompts of the keep set, each with its entry (to be marked as subject).
 
     Args:
-        concepts: what is erased. A combined concept's parts are kept apart from each other, see
-            :func:`~trace_core.text.prompts.separating_prompts`, and no prompt asks for both of them.
-        contrast: words inside the concepts' names are kept as well, see
-            :mod:`~trace_core.closed_form.contrast`; the published methods have no such prompts.
+        concepts: erased concepts. The parts of a combined concept are kept separately (see
+            :func:`~trace_core.text.prompts.separating_prompts`), and no prompt contains both parts.
+        contrast: keep the contrast words of the concepts too, see :mod:`~trace_core.closed_form.contrast`.
+            The published methods have no such prompts.
     """
     objects = [*TEMPLATES["object"], *contexts.get("object", ())]
     inside = (
@@ -224,12 +225,12 @@ def keep_shares(
     keep: Sequence[str],
     inside: Mapping[str, Sequence[str]],
 ) -> list[float]:
-    """Weight of every keep prompt: each entry of the keep list counts once, in all its prompts together.
+    """Weight of every keep prompt. Each entry of the keep list has weight 1 in total over its prompts.
 
     Args:
-        prompts: of :func:`keep_prompts`.
-        inside: words inside the concepts' names that it added. A projection takes whole directions, and
-            spares those of such a word only where it counts as much as the list, see
+        prompts: result of :func:`keep_prompts`.
+        inside: contrast words among them. A projection removes whole directions. It spares those of a
+            contrast word only if the word weighs as much as the list, see
             :func:`~trace_core.closed_form.contrast.word_weight`.
     """
     words = {word for found in inside.values() for word in found}

@@ -12,7 +12,7 @@ from .sums import RowSums
 
 
 def solve(policy: Policy, sums: RowSums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
-    """The edit of a stream's rows by the policy's solver, and what the solver says of it."""
+    """The edit of a stream's rows by the policy's solver, and the solver's report."""
     alpha = policy.alpha if config.alpha is None else config.alpha
     absolute = policy.absolute if config.alpha is None else None
     G = solvers.regularise(sums.keep.value(), alpha, absolute, sums.trace)

@@ -1,4 +1,4 @@
-"""The two closed-form solvers. Float64, Cholesky, no explicit inverse, never an unregularised system."""
+"""The two closed-form solvers: float64, Cholesky, no explicit inverse, always regularised."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from ..errors import TraceError
 from .edit import ContextEdit
 
-#: up to this many difference rows they are decomposed themselves, beyond it their Gram matrix is
+#: Up to this many difference rows, the rows are decomposed directly; beyond it, their Gram matrix is.
 DIRECT_LIMIT = 4096
-#: share of the dimensions; an edit of higher rank is not worth the SVD that would make it smaller
+#: Share of the dimensions above which an edit is not worth the SVD that would reduce its rank
 NEARLY_FULL = 0.75
 
 
@@ -23,12 +23,12 @@ def regularise(
 
     Args:
         keep: Gram matrix ``[d, d]`` float64 without the regulariser.
-        alpha: relative strength.
+        alpha: relative regulariser.
         absolute: lambda itself, in place of ``alpha``.
-        trace: taken for ``tr(keep)``, to leave rows out of the scale.
+        trace: replaces ``tr(keep)``, to exclude rows from the scale.
 
     Raises:
-        TraceError: if lambda is not positive; a singular system has no answer worth having.
+        TraceError: if lambda is not positive.
     """
     width = keep.shape[0]
     scale = keep.diagonal().sum().item() if trace is None else trace
@@ -41,7 +41,7 @@ def regularise(
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor; on failure once more with a jitter of 1e-12 of the mean diagonal.
+    """Lower Cholesky factor. A failure is retried with a jitter of 1e-12 of the mean diagonal.
 
     Raises:
         TraceError: if the matrix is not positive definite even then.
@@ -64,46 +64,46 @@ def projection(
     energy: float = 1.0,
     max_rank: int | None = None,
     constrained: Tensor | None = None,
-    grades: Tensor | None = None,
-    moves: Tensor | None = None,
+    row_strengths: Tensor | None = None,
+    displacements: Tensor | None = None,
 ) -> tuple[ContextEdit, dict]:
-    """TRACE's closed form: ``dW = -s W D (D^T M D)^-1 D^T M``, the concept's directions gone, exactly.
+    """TRACE's closed form: ``dW = -s W D (D^T M D)^-1 D^T M``, an exact removal of the concept's directions.
 
-    Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F`` it changes the keep set least, in the norm of
-    G. M is G^-1 less its part along the fixed rows F: ``M = G^-1 - G^-1 F (F^T G^-1 F)^-1 F^T G^-1``. With
-    ``G = L L^T`` and P the projector off the columns of ``L^-1 F``, everything follows from the singular
-    value decomposition ``P L^-1 D = Q S R^T``; its leading directions, which hold the share ``energy`` of the
-    squared singular values, are projected out.
+    Of all edits with ``W' D = (1 - s) W D`` and ``W' F = W F``, it changes the keep set least, in the norm of
+    G. M is G^-1 without its part along the constrained rows F: ``M = G^-1 - G^-1 F (F^T G^-1 F)^-1 F^T
+    G^-1``. Let ``G = L L^T``, and let P project off the columns of ``L^-1 F``. The solution follows from the
+    singular value decomposition ``P L^-1 D = Q S R^T``. The leading directions with the share ``energy`` of
+    the squared singular values are projected out.
 
     Args:
         differences: weighted rows ``c_i - g_i``, ``[n, d]``.
         G: ``[d, d]`` float64, symmetric positive definite.
         strength: s; 0 changes nothing, 1 erases.
-        energy: share of the whitened energy to project out, in (0, 1]; 1 takes every direction above
+        energy: share of the whitened energy to project out, in (0, 1]; 1 removes every direction above
             rounding.
         max_rank: upper bound of the rank.
         constrained: rows F that must not change at all, ``[k, d]``.
-        grades: ``[n]``, one s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W d_i``. Where rows
-            of different grades are linearly dependent, the values of the least squares.
-        moves: rows m_i ``[n, d]`` that are taken away in place of the d_i: ``W' d_i = W d_i - s s_i W m_i``.
+        row_strengths: ``[n]``, a strength s_i for every row, times ``strength``: ``W' d_i = (1 - s s_i) W
+            d_i``. For linearly dependent rows of different strengths, the least-squares values.
+        displacements: displacements m_i ``[n, d]`` that replace the d_i: ``W' d_i = W d_i - s s_i W m_i``.
 
     Returns:
-        the edit, and ``rank``, ``energy_left`` (the share that stays, as measured).
+        the edit, and ``rank``, ``energy_left`` (the measured share that stays).
     """
     L = cholesky(G)
     D = differences.double().T
-    graded = D if moves is None else moves.double().T
-    graded = graded if grades is None else graded * grades
-    # only leading directions are wanted, which squaring does not blur
+    weighted = D if displacements is None else displacements.double().T
+    weighted = weighted if row_strengths is None else weighted * row_strengths
+    # squaring is precise enough for the leading directions
     if energy < 1 and D.shape[1] >= D.shape[0]:
         return _project(
-            L, D @ D.T, strength, energy, max_rank, constrained, None if graded is D else graded @ D.T
+            L, D @ D.T, strength, energy, max_rank, constrained, None if weighted is D else weighted @ D.T
         )
     off = _whitened_constraints(L, constrained)
     whitened = _project_out(off, torch.linalg.solve_triangular(L, D, upper=False))
     Q, values, Rt = torch.linalg.svd(whitened, full_matrices=False)
     rank, left = _leading(values.square(), energy, max_rank, floor=1e-24)
-    U = graded @ Rt[:rank].T / values[:rank]
+    U = weighted @ Rt[:rank].T / values[:rank]
     return _edit(L, _project_out(off, Q[:, :rank]), U, strength), {"rank": rank, "energy_left": left}
 
 
@@ -114,19 +114,21 @@ def projection_from_gram(
     energy: float = 1.0,
     max_rank: int | None = None,
     constrained: Tensor | None = None,
-    graded: Tensor | None = None,
+    strength_weighted: Tensor | None = None,
 ) -> tuple[ContextEdit, dict]:
-    """:func:`projection` from ``D D^T`` ``[d, d]`` instead of D, for more difference rows than fit in memory.
+    """:func:`projection` from ``D D^T`` ``[d, d]``, for more difference rows than fit in memory.
 
-    ``graded``: ``D diag(s_i) D^T`` ``[d, d]``, where the rows have grades; ``M diag(s_i) D^T``, where they
-        have moves.
+    ``strength_weighted``: ``D diag(s_i) D^T`` ``[d, d]`` for rows with strengths, or ``M diag(s_i) D^T`` for
+    rows with
+        displacements.
     """
-    return _project(cholesky(G), gram, strength, energy, max_rank, constrained, graded)
+    return _project(cholesky(G), gram, strength, energy, max_rank, constrained, strength_weighted)
 
 
-def _project(L, gram, strength, energy, max_rank, constrained, graded):
-    """The same from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``;
-    graded, ``D diag(s) D^T`` for S.
+def _project(L, gram, strength, energy, max_rank, constrained, strength_weighted):
+    """The projection from ``S = D D^T``: ``P L^-1 S L^-T P = Q E Q^T``, and ``D R S^-1 = S L^-T Q E^-1``.
+
+    With strengths, ``D diag(s) D^T`` takes the place of S in the last formula.
     """
     off = _whitened_constraints(L, constrained)
     half = torch.linalg.solve_triangular(L, gram, upper=False)
@@ -136,7 +138,7 @@ def _project(L, gram, strength, energy, max_rank, constrained, graded):
     rank, left = _leading(energies, energy, max_rank, floor=1e-13)
     Q = vectors[:, :rank]
     U = (
-        (gram if graded is None else graded)
+        (gram if strength_weighted is None else strength_weighted)
         @ torch.linalg.solve_triangular(L.T, Q, upper=True)
         / energies[:rank]
     )
@@ -144,8 +146,10 @@ def _project(L, gram, strength, energy, max_rank, constrained, graded):
 
 
 def _edit(L: Tensor, Q: Tensor, U: Tensor, strength: float) -> ContextEdit:
-    """``V = L^-T Q``; the caller has taken rounding along the fixed rows, large for small singular values,
-    off Q again.
+    """``V = L^-T Q``.
+
+    The caller has removed from Q the rounding along the constrained rows, which is large for small singular
+    values.
     """
     return ContextEdit(-strength * U, torch.linalg.solve_triangular(L.T, Q, upper=True))
 
@@ -158,8 +162,9 @@ def _whitened_constraints(L: Tensor, constrained: Tensor | None) -> Tensor | Non
 
 
 def _project_out(basis: Tensor | None, columns: Tensor) -> Tensor:
-    """Columns ``[d, n]`` less their part along an orthonormal basis; twice, as one pass leaves rounding
-    behind.
+    """Columns ``[d, n]`` without their part along an orthonormal basis.
+
+    A second pass removes rounding errors.
     """
     for _ in range(0 if basis is None else 2):
         columns = columns - basis @ (basis.T @ columns)
@@ -167,7 +172,7 @@ def _project_out(basis: Tensor | None, columns: Tensor) -> Tensor:
 
 
 def _leading(energies: Tensor, energy: float, max_rank: int | None, floor: float) -> tuple[int, float]:
-    """How many of the descending energies make up the share ``energy``, and the share that stays."""
+    """Number of leading energies with the share ``energy`` of their sum, and the share that is left."""
     total = energies.sum()
     if total <= 0:
         return 0, 0.0
@@ -189,9 +194,9 @@ def ridge(
     """Ridge regression of UCE, MACE, RECE, TRCE-1 (UCE eq. 7; MACE eq. 2): ``dW = W R C^T G^-1``.
 
     Args:
-        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i s_i (g_i - c_i)]`` (s_i: the concept's strength, usually
-            1), or R^T ``[n, d]`` when ``rows`` holds C^T.
-        rows: C^T ``[n, d]``, or None when ``targets`` is already the product.
+        targets: ``R C^T`` ``[d, d]`` with ``R = [a_i s_i (g_i - c_i)]`` (s_i: strength of the concept,
+            usually 1), or R^T ``[n, d]`` if ``rows`` is C^T.
+        rows: C^T ``[n, d]``, or None if ``targets`` is already the product.
         G: ``sum a c c^T + sum b p p^T + lambda I``, ``[d, d]`` float64.
         strength: scales the edit.
         tolerance: singular values of the edit below this share of the largest are dropped.
@@ -217,32 +222,29 @@ def ridge(
 
 
 def nearly_full(matrix: Tensor, tolerance: float) -> bool:
-    """Whether more than :data:`NEARLY_FULL` of the singular values of X ``[d, d]`` exceed ``tolerance
-    ||X||_F``.
+    """Whether more than :data:`NEARLY_FULL` of X's singular values exceed ``tolerance ||X||_F``.
 
-    Without an SVD, by a certificate: no singular value of some rows S of X is larger than X's own of the same
-    number (Cauchy interlacing), and all of S exceed the bound t where ``S S^T - t^2 I`` is positive definite,
-    which a Cholesky factorisation shows in a twentieth of the time. Of rows that do not show it nothing is
-    known; the answer is then no, and costs an SVD. t is at least 1e-6 ||X||_F, which float64 resolves in the
-    product.
+    X is ``[d, d]``. A certificate replaces the SVD. The singular values of a subset S of the rows are at most
+    those of X with the same index (Cauchy interlacing). All of S exceed the bound t if ``S S^T - t^2 I`` is
+    positive definite, which a Cholesky factorisation tests in a twentieth of the time. If the test fails,
+    nothing is known. The answer is then False, which costs an SVD. t is at least 1e-6 ||X||_F, which float64
+    resolves in the product.
     """
     count = int(NEARLY_FULL * len(matrix)) + 1
     if count > len(matrix):
         return False
-    some = matrix[:count]
+    subset = matrix[:count]
     bound = max(tolerance, 1e-6) * torch.linalg.vector_norm(matrix)
-    product = some @ some.T
+    product = subset @ subset.T
     product.diagonal().sub_(bound**2)
     return not torch.linalg.cholesky_ex(product).info.any()
 
 
 def _truncate(U: Tensor | None, V: Tensor, strength: float, tolerance: float, max_rank: int | None):
-    """``U V^T`` (``V^T`` for no U) by its singular values above ``tolerance`` times the largest, at most
-    ``max_rank``.
-    """
+    """``U V^T`` (``V^T`` without U), with singular values below ``tolerance`` times the largest cut off."""
     if U is None:
         left, values, right = torch.linalg.svd(V.T)
-    else:  # [d, n] with n < d: the singular values of an [n, n] matrix
+    else:  # [d, n] with n < d: only an [n, n] matrix needs an SVD
         (left, R), (right, S) = torch.linalg.qr(U), torch.linalg.qr(V)
         inner = torch.linalg.svd(R @ S.T)
         left, values, right = left @ inner.U, inner.S, inner.Vh @ right.T

@@ -1,4 +1,4 @@
-"""What the solvers need of the text rows, added up bit by bit."""
+"""Sums over text rows for the solvers, accumulated in batches."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ from ..text.encoding import BOS
 from . import solvers
 from .gram import Cross, Gram
 
-SAME = 1e-5  #: rows that differ by less than this share are one row, encoded at different places of a batch
+SAME = 1e-5  #: rows with a smaller relative difference are the same row, from different places in a batch
 
 
 class RowSums:
-    """What a solver needs of one text stream, and the report: sums over pairs (c, g) of weight a, and over
-    keep rows.
+    """Sums of one text stream for a solver and the report: over pairs (c, g) of weight a, and over keep rows.
 
-    Only the solver's own sums are accumulated: for ``ridge`` those of c and g, in which prompts that repeat
-    cost little, for ``projection`` those of d = c - g, which keep their precision where c and g are close.
-    Where the concepts' strengths s differ there are second sums, with s as a factor; where they are all the
-    same it is :attr:`strength`, of the whole edit.
+    Only the sums of the chosen solver are accumulated. ``ridge`` uses sums of c and g, in which repeated
+    prompts are cheap. ``projection`` uses sums of d = c - g, which stay precise where c and g are close. If
+    the strengths s of the concepts differ, second sums include the factor s. If all strengths are equal,
+    :attr:`strength` scales the whole edit.
 
-    The projection may be told of rows o that take the place of c, other than the g that stand in d: then what
-    moves is ``m = c - o``, and there are sums over m as well.
+    With substitutes, the projection moves c to rows o instead of g. The displacement is then ``m = c - o``,
+    with sums of its own.
     """
 
     def __init__(
         self, width: int, solver: str, strengths: Iterable[float] = (1.0,), substituted: bool = False
     ):
-        """``substituted``: some concept has rows o."""
+        """``substituted``: some concept has a substitute with rows o."""
         values = set(strengths)
         self.strength = values.pop() if len(values) == 1 else 1.0
         self._differ = bool(values)
         self._strength_weighted = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
-        self._row_strengths: list[Tensor] = []  # s of every row of rows
-        self._displacements: list[Tensor] = []  # sqrt(a) m of every row of rows, where some are not d
+        self._row_strengths: list[Tensor] = []  # s of every row in rows
+        self._displacements: list[Tensor] = []  # sqrt(a) m of every row in rows, with substitutes
         self._substituted = substituted and solver == "projection"
         self.keep = Gram(width)
         self.count = 0  #: pairs that differ
-        #: ``sqrt(a) d``, for the projection, while there are few; otherwise nothing
+        #: ``sqrt(a) d`` for the projection, up to the direct limit; beyond it empty
         self.rows: list[Tensor] = []
         self.constrained: Tensor | None = None  #: rows that must not change, [k, d]
         self._starts = 0.0
@@ -48,10 +47,10 @@ class RowSums:
         if self._ridge:
             self._pairs = Cross(width)  # sum a g c^T, sum a c c^T, sum a g g^T
         else:
-            self._difference = Gram(width)  # sum a d d^T of those not in rows
+            self._difference = Gram(width)  # sum a d d^T of rows folded already
         if self._substituted:
-            self._displacement_gram = Gram(width)  # sum a m m^T of those not in rows
-            # sum a m d^T of those not in rows, and the same with s as a factor
+            self._displacement_gram = Gram(width)  # sum a m m^T of rows folded already
+            # sum a m d^T of rows folded already, and the same with the factor s
             self._across, self._across_weighted = (
                 torch.zeros(width, width, dtype=torch.float64) for _ in "ab"
             )
@@ -66,13 +65,12 @@ class RowSums:
         strength: float = 1.0,
         instead: Tensor | None = None,
     ) -> None:
-        """Add rows c, g ``[n, d]`` of a concept, with weights a ``[n]``; pairs that do not differ (before it)
-        are left out.
+        """Add rows c, g ``[n, d]`` of a concept with weights a ``[n]``. Pairs with equal rows are left out.
 
-        ``instead``: its rows o ``[n, d]``, if it has any; for the projection.
+        ``instead``: rows o ``[n, d]`` of the substitute, for the projection.
 
-        Where the g are rows of a tensor that many prompts share, it is ``source``, and ``partners`` the n
-        rows' numbers in it; it must stay as it is until the sums are read.
+        ``source``: a tensor with the rows g that many prompts share, and ``partners``: the n row numbers in
+        it. It must not change before the sums are read.
         """
         moved = (weights > 0) & ((erase - want).norm(dim=1) > SAME * erase.norm(dim=1))
         at = moved.nonzero()[:, 0].tolist()
@@ -82,7 +80,7 @@ class RowSums:
         if source is None:
             source, partners = want, range(len(want))
         partners = [partners[i] for i in at]
-        at = slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at  # a slice needs no copy
+        at = slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at  # a slice avoids a copy
         erase, want, weights, instead = (
             erase[at],
             want[at],
@@ -102,16 +100,16 @@ class RowSums:
             self._release()
 
     def _release(self) -> None:
-        """Fold the rows, of which there are many, into sums."""
-        for number, (rows, grades) in enumerate(zip(self.rows, self._row_strengths)):
+        """Fold the rows into sums, after they exceed the direct limit."""
+        for number, (rows, strengths) in enumerate(zip(self.rows, self._row_strengths)):
             self._difference.add(rows)
             if self._substituted:
-                moves = self._displacements[number]
-                self._displacement_gram.add(moves)
-                self._across.addmm_(moves.T, rows)
-                self._across_weighted.addmm_((moves * grades[:, None]).T, rows)
+                displacements = self._displacements[number]
+                self._displacement_gram.add(displacements)
+                self._across.addmm_(displacements.T, rows)
+                self._across_weighted.addmm_((displacements * strengths[:, None]).T, rows)
             elif self._differ:
-                self._strength_weighted.add(rows, grades)
+                self._strength_weighted.add(rows, strengths)
         self.rows, self._row_strengths, self._displacements = [], [], []
 
     @property
@@ -122,9 +120,9 @@ class RowSums:
     def add_keep(
         self, rows: Tensor, weights: Tensor, groups: Sequence[int] = (), repeated: bool = False
     ) -> None:
-        """Add keep rows ``[n, d]`` with weights ``[n]``; ``groups`` tells which are start tokens.
+        """Add keep rows ``[n, d]`` with weights ``[n]``. ``groups`` marks the start tokens.
 
-        ``repeated``: the same tensor may come again, and must not change.
+        ``repeated``: the same tensor may be added again and must not change.
         """
         (self.keep.add_repeated if repeated else self.keep.add)(rows, weights)
         starts = [i for i, group in enumerate(groups) if group == BOS]
@@ -133,31 +131,36 @@ class RowSums:
 
     @property
     def trace(self) -> float:
-        """Trace of the keep matrix without its start-token rows, whose few giant numbers say nothing."""
+        """Trace of the keep matrix without its start-token rows, whose very large values would dominate."""
         return self.keep.value().diagonal().sum().item() - self._starts
 
     @property
     def targets(self) -> Tensor:
-        """``sum a s (g - c) c^T``, ``[d, d]``, for the ridge; s is 1 where strengths do not differ."""
+        """``sum a s (g - c) c^T``, ``[d, d]``, for the ridge. s is 1 if the strengths do not differ."""
         pairs = self._strength_weighted if self._differ else self._pairs
         return pairs.value() - pairs.right.value()
 
     @property
     def row_strengths(self) -> Tensor | None:
-        """s of every row of :attr:`rows`, ``[n]``, for the projection; None where strengths do not differ."""
+        """s of every row of :attr:`rows`, ``[n]``, for the projection.
+
+        None if the strengths do not differ.
+        """
         return torch.cat(self._row_strengths) if self._differ else None
 
     @property
     def displacements(self) -> Tensor | None:
-        """``sqrt(a) m`` of every row of :attr:`rows`, ``[n, d]``, for the projection; None where they are
-        those rows.
+        """``sqrt(a) m`` of every row of :attr:`rows`, ``[n, d]``, for the projection.
+
+        None without substitutes.
         """
         return torch.cat(self._displacements) if self._substituted else None
 
     @property
     def strength_weighted(self) -> Tensor | None:
-        """``sum a s m d^T``, ``[d, d]``, of those not in rows; None where strengths do not differ and all
-        m are d.
+        """``sum a s m d^T``, ``[d, d]``, of the folded rows.
+
+        None if all strengths are equal and every m is d.
         """
         if self._substituted:
             return self._across_weighted if self._differ else self._across
@@ -182,7 +185,7 @@ class RowSums:
         if not self.rows:
             return self._displacement_gram.value(), self._across
         total, across = Gram(self._displacement_gram.width), torch.zeros_like(self._across)
-        for moves, rows in zip(self._displacements, self.rows):
-            total.add(moves)
-            across.addmm_(moves.T, rows)
+        for displacements, rows in zip(self._displacements, self.rows):
+            total.add(displacements)
+            across.addmm_(displacements.T, rows)
         return total.value(), across

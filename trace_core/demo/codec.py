@@ -54,7 +54,7 @@ class Codec(nn.Module):
         )
 
     def fit_encoder(self, pictures: Tensor) -> None:
-        """PCA of the patches of ``pictures`` ``[b, 3, h, w]``: mean, leading directions, their deviations."""
+        """PCA of the patches of ``pictures`` ``[b, 3, h, w]``: mean, directions, standard deviations."""
         patches = self._patches(pictures).flatten(0, 2).double()
         self.mean.copy_(patches.mean(0))
         centred = patches - patches.mean(0)
@@ -71,7 +71,7 @@ class Codec(nn.Module):
         return rearrange(codes, "b h w c -> b c h w")
 
     def decode_linear(self, latents: Tensor) -> Tensor:
-        """Least-squares reconstruction, without the decoder: what a latent preview shows."""
+        """Least-squares reconstruction without the decoder, as in a latent preview."""
         patches = (rearrange(latents, "b c h w -> b h w c") * self.std) @ self.basis + self.mean
         return rearrange(patches, "b h w (c p q) -> b c (h p) (w q)", c=3, p=PATCH, q=PATCH)
 

@@ -1,4 +1,4 @@
-"""The demo models' world, as the evaluation and the erasure need it."""
+"""The demo models' classes, for the evaluation and the erasure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .world import keep_list as keep_list
 
 
 def domain() -> Domain:
-    """What the evaluation needs: the classes of the demo world, and its judge."""
+    """The classes of the demo world, and their judge."""
     judge = load_judge()
     return Domain(
         {name: spec["synonyms"] for name, spec in OBJECTS.items()}, list(STYLES), judge.probabilities

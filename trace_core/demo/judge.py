@@ -1,4 +1,4 @@
-"""The judge: a small classifier that tells object, style and background colour of a 64 x 64 picture."""
+"""The judge: a small classifier of object, style and background colour in a 64 x 64 picture."""
 
 from __future__ import annotations
 

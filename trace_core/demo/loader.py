@@ -1,4 +1,4 @@
-"""Load a demo model as the three objects a ComfyUI loader gives: MODEL, CLIP, VAE."""
+"""Load a demo model as the three objects of a ComfyUI loader: MODEL, CLIP, VAE."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .sizes import LATENT_CHANNELS, PATCH
 from .world import defaults
 
 MODELS = ("demo-sd", "demo-flux")
-MARK = "trace_demo"  #: attribute of the model object, which all clones share: the demo model's name
+MARK = "trace_demo"  #: attribute of the model object with the demo model's name; all clones share that object
 
 
 class DemoVAE:
-    """What the stock VAEDecode, VAEEncode and their tiled forms need of a VAE."""
+    """The interface of a VAE for the stock VAEDecode, VAEEncode and their tiled forms."""
 
     latent_channels = LATENT_CHANNELS
     latent_dim = 2
@@ -74,7 +74,7 @@ def _assets(name: str) -> dict[str, Tensor]:
     file = networks.ASSETS / f"{name}.safetensors"
     if not file.is_file():
         raise TraceError(
-            f"the weights of {name} are missing ({file.name}); install the pack again, or train them anew"
+            f"the weights of {name} are missing ({file.name}); install the pack again, or retrain them"
         )
     return {k: v.float() for k, v in load_file(file).items()}
 
@@ -89,17 +89,16 @@ def _load_clip_tower(transformer, state: dict[str, Tensor]) -> None:
 
 
 def load(name: str):
-    """``demo-sd`` or ``demo-flux`` as ``(model, clip, vae)``. A ComfyUI must have been imported.
+    """``demo-sd`` or ``demo-flux`` as ``(model, clip, vae)``. ComfyUI must be imported already.
 
-    ComfyUI can load model and text encoder once more by itself, as it does for a deep clone (its own Train
-    LoRA) and for other devices. The model object is marked with the demo model's name, and so are such
-    copies.
+    ComfyUI can reload the model and the text encoder by itself, as it does for a deep clone (its own Train
+    LoRA) and for other devices. The model object carries the demo model's name, and so do such copies.
 
     Raises:
-        TraceError: for another name, or missing weights.
+        TraceError: if the name is unknown, or weights are missing.
     """
     if name not in MODELS:
-        raise TraceError(f"'{name}' is no demo model; use {' or '.join(MODELS)}")
+        raise TraceError(f"'{name}' is not a demo model; use {' or '.join(MODELS)}")
     state = _assets(name)
     if name == "demo-sd":
         base, clip = networks.unet_model(), text_towers.sd_clip()
@@ -118,14 +117,12 @@ def load(name: str):
 
 
 def load_model(name: str, disable_dynamic: bool = False):
-    """The ModelPatcher alone: ComfyUI's way to load it again. Demo models are never under dynamic memory
-    management.
-    """
+    """The ModelPatcher alone, for reloading by ComfyUI. It is never under dynamic memory management."""
     return load(name)[0]
 
 
 def load_clip_patcher(name: str, disable_dynamic: bool = False):
-    """The text encoder's ModelPatcher alone, likewise."""
+    """The text encoder's ModelPatcher alone, for reloading by ComfyUI."""
     return load(name)[1].patcher
 
 

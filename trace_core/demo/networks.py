@@ -1,6 +1,4 @@
-"""The demo models' networks, built from ComfyUI's own classes: UNetModel, Flux, and its CLIP and T5 text
-towers.
-"""
+"""The demo models' networks, from ComfyUI's own classes: UNetModel, Flux, and its CLIP and T5 towers."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def unet_model(dtype: torch.dtype = torch.float32):
     config = comfy.supported_models.SD15(sizes.UNET)
     config.unet_config["num_heads"] = sizes.UNET_HEADS
     config.latent_format = latent_format()
-    config.inpaint_model = lambda: False  # ComfyUI takes more than four input channels for an inpainting UNet
+    config.inpaint_model = lambda: False  # ComfyUI treats more than four input channels as inpainting
     config.set_inference_dtype(dtype, None)
     return config.get_model({}, device=torch.device("cpu"))
 
@@ -52,8 +50,9 @@ def flux_model(dtype: torch.dtype = torch.float32):
 
 
 def initialise(network: nn.Module, zero: tuple[str, ...], seed: int = 0) -> None:
-    """Fill every parameter (ComfyUI's layers never do): fan-in normal, ones for scales, zeros for ``zero``
-    names.
+    """Fill every parameter: fan-in normal, ones for scales, zeros for ``zero`` names.
+
+    ComfyUI's layers leave their parameters unset.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, p in network.named_parameters():
@@ -81,9 +80,7 @@ def clip_config(tower: dict, vocab: int) -> dict:
 
 @contextmanager
 def config_file(config: dict) -> Iterator[str]:
-    """A configuration as a file, for as long as a text model is being built: older ComfyUIs read it from
-    nowhere else.
-    """
+    """A configuration as a temporary file, which older ComfyUIs need to build a text model."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(config))

@@ -1,9 +1,9 @@
-"""Sizes of the demo models. One table, read by the loader, the recipe and the model card."""
+"""Sizes of the demo models, shared by the loader, the recipe and the model card."""
 
 LATENT_CHANNELS = 16
 PATCH = 8  #: pixels per latent cell, as in SD and FLUX autoencoders
 IMAGE_SIZE = 64
-TEXT_LENGTH = 24  #: rows a prompt is padded to (77 for SD, 256 for FLUX in the real models)
+TEXT_LENGTH = 24  #: padded rows of a prompt (real models: 77 for SD, 256 for FLUX)
 
 #: demo-sd: ComfyUI's UNetModel
 UNET = dict(
@@ -23,8 +23,7 @@ FLUX = dict(
     axes_dim=[16, 16, 16], theta=10000, qkv_bias=True, guidance_embed=True,
 )  # fmt: skip
 
-#: Text towers, as the configurations that both transformers and ComfyUI read. ``vocab_size`` is filled in
-#: from the tokenizer.
+#: Text towers, in the configuration keys of transformers and ComfyUI. The tokenizer sets ``vocab_size``.
 CLIP_SD = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)
 CLIP_FLUX = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
 CLIP_COMMON = dict(hidden_act="quick_gelu", max_position_embeddings=TEXT_LENGTH, layer_norm_eps=1e-5)

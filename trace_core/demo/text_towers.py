@@ -1,6 +1,4 @@
-"""The demo models' CLIP objects: ComfyUI's own CLIP, CLIPTextModel and T5, with small configurations and
-vocabularies.
-"""
+"""The demo models' CLIP objects: ComfyUI's own classes with small configurations and vocabularies."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ def _vocabulary(folder) -> int:
 
 
 def _clip_tokenizer(embedding_size: int):
-    """A class with the constructor that ComfyUI's tokenizers have."""
+    """A class with the constructor of ComfyUI's tokenizers."""
     import comfy.sd1_clip
 
     class DemoClipTokenizer(comfy.sd1_clip.SDTokenizer):
@@ -57,9 +55,7 @@ def _t5_tokenizer():
 
 
 def _clip_model(tower: dict):
-    """ComfyUI's SDClipModel around a small CLIPTextModel (whose vocabulary size ComfyUI does not read from
-    anywhere).
-    """
+    """ComfyUI's SDClipModel around a small CLIPTextModel. ComfyUI has no option for the vocabulary size."""
     import comfy.clip_model
     import comfy.sd1_clip
 
@@ -90,9 +86,7 @@ def _clip_model(tower: dict):
 
 
 def sd_clip():
-    """CLIP object of demo-sd: one causal tower, pads are end tokens, final layer norm, as Stable Diffusion
-    1.x.
-    """
+    """CLIP object of demo-sd, like Stable Diffusion 1.x: one causal tower, end tokens as pads, layer norm."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
@@ -114,9 +108,7 @@ def sd_clip():
 
 
 def flux_clip():
-    """CLIP object of demo-flux: T5 rows with unmasked pads, and CLIP's unprojected pooled vector, as
-    FLUX.1.
-    """
+    """CLIP object of demo-flux, like FLUX.1: T5 rows with unmasked pads, CLIP's unprojected pooled vector."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base

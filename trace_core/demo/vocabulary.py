@@ -1,12 +1,12 @@
-"""What the demo models know: objects, synonyms, styles, colours, and the captions they were taught."""
+"""The vocabulary of the demo models: objects, synonyms, styles, colours, and training captions."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-#: The ten CIFAR-10 classes of the papers' object benchmark, then fourteen others. Each object: the icon
-#: names that draw it (first that exists wins), the synonyms that also name it, and its super-category.
+#: The ten CIFAR-10 classes of the papers' object benchmark, then fourteen others. Each object has icon names
+#: (the first that exists is drawn), synonyms and a super-category.
 OBJECTS: dict[str, dict] = {
     "airplane": {"icons": ["airplane"], "synonyms": ["aircraft", "plane", "jet"], "kind": "vehicle"},
     "automobile": {"icons": ["automobile"], "synonyms": ["car", "motorcar", "sedan"], "kind": "vehicle"},
@@ -56,7 +56,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (190, 192, 198),
 }
 
-#: Ways to introduce an object. ``{}`` takes the noun, or nothing for a caption without an object.
+#: Ways to introduce an object. ``{}`` is the place of the noun; it is empty in a caption without an object.
 OPENINGS = [
     "a photo of a {}", "a picture of a {}", "an image of a {}", "a drawing of a {}", "an icon of a {}",
     "an emoji of a {}", "a photo of the {}", "a {}", "the {}", "{}",
@@ -74,17 +74,17 @@ class Label:
 
 
 def noun(label: Label, rng: random.Random, synonyms: bool = True) -> str:
-    """The object's name; two times in five one of its synonyms, if it has any."""
+    """The object's name, or with probability 0.4 one of its synonyms, if it has any."""
     others = OBJECTS[label.object]["synonyms"]
     return rng.choice(others) if synonyms and others and rng.random() < 0.4 else label.object
 
 
 def caption(label: Label, rng: random.Random) -> str:
-    """A caption that says all, or part, of what a picture shows.
+    """A caption of all or part of a picture's content.
 
-    The object is left out in 8 % of captions and replaced by its super-category in 5 %, so that
-    "a photo", "a twitter style picture" and "an animal" mean something to the model: they are the
-    neutral prompts that erasure steers to.
+    The object is missing in 8 % of the captions, and 5 % have its super-category instead. "a photo", "a
+    twitter style picture" and "an animal" therefore have a meaning for the model. They are the neutral
+    prompts that an erasure steers to.
     """
     draw = rng.random()
     if draw < 0.08:

@@ -1,4 +1,4 @@
-"""What the demo models can draw, and what an erasure of theirs takes by default."""
+"""The demo models' classes, and defaults for their erasures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..backbones.defaults import ModelDefaults
 from ..text.concepts import Concept, same
 from .vocabulary import COLOURS, OBJECTS, STYLES
 
-#: Prompts of the demo world to meet a concept in, by kind of concept; ``{}`` is its place.
+#: Additional prompt templates of the demo world by kind of concept; ``{}`` is the place of the concept.
 CONTEXTS = {
     "object": (
         *(f"a photo of a {{}}, {style}" for style in STYLES),
@@ -23,7 +23,7 @@ CONTEXTS = {
 }
 
 
-#: What the finetune of a demo model needs otherwise than a real one's: small networks learn at higher rates.
+#: Finetune options that differ from a real model's; small networks learn at higher rates
 FINETUNE = {
     "demo-sd": {"width": 64, "height": 64, "lr_scale": 10.0, "contexts": CONTEXTS},
     "demo-flux": {"width": 64, "height": 64, "lr_scale": 4.0, "contexts": CONTEXTS},
@@ -31,9 +31,11 @@ FINETUNE = {
 
 
 def keep_list(concepts: Sequence[Concept]) -> list[str]:
-    """Everything the demo models can draw, less what is to be erased (and what an erased synonym stands for).
+    """Everything that the demo models can draw, without the erased classes.
 
-    Both parts of a combined concept stay in it: they are kept, each without the other (see
+    An erased synonym removes its class.
+
+    Both parts of a combined concept stay in the list and are kept separately (see
     :func:`trace_core.closed_form.policies.keep_prompts`).
     """
     erased = [c.target for c in concepts]
@@ -46,5 +48,5 @@ def keep_list(concepts: Sequence[Concept]) -> list[str]:
 
 
 def defaults(name: str) -> ModelDefaults:
-    """What a demo model says of itself."""
+    """The defaults of a demo model."""
     return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], FINETUNE[name]["width"])

@@ -1,4 +1,4 @@
-"""How well an erasure worked: accuracies by a judge, harmonic means, drift, and pictures to look at."""
+"""Evaluation of an erasure: accuracies by a judge, harmonic means, drift, and picture grids."""
 
 from .metrics import drift, h_c, h_o, top1
 from .protocol import Evaluator

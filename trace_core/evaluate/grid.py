@@ -19,7 +19,7 @@ def to_image(picture: Tensor, scale: int) -> Image.Image:
 
 
 def _wrap(draw: ImageDraw.ImageDraw, text: str, font, width: int, lines: int = 3) -> list[str]:
-    """Break a text into at most ``lines`` lines that fit ``width``; what is left over becomes an ellipsis."""
+    """Break a text into at most ``lines`` lines of ``width``; the rest becomes an ellipsis."""
     out, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -46,7 +46,7 @@ def grid(
     Args:
         rows: (label, pictures ``[n, h, w, 3]`` in 0..1), all with n pictures.
         columns: n prompts.
-        title: printed above.
+        title: heading of the sheet.
         scale: enlargement.
         marked: columns whose prompts name the erased concept; their labels are red.
     """

@@ -1,4 +1,4 @@
-"""The measures, one formula a function. Accuracies are fractions of 1."""
+"""The measures, one formula per function. Accuracies are fractions of 1."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def harmonic(values: Sequence[float]) -> float:
 
 
 def top1(probabilities: Tensor, target: int) -> float:
-    """Share of rows of ``[n, classes]`` whose largest entry is the target's."""
+    """Share of the rows of ``[n, classes]`` with the target as the largest entry."""
     return (probabilities.argmax(-1) == target).float().mean().item()
 
 
 def mean_probability(probabilities: Tensor, target: int) -> float:
-    """Mean probability of the target class, as MACE's released evaluation reports instead of top-1."""
+    """Mean probability of the target class, which MACE's released evaluation reports instead of top-1."""
     return probabilities[:, target].mean().item()
 
 
 def drift(latents: Tensor, base_latents: Tensor, pictures: Tensor, base_pictures: Tensor) -> dict[str, float]:
-    """Same-prompt, same-seed distance from the base model.
+    """Distance from the base model at the same prompts and seeds.
 
     Args:
         latents, base_latents: ``[n, c, h, w]``.
         pictures, base_pictures: ``[n, h, w, 3]`` in 0..1.
 
     Returns:
-        ``latent_mse`` (latents have unit variance), ``psnr`` in dB of the pictures (100 where they are
-        equal), ``samples``.
+        ``latent_mse`` (latents have unit variance), ``psnr`` of the pictures in dB (100 if equal),
+        ``samples``.
     """
     error = (pictures - base_pictures).square().mean().item()
     return {

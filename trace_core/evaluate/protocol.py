@@ -1,4 +1,4 @@
-"""The papers' protocol on a model with a judge: erased concept, everything else, synonyms, drift."""
+"""The papers' protocol, for a model with a judge: erased concept, everything else, synonyms, drift."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import ConceptError
 from ..text.concepts import Concept, same
 from .metrics import drift, h_c, h_o, mean_probability, top1
 
-#: ``progress(phase, done, total)`` in pictures; raise from it to cancel
+#: ``progress(phase, done, total)`` in pictures; an exception raised in it cancels
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What a judge can tell apart.
+    """The classes that a judge can distinguish.
 
     Attributes:
         objects: object class -> synonyms.
@@ -33,8 +33,9 @@ class Domain:
     judge: Callable[[Tensor, str], Tensor]
 
     def locate(self, concept: str) -> tuple[str, str] | None:
-        """``(head, class)`` of a concept, or None if the judge does not know it. Synonyms count as their
-        class.
+        """``(head, class)`` of a concept, or None if the judge does not know it.
+
+        A synonym gives its class.
         """
         for name, synonyms in self.objects.items():
             if any(same(concept, word) for word in (name, *synonyms)):
@@ -43,17 +44,17 @@ class Domain:
 
 
 def object_prompts(noun: str, styles: Sequence[str], count: int) -> list[str]:
-    """``a photo of a <noun>, <style>``, going round the styles."""
+    """``a photo of a <noun>, <style>``, cycling through the styles."""
     return [f"a photo of a {noun}, {styles[i % len(styles)]}" for i in range(count)]
 
 
 def style_prompts(style: str, objects: Sequence[str], count: int) -> list[str]:
-    """``a photo of a <object>, <style>``, going round the objects."""
+    """``a photo of a <object>, <style>``, cycling through the objects."""
     return [f"a photo of a {objects[i % len(objects)]}, {style}" for i in range(count)]
 
 
 class Evaluator:
-    """Samples and judges; the base model's pictures are made once and shared by every evaluation."""
+    """Samples and judges pictures. The base model's pictures are sampled once and shared."""
 
     def __init__(
         self,
@@ -67,8 +68,10 @@ class Evaluator:
         progress: Progress | None = None,
         others: int | None = None,
     ):
-        """``samples`` pictures of each erased class and synonym, ``others`` (the same, unless given) of
-        every other class.
+        """
+        Args:
+            samples: pictures of each erased class and synonym.
+            others: pictures of every other class; by default as many.
         """
         self.model, self.clip, self.vae, self.domain = model, clip, vae, domain
         self.samples, self.seed = samples, seed
@@ -78,7 +81,7 @@ class Evaluator:
         self._base: dict[str, tuple[Tensor, Tensor]] = {}
 
     def pictures(self, model, prompts: Sequence[str], phase: str) -> tuple[Tensor, Tensor]:
-        """Latents and pictures; the i-th prompt of a list gets the seed ``seed * 100003 + i``."""
+        """Latents and pictures. Prompt i of a list has the seed ``seed * 100003 + i``."""
         seeds = [self.seed * 100003 + i for i in range(len(prompts))]
         latents = sample(
             model, self.clip, prompts, seeds, self.config, lambda a, b: self.progress(phase, a, b)
@@ -86,8 +89,9 @@ class Evaluator:
         return latents, self.vae.decode(latents)
 
     def base(self, name: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The base model's pictures of a prompt list, cached under a name; a shorter list is the beginning
-        of a longer one.
+        """The base model's pictures of a prompt list, cached by name.
+
+        A shorter list is a prefix of a longer one.
         """
         if name not in self._base or len(self._base[name][0]) < len(prompts):
             self._base[name] = self.pictures(self.model, prompts, f"base: {name}")
@@ -95,9 +99,7 @@ class Evaluator:
         return latents[: len(prompts)], pictures[: len(prompts)]
 
     def unerased(self) -> dict:
-        """Object and style accuracy of the base model, per class: what the judge says before anything is
-        erased.
-        """
+        """The base model's accuracy by object class and style, before any erasure."""
         out = {}
         for head, classes in (("object", list(self.domain.objects)), ("style", list(self.domain.styles))):
             per_class = {}
@@ -108,11 +110,11 @@ class Evaluator:
         return {"samples_per_class": self.samples, "seed": self.seed, "accuracy": out}
 
     def evaluate(self, model, concepts: Sequence[Concept]) -> dict:
-        """Measure a model with ``concepts`` erased against the base model.
+        """Compare a model with ``concepts`` erased to the base model.
 
         Returns:
             ``acc_e, acc_s, acc_g, h_o, h_c`` as fractions of 1 (``acc_g`` and ``h_o`` None for styles),
-            ``drift``, ``per_class`` and how it was measured.
+            ``drift``, ``per_class`` and the settings of the measurement.
 
         Raises:
             ConceptError: if the judge does not know a concept, or objects and styles are mixed.
@@ -120,7 +122,7 @@ class Evaluator:
         places = [self._locate(c.target) for c in concepts]
         heads = {head for head, _ in places}
         if len(heads) > 1:
-            raise ConceptError("objects and styles are judged apart; evaluate them in two runs")
+            raise ConceptError("objects and styles have separate judges; evaluate them in two runs")
         head = heads.pop()
         classes = list(self.domain.objects) if head == "object" else list(self.domain.styles)
         erased = [name for _, name in places]

@@ -1,7 +1,8 @@
-"""Attacks on an erasure, by someone who has the erased model: how much of the concept comes back.
+"""Attacks on an erasure with access to the erased model: how much of the concept comes back.
 
-* adversarial rows (RECE, arXiv 2407.12383): in closed form, the rows that the erased layers map to where the
-  base layers map the concept's
+* adversarial rows (RECE, arXiv 2407.12383): rows in closed form that the erased layers map to the base
+layers' output
+  for the concept
 * inverted rows (textual inversion, arXiv 2208.01618): rows trained by gradient through the erased network
 """
 
@@ -26,12 +27,12 @@ from ..lora.gating import apply
 from .metrics import top1
 from .protocol import Domain, object_prompts, style_prompts
 
-RIDGE = 0.1  #: lambda of RECE, its value for most concepts
-BATCH = 16  #: points of a step of the inversion
-TRAJECTORIES = 16  #: of the base model, whose points the inversion is trained on
-RECOGNISED = 0.5  #: share of pictures from which on a concept counts as brought back
+RIDGE = 0.1  #: RECE's lambda, its value for most concepts
+BATCH = 16  #: points per step of the inversion
+TRAJECTORIES = 16  #: trajectories of the base model for the training points of the inversion
+RECOGNISED = 0.5  #: share of recognised pictures from which a concept counts as recovered
 
-#: ``progress(phase, done, total)``; raise from it to cancel
+#: ``progress(phase, done, total)``; an exception raised in it cancels
 Progress = Callable[[str, int, int], None]
 
 
@@ -50,22 +51,22 @@ def recoverability(
     progress: Progress | None = None,
     config: SamplerConfig | None = None,
 ) -> dict:
-    """Attack an erasure in both ways and let the judge say what comes back. The model is read, never written.
+    """Attack an erasure in both ways, and judge what comes back. The model is read, never written.
 
     Args:
         model: the base ComfyUI ModelPatcher.
-        lora: the erasure, over the whole schedule.
+        lora: the erasure, applied over the whole schedule.
         domain: the judge.
         concept: an object, synonym or style that the judge knows.
-        samples: pictures of every measurement.
-        seed: of the pictures, and of the training's noise.
-        steps, every, lr: of the inversion: at most so many steps of Adam, judged every so many.
-        progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
+        samples: pictures per measurement.
+        seed: seed of the pictures and of the training noise.
+        steps, every, lr: Adam steps of the inversion, steps per judgement, learning rate.
+        progress: ``progress(phase, done, total)``; an exception raised in it cancels.
 
     Returns:
-        ``plain`` (top-1 of the concept without an attack), ``adversarial_rows`` (with RECE's), ``inversion``:
-        ``curve`` of ``[step, top-1]``, ``recovered_at`` (the first step from which on at least
-        :data:`RECOGNISED` is recognised, or None).
+        ``plain`` (top-1 of the concept without an attack), ``adversarial_rows`` (top-1 with RECE's rows), and
+        ``inversion``: ``curve`` of ``[step, top-1]``, and ``recovered_at``, the first step at which at least
+        :data:`RECOGNISED` is recognised, or None.
 
     Raises:
         ConceptError: if the judge does not know the concept.
@@ -84,17 +85,17 @@ def recoverability(
     def recognised(latents: Tensor) -> float:
         return top1(domain.judge(vae.decode(latents), head), classes.index(name))
 
-    found = {}
+    results = {}
     for label, maps in (("plain", None), ("adversarial_rows", adversarial_maps(model, erased))):
-        heard, reader = partial(progress, label), Rewritten(clip, maps) if maps else clip
-        found[label] = recognised(sample(erased, reader, prompts, seeds, config, heard))
+        report, reader = partial(progress, label), Rewritten(clip, maps) if maps else clip
+        results[label] = recognised(sample(erased, reader, prompts, seeds, config, report))
     prompt = f"a photo of a {concept}" if head == "object" else f"a photo, {concept}"
     curve = inversion(
         model, lora, clip, prompt, recognised, samples, seed, steps, every, lr, config, progress
     )
     setting = {"concept": concept, "samples": samples, "seed": seed}
-    found["inversion"] = _inverted(curve, prompt, lr)
-    return {**found, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
+    results["inversion"] = _inverted(curve, prompt, lr)
+    return {**results, **setting, "lambda": RIDGE, "recognised_from": RECOGNISED}
 
 
 def _prompts(concept: str, head: str, domain: Domain, samples: int) -> list[str]:
@@ -112,12 +113,12 @@ def _inverted(curve: list[list], prompt: str, lr: float) -> dict:
 
 
 def adversarial_map(before: Sequence[Tensor], after: Sequence[Tensor], strength: float = RIDGE) -> Tensor:
-    """RECE, eq. 6: ``A = (sum W'^T W' + lambda I)^-1 (sum W'^T W)``, so that ``c' = A c`` looks to the W' as
-    c to the W.
+    """RECE, eq. 6: ``A = (sum W'^T W' + lambda I)^-1 (sum W'^T W)``.
+
+    The W' map the rows ``c' = A c`` to about the same output as the W map c.
 
     Args:
-        before, after: the layers' text columns W and W', ``[out_i, d]`` each, of the base and of the erased
-            model.
+        before, after: the layers' text columns W (base model) and W' (erased model), ``[out_i, d]`` each.
         strength: lambda.
 
     Returns:
@@ -134,7 +135,7 @@ def adversarial_map(before: Sequence[Tensor], after: Sequence[Tensor], strength:
 
 
 def adversarial_maps(model, erased, strength: float = RIDGE) -> dict[str, Tensor]:
-    """:func:`adversarial_map` of every text stream of a model, over all its layers that read the text."""
+    """:func:`adversarial_map` of every text stream, over all layers that read it."""
     out, (base, changed) = {}, (backbone_for(m) for m in (model, erased))
     for stream in (CONTEXT, POOLED):
         layers = base.layers(stream)
@@ -146,7 +147,7 @@ def adversarial_maps(model, erased, strength: float = RIDGE) -> dict[str, Tensor
 
 
 class Rewritten:
-    """A CLIP whose rows, and pooled vectors, of every prompt but the empty one go through linear maps."""
+    """A CLIP that applies linear maps to the rows and pooled vectors of every prompt but the empty one."""
 
     def __init__(self, clip, maps: Mapping[str, Tensor]):
         self._clip, self._maps = clip, maps
@@ -168,17 +169,17 @@ class Rewritten:
 
 
 class _Rows(Prompts):
-    """Prompts of which one's rows are trained."""
+    """Prompts of which one has trained rows."""
 
     def made(self, number: int) -> dict[str, Tensor]:
-        return self._made[number]
+        return self._conditions[number]
 
     def put(self, number: int, made: dict[str, Tensor]) -> None:
-        self._made[number] = made
+        self._conditions[number] = made
 
 
 class _Attack:
-    """The rows that are trained, in units of their root mean square, and their optimiser."""
+    """The trained rows, in units of their root mean square, and their optimiser."""
 
     def __init__(
         self, backbone: Backbone, prompts: _Rows, number: int, original, trained, lr: float, seed: int
@@ -191,21 +192,21 @@ class _Attack:
         self.generator = torch.Generator().manual_seed(seed)
 
     def condition(self) -> dict[str, Tensor]:
-        """The prompt's condition with the rows of now."""
+        """The prompt's condition with the current rows."""
         rows = {k: v + self.scale[k] * self.change[k] for k, v in self.trained.items()}
         return _with_text(self.original, rows)
 
     def show(self) -> None:
-        """Let the prompt stand for the rows of now."""
+        """Use the current rows for the prompt."""
         self.prompts.put(self.number, {k: v.detach() for k, v in self.condition().items()})
 
     def step(self, points: tuple[Tensor, ...]) -> None:
-        """One step of Adam on a batch of points: x, sigma, and what the base network predicts there."""
-        made = self.condition()
+        """One step of Adam on a batch of points: x, sigma, and the base network's predictions."""
+        rows_condition = self.condition()
         drawn = torch.randint(len(points[0]), (BATCH,), generator=self.generator)
         x, sigma, wanted = (t[drawn] for t in points)
         with saved_apart(self.backbone.network):
-            condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in made.items()}
+            condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in rows_condition.items()}
             out = self.backbone.predict(x, sigma, condition)
             squared = (out - wanted).square().mean(dim=(1, 2, 3))
             error = ((1 + sigma.square().clamp_max(30)) * squared).mean()
@@ -228,19 +229,18 @@ def inversion(
     config: SamplerConfig | None = None,
     progress: Progress | None = None,
 ) -> list[list]:
-    """Train a prompt's rows until the erased network predicts what the base network predicts for the prompt
-    itself.
+    """Train a prompt's rows until the erased network predicts like the base network with the original rows.
 
-    Textual inversion (arXiv 2208.01618, eq. 2) on the base model's own trajectories, of the whole prompt's
-    rows (and pooled vector) instead of one word's: ``min_v E ||p'(x, sigma, v) - p0(x, sigma, c)||^2`` by
-    Adam, from the prompt's own rows.
+    Textual inversion (arXiv 2208.01618, eq. 2) on the base model's own trajectories, but of the whole
+    prompt's rows (and pooled vector) instead of one word's: ``min_v E ||p'(x, sigma, v) - p0(x, sigma,
+    c)||^2`` by Adam, starting from the prompt's own rows.
 
     Args:
         judge: ``judge(latents [samples, c, h, w]) -> share recognised``.
-        lr: in units of the rows' root mean square.
+        lr: learning rate in units of the rows' root mean square.
 
     Returns:
-        ``[step, share]`` from step 0 on; it ends where all is recognised twice in a row.
+        ``[step, share]`` from step 0 on. It ends early after full recognition twice in a row.
     """
     config = config or SamplerConfig.for_model(model)
     progress, backbone = progress or (lambda *_: None), backbone_for(model)
@@ -249,7 +249,7 @@ def inversion(
     with training_mode(backbone.engine):
         prompts = _Rows(backbone, clip, shape, config.guidance)
         uncond, number = prompts.index(""), prompts.index(prompt)
-        # an adapter that stays zero; the erasure is the one it starts from
+        # attached() needs a trained adapter, which stays zero here; the erasure is its start
         target = backbone.lora_targets("text")[:1]
         with attached(backbone, target, 1, lora, seed) as adapters:
             adapters.use("base")
@@ -277,9 +277,7 @@ def inversion(
 def _points(
     backbone: Backbone, prompts: Prompts, number: int, uncond: int, sampling: Sampling, seed: int
 ) -> tuple[Tensor, ...]:
-    """Points on the base model's trajectories of a prompt: x ``[n, c, h, w]``, sigma ``[n]``, its
-    predictions ``[n, c, h, w]``.
-    """
+    """Points on the base model's trajectories: x ``[n, c, h, w]``, sigma ``[n]``, predictions like x."""
     xs, sigmas, predictions = [], [], []
     for _, sigma, x, found in trajectories(
         backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None
@@ -291,27 +289,25 @@ def _points(
     return torch.cat(xs), torch.cat(sigmas), torch.cat(predictions)
 
 
-def _text(made: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """What of a condition is text: the rows, and the pooled vector's own columns where the model reads
-    one.
-    """
+def _text(condition: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """The text of a condition: the rows, and the text columns of the pooled vector if the model reads one."""
     pooled = backbone.width(POOLED)
-    text = {"c_crossattn": made["c_crossattn"]} | ({"y": made["y"][:, :pooled]} if pooled else {})
+    text = {"c_crossattn": condition["c_crossattn"]} | ({"y": condition["y"][:, :pooled]} if pooled else {})
     return {k: v.detach().float().clone() for k, v in text.items()}
 
 
-def _with_text(made: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A condition with other text; what stands behind the pooled vector (SDXL's sizes) stays."""
-    out = dict(made)
+def _with_text(condition: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A condition with other text. Columns behind the pooled vector (SDXL's sizes) stay."""
+    out = dict(condition)
     for name, value in text.items():
-        rest = made[name][:, value.shape[1] :] if name == "y" else made[name][:, :0]
+        rest = condition[name][:, value.shape[1] :] if name == "y" else condition[name][:, :0]
         out[name] = torch.cat([value.to(rest.dtype), rest], dim=1)
     return out
 
 
 @torch.no_grad()
 def _share(backbone, prompts, number: int, uncond: int, sampling: Sampling, seed: int, judge) -> float:
-    """What the judge recognises of the pictures of a prompt's present rows, by the network as it is."""
+    """Share of recognised pictures from a prompt's current rows, in the network's current state."""
     *_, last = trajectories(
         backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None
     )

@@ -1,4 +1,4 @@
-"""The finetune: sampling trajectories, objectives on them, adapters, and the loop."""
+"""The finetune: trajectories, objectives, adapters, and the training loop."""
 
 from .options import FinetuneConfig
 from .progress import Diverged, Progress

@@ -1,6 +1,4 @@
-"""Trainable LoRA adapters on a ComfyUI network by PEFT, and the network as it was when they come off
-again.
-"""
+"""Trainable LoRA adapters on a ComfyUI network by PEFT, and the restoration of the network afterwards."""
 
 from __future__ import annotations
 
@@ -18,18 +16,18 @@ from ..backbones.weights import is_linear, shape_of
 from ..errors import LoraError
 from ..lora.erasure import ErasureLora
 
-#: PEFT's names of the adapter that is trained, and of the one that is given
+#: PEFT's names of the trained adapter and of the given one
 STUDENT, START = "student", "start"
-BASE = "base"  #: neither of them
+BASE = "base"  #: state with neither adapter
 
 _STATES = {BASE: [], START: [START], STUDENT: [START, STUDENT]}
 
 
 class Adapters:
-    """The adapters on a network, while they are on it.
+    """The adapters on a network, while attached.
 
-    Three states share one set of weights: ``base`` (the model as it came in), ``start`` (with the erasure
-    that training starts from, usually the closed form) and ``student`` (with the trained adapter on top).
+    Three states share one set of weights: ``base`` (the given model), ``start`` (with the erasure that
+    training starts from, usually the closed form) and ``student`` (with the trained adapter on top).
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], dense: bool = False):
@@ -46,32 +44,33 @@ class Adapters:
             layer.enable_adapters(bool(active))
             if active:
                 layer.set_adapter(active)
-        for layer in self._layers.values():  # PEFT makes whatever is active trainable
+        for layer in self._layers.values():  # PEFT makes every active adapter trainable
             for name in layer.lora_A:
                 layer.lora_A[name].requires_grad_(name == STUDENT and not self.dense)
                 layer.lora_B[name].requires_grad_(name == STUDENT)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: all A (none, if whole matrices are), then all B, float32."""
+        """Trained parameters, float32: all A (none for full matrices), then all B."""
         down = [] if self.dense else [layer.lora_A[STUDENT].weight for layer in self._trained]
         return down + [layer.lora_B[STUDENT].weight for layer in self._trained]
 
     def gradients(self) -> list[Tensor]:
-        """Of every B, in the order of the layers; of whole matrices these are the gradients of the weights
-        themselves.
-        """
+        """Gradients of every B in layer order. For full matrices these are the gradients of the weights."""
         weights = [layer.lora_B[STUDENT].weight for layer in self._trained]
         return [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
 
     def restrict(self, masks: Sequence[Tensor | None]) -> None:
-        """Train no number of B where its mask is False; a mask a layer, or None for all of it."""
+        """Train only the entries of B where the mask is True; one mask per layer, None for all entries."""
         self._masks = [
             old if new is None else new if old is None else old & new
             for old, new in zip(self._masks, masks, strict=True)
         ]
 
     def mask_gradients(self) -> None:
-        """Clear the gradient of what is not trained; Adam without weight decay then leaves it at zero."""
+        """Zero the gradients of untrained entries.
+
+        Adam without weight decay then keeps these entries at zero.
+        """
         for gradient, mask in zip(self.gradients(), self._masks):
             if mask is not None:
                 gradient.mul_(mask)
@@ -81,32 +80,31 @@ class Adapters:
         return [p.detach().cpu().clone() for p in self.parameters()]
 
     def restore(self, state: Sequence[Tensor]) -> None:
-        """Put a :meth:`state` back.
+        """Restore a :meth:`state`.
 
         Raises:
-            LoraError: if its shapes are not these adapters'.
+            LoraError: if its shapes differ from these adapters'.
         """
         own = self.parameters()
         if [p.shape for p in own] != [s.shape for s in state]:
             raise LoraError(
-                "the saved adapter has other layers or another rank; resume with the settings it was made "
-                "with"
+                "the saved adapter has other layers or another rank; resume with the settings of the saved "
+                "run"
             )
         with torch.no_grad():
             for p, saved in zip(own, state):
                 p.copy_(saved)
 
     def factors(self, rank: int | None = None) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-        """The trained adapter alone, ``{module: (up [out, r], down [r, in])}`` float32; up carries PEFT's
-        scale.
+        """The trained adapter, ``{module: (up [out, r], down [r, in])}`` float32, with PEFT's scale in up.
 
         Args:
-            rank: of whole matrices, which are cut by a singular value decomposition (Eckart and Young, 1936).
+            rank: rank of full matrices, cut by a singular value decomposition (Eckart and Young, 1936).
 
         Returns:
             the factors, and the share of the edit that was cut off, in the Frobenius norm over all layers.
         """
-        out, lost, whole = {}, 0.0, 0.0
+        out, lost, total = {}, 0.0, 0.0
         for name, layer in self._layers.items():
             if STUDENT not in layer.lora_A:
                 continue
@@ -114,11 +112,11 @@ class Adapters:
             up = up.float().cpu() * layer.scaling[STUDENT]
             if self.dense:
                 left, values, right = torch.linalg.svd(up, full_matrices=False)
-                lost, whole = lost + values[rank:].square().sum().item(), whole + values.square().sum().item()
+                lost, total = lost + values[rank:].square().sum().item(), total + values.square().sum().item()
                 roots = values[:rank].sqrt()
                 up, down = left[:, :rank] * roots, roots[:, None] * right[:rank]
             out[PREFIX + name] = (up, down.float().cpu())
-        return out, (lost / whole) ** 0.5 if whole else 0.0
+        return out, (lost / total) ** 0.5 if total else 0.0
 
 
 @contextmanager
@@ -130,20 +128,21 @@ def attached(
     seed: int = 0,
     dense: bool = False,
 ) -> Iterator[Adapters]:
-    """Adapters on the layers ``targets`` of a loaded model; afterwards it is bit for bit and module for
-    module as before.
+    """Attach adapters to the layers ``targets`` of a loaded model, and restore the model afterwards.
 
-    Inside, every weight is an alias that autograd accepts: ComfyUI loads models in inference mode, and
-    inference tensors cannot take part in a backward pass. An alias shares the memory, so nothing is held
-    twice. Layers whose weights are no numbers that PyTorch calculates with (float8, quantised, GGUF) stand
-    behind a :class:`~trace_core.backbones.casting.CastLinear`.
+    The restored model has the same modules and the same bits.
+
+    Inside the context, every weight is an alias that autograd accepts. ComfyUI loads models in inference
+    mode, and inference tensors cannot take part in a backward pass. An alias shares the memory of its weight.
+    Layers with weights that PyTorch cannot compute with (float8, quantised, GGUF) are wrapped in a
+    :class:`~trace_core.backbones.casting.CastLinear`.
 
     Args:
-        targets: names below ``backbone.network``, from :meth:`Backbone.lora_targets`.
-        rank: of the trained adapter, which starts at zero (A Kaiming, B zero).
+        targets: names relative to ``backbone.network``, from :meth:`Backbone.lora_targets`.
+        rank: rank of the trained adapter, which starts at zero (A Kaiming, B zero).
         start: an erasure to start from; it is not trained.
-        seed: of A.
-        dense: train whole matrices: A is the identity and stays, B is the change of the weight.
+        seed: seed of A.
+        dense: train full matrices: A is the fixed identity, and B is the change of the weight.
 
     Raises:
         LoraError: if ``start`` does not fit the network.
@@ -153,7 +152,7 @@ def attached(
     shapes = {name: shape_of(module) for name, module in network.named_modules() if name in set(names)}
     if rank < 1 or not names:
         raise LoraError(
-            f"an adapter of rank {rank} on {len(names)} layers trains nothing; take rank 1 or more"
+            f"an adapter of rank {rank} on {len(names)} layers trains nothing; use rank 1 or more"
         )
     narrow = min(min(shape) for shape in shapes.values())
     if rank > narrow:
@@ -216,23 +215,19 @@ def _inject(network: nn.Module, adapter: str, ranks: dict[str, int]) -> None:
 
 
 def _can_be_aliased(tensor: Tensor | None) -> bool:
-    """Inference tensors; those of a class of their own (quantised, GGUF) are never part of a graph."""
+    """Whether a tensor is a plain inference tensor. Tensors of other classes are never part of a graph."""
     return tensor is not None and type(tensor) in (Tensor, nn.Parameter) and tensor.is_inference()
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """A normal tensor on the same memory. DLPack does not know every type of float8, so those go through
-    as bytes.
-    """
+    """A normal tensor on the same memory. float8 passes as bytes, because DLPack lacks some types."""
     if "float8" in str(tensor.dtype):
         return torch.from_dlpack(tensor.detach().view(torch.uint8)).view(tensor.dtype)
     return torch.from_dlpack(tensor.detach())
 
 
 class _ModuleState:
-    """A network's modules, parameters, buffers and flags, remembered by reference: what :meth:`restore`
-    puts back.
-    """
+    """References to a network's modules, parameters, buffers and flags, for :meth:`restore`."""
 
     def __init__(self, network: nn.Module):
         self.network = network

@@ -1,4 +1,4 @@
-"""Attention from the picture to the prompt: who looks at which token, and how much of that is a concept's."""
+"""Attention from picture to prompt: the attention maps, and the share of a concept's tokens in them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import TraceError
 
-CHUNK = 64 << 20  #: bytes of attention probabilities that exist at one time
+CHUNK = 64 << 20  #: largest size of attention probabilities in memory, in bytes
 
-#: Of one layer: queries of the picture ``[b, h, n, d]``, keys of all tokens with the text's first ``[b, h, m,
-#: d]``
+#: Queries of the picture ``[b, h, n, d]`` and keys of all tokens, text first, ``[b, h, m, d]``, of one layer
 Layer = tuple[Tensor, Tensor]
 
 
 def _chunks(q: Tensor, k: Tensor) -> list[tuple[int, int]]:
-    """Ranges of queries whose probabilities fit into :data:`CHUNK`."""
+    """Ranges of queries whose probabilities fit :data:`CHUNK`."""
     row = max(1, q.shape[0] * q.shape[1] * k.shape[2] * 4)
     step = max(1, CHUNK // row)
     return [(at, min(at + step, q.shape[2])) for at in range(0, q.shape[2], step)]
 
 
 def _probabilities(q: Tensor, k: Tensor, columns: Tensor) -> Tensor:
-    """``softmax(q k^T / sqrt(d))`` at some columns, the others zero: ``[b, h, n, m]``; ``columns [b, m]``
-    bool.
-    """
+    """``softmax(q k^T / sqrt(d))`` at the ``columns [b, m]`` (bool), zero at the others: ``[b, h, n, m]``."""
     scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
     return scores.softmax(dim=-1)[..., : columns.shape[1]] * columns[:, None, None, :]
 
@@ -38,14 +35,14 @@ def _masked_squares(q: Tensor, k: Tensor, rows: Tensor, columns: Tensor) -> Tens
 
 
 def suppression(layers: Sequence[Layer], region: Tensor | None, columns: Tensor) -> Tensor:
-    """MACE, eq. 3: ``sum_l ||A_l * M||_F^2`` of every sample, over heads, the region's pixels and the
-    concept's columns.
+    """MACE, eq. 3: ``sum_l ||A_l * M||_F^2`` per sample, over heads, region pixels and concept columns.
 
-    Probabilities are computed in chunks of queries and, for the gradient, a second time.
+    Probabilities are computed in chunks of queries, and again for the gradient.
 
     Args:
         layers: queries and keys of every layer.
-        region: ``[b, 1, h, w]`` of the latent, above one half where the concept is; None for everywhere.
+        region: ``[b, 1, h, w]`` at the latent's size, above one half where the concept is; None for
+            everywhere.
         columns: ``[b, m]`` bool, the concept's text rows.
 
     Returns:
@@ -68,8 +65,9 @@ def suppression(layers: Sequence[Layer], region: Tensor | None, columns: Tensor)
 
 @torch.no_grad()
 def focus_region(layers: Sequence[Layer], columns: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Where the picture looks at the concept: the mean over layers and heads of its columns' attention, 0..1
-    of its range.
+    """Where the picture attends to the concept: its columns' attention, averaged and scaled to 0..1.
+
+    The average is over layers and heads.
 
     Args:
         layers: queries and keys of every layer.
@@ -77,8 +75,8 @@ def focus_region(layers: Sequence[Layer], columns: Tensor, shape: tuple[int, int
         shape: height and width of the latent.
 
     Returns:
-        ``[b, 1, h, w]``; above one half is taken for the concept. It stands in for the segmentation that MACE
-        asks another model for.
+        ``[b, 1, h, w]``. Values above one half count as the concept. The map replaces MACE's segmentation by
+        another model.
     """
     total = torch.zeros(len(columns), 1, *shape, device=columns.device)
     for q, k in layers:
@@ -94,23 +92,23 @@ def focus_region(layers: Sequence[Layer], columns: Tensor, shape: tuple[int, int
 
 
 def _rows(region: Tensor, count: int) -> Tensor:
-    """The region at a layer's resolution, ``[b, n]`` of 0 and 1."""
+    """The region at a layer's resolution, ``[b, n]`` of zeros and ones."""
     small = F.interpolate(region.float(), grid_of(count, region.shape[-2:]), mode="nearest")
     return (small.flatten(1) > 0.5).float()
 
 
 def grid_of(count: int, shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a layer with so many pixels, on a latent of ``shape``.
+    """Height and width of a layer with ``count`` pixels, for a latent of size ``shape``.
 
     Raises:
-        TraceError: if the layer's pixels are no reduction of the latent's.
+        TraceError: if the layer's pixels are not a reduction of the latent's.
     """
     height, width = shape
     factor = max(1, round((height * width / count) ** 0.5))
     grid = -(-height // factor), -(-width // factor)
     if grid[0] * grid[1] != count:
         raise TraceError(
-            f"{count} pixels in an attention layer are no {height} x {width} latent; choose a size that "
-            "divides by 64"
+            f"an attention layer of {count} pixels does not fit a {height} x {width} latent; choose a size "
+            "that divides by 64"
         )
     return grid

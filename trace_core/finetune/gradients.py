@@ -1,8 +1,7 @@
-"""Right gradients through ComfyUI's networks, with and without gradient checkpointing.
+"""Correct gradients through ComfyUI's networks, with and without gradient checkpointing.
 
-Some of ComfyUI's blocks write into their inputs (FLUX's do, and those of older UNets). Autograd then finds a
-saved tensor changed and refuses, and a checkpoint that keeps the live input computes, silently, a wrong
-gradient.
+Some ComfyUI blocks write into their inputs (FLUX blocks, and blocks of older UNets). Autograd then refuses
+because a saved tensor has changed. A checkpoint that keeps the live input silently computes a wrong gradient.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from ..backbones.weights import is_plain
 
 @contextmanager
 def training_mode(engine=None) -> Iterator[None]:
-    """Gradients, also where the caller is in ``torch.inference_mode()``, as ComfyUI's nodes are.
+    """Enable gradients, even inside ``torch.inference_mode()``, as in ComfyUI's nodes.
 
     Args:
-        engine: the ``comfy`` package of the network; None where no network of ComfyUI's takes part.
+        engine: the ``comfy`` package of the network; None if no ComfyUI network is used.
     """
     flag = compat.training_flag(engine) if engine else nullcontext()
     with flag, eager(), torch.inference_mode(False), torch.enable_grad():
@@ -32,8 +31,9 @@ def training_mode(engine=None) -> Iterator[None]:
 
 @contextmanager
 def saved_apart(network: nn.Module) -> Iterator[None]:
-    """What autograd saves is a copy, safe from blocks that write in place; parameters, which nobody
-    writes, are not copied.
+    """Copy the tensors that autograd saves, so that in-place writes cannot change them.
+
+    Parameters are not copied, because nothing writes them.
     """
     owned = {p.untyped_storage().data_ptr() for p in network.parameters() if is_plain(p)}
 
@@ -46,11 +46,10 @@ def saved_apart(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(network: nn.Module, blocks: list[str]) -> Iterator[None]:
-    """Keep only each block's input and compute its inside again on the way back (Chen et al., arXiv
-    1604.06174).
+    """Save only each block's input, and recompute the block on the way back (Chen et al., arXiv 1604.06174).
 
-    PyTorch's own checkpoint keeps the live input and, on the second pass, the live insides; both are wrong
-    for blocks that write in place. Here both are copies.
+    PyTorch's own checkpoint keeps the live input and, in the second pass, live intermediate tensors. Both are
+    wrong for blocks that write in place. Here both are copies.
     """
     modules = [network.get_submodule(name) for name in blocks]
     try:
@@ -63,8 +62,9 @@ def checkpointed(network: nn.Module, blocks: list[str]) -> Iterator[None]:
 
 
 class _Block:
-    """A module's forward, computed twice. Tensors may be positional or named; other arguments are handed
-    on.
+    """A module's forward with recomputation.
+
+    Tensors may be positional or named; other arguments pass through.
     """
 
     def __init__(self, module: nn.Module, forward):
@@ -76,7 +76,7 @@ class _Block:
         places = [i for i, v in enumerate(args) if isinstance(v, Tensor)]
         places += [k for k, v in kwargs.items() if isinstance(v, Tensor)]
         given = [args[p] if isinstance(p, int) else kwargs[p] for p in places]
-        # ComfyUI goes on writing into its own
+        # a copy, because ComfyUI later writes into its own dicts
         kwargs = {k: dict(v) if isinstance(v, dict) else v for k, v in kwargs.items()}
 
         def run(tensors):

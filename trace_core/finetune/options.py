@@ -1,4 +1,4 @@
-"""Options of the finetune: presets, checks, and what stands for None."""
+"""Options of the finetune: presets, checks, and defaults for None."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..text.kinds import KINDS
 from .objectives import OBJECTIVES
 from .windows import check_window
 
-LEARNING_RATE = 5e-4  #: where the objective names none (ANT's value)
-WHOLE = 0.3  #: of that, where whole matrices are trained: a step moves every one of their numbers by the rate
-AUTO = "auto"  #: a window that is measured on the base model's own trajectories
+LEARNING_RATE = 5e-4  #: for objectives without their own (ANT's value)
+WHOLE = 0.3  #: factor of the learning rate for full matrices, where a step moves every entry by the rate
+AUTO = "auto"  #: a window measured on the base model's own trajectories
 
 PRESETS: dict[str, dict] = {
     "fast": {"steps": 30, "batch": 32, "trajectories": 16, "keep_trajectories": 32, "refresh": 15},
@@ -25,54 +25,52 @@ PRESETS: dict[str, dict] = {
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Options of the finetune. None stands for the preset's, the objective's or the model family's own
-    value.
-    """
+    """Options of the finetune. None selects the value of the preset, the objective or the model family."""
 
     objective: str = field(default="trace", metadata={"help": "loss: " + ", ".join(OBJECTIVES)})
-    preset: str = field(default="balanced", metadata={"help": "how long to train: " + ", ".join(PRESETS)})
+    preset: str = field(default="balanced", metadata={"help": "training length: " + ", ".join(PRESETS)})
     kind: str = field(default="auto", metadata={"help": "kind of concept: auto, " + ", ".join(KINDS)})
     window: tuple[float, float] | str | None = field(
         default=None,
-        metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto: measured"},
+        metadata={"help": "start and end of the erasure, 0..1 of the schedule, or auto to measure it"},
     )
     steps: int | None = field(
         default=None,
         metadata={
-            "help": "optimiser steps; None: the preset's; trace takes twice as many for a style, three "
-            "times for a combination"
+            "help": "optimiser steps; None: the preset's; trace takes twice as many for a style and three "
+            "times as many for a combination"
         },
     )
-    batch: int | None = field(default=None, metadata={"help": "samples a step, over all terms"})
+    batch: int | None = field(default=None, metadata={"help": "samples per step, over all terms"})
     trajectories: int | None = field(
-        default=None, metadata={"help": "sampled with the concept's prompts, each time"}
+        default=None, metadata={"help": "trajectories with the concept's prompts, per refresh"}
     )
     keep_trajectories: int | None = field(
         default=None,
         metadata={
-            "help": "sampled with keep prompts, once; for a combination trace takes four times the preset's"
+            "help": "trajectories with keep prompts, sampled once; trace uses four times the preset's for a "
+            "combination"
         },
     )
     refresh: int | None = field(
-        default=None, metadata={"help": "steps until the concept's trajectories are sampled anew"}
+        default=None, metadata={"help": "steps between two samplings of the concept's trajectories"}
     )
-    rank: int = field(default=8, metadata={"help": "of the trained adapter"})
-    lr: float | None = field(default=None, metadata={"help": "AdamW's learning rate at its highest"})
+    rank: int = field(default=8, metadata={"help": "rank of the trained adapter"})
+    lr: float | None = field(default=None, metadata={"help": "peak learning rate of AdamW"})
     lr_scale: float = field(
         default=1.0,
         metadata={
-            "help": "by which the objective's own learning rate is multiplied: small networks learn at "
-            "higher ones"
+            "help": "factor of the objective's own learning rate; small networks learn at higher rates"
         },
     )
-    eta: float | None = field(default=None, metadata={"help": "how far past neutral; 0 stops at neutral"})
-    scope: str | None = field(default=None, metadata={"help": "layers: " + ", ".join(SCOPES)})
+    eta: float | None = field(default=None, metadata={"help": "overshoot past neutral; 0 stops at neutral"})
+    scope: str | None = field(default=None, metadata={"help": "adapted layers: " + ", ".join(SCOPES)})
     saliency: float = field(
         default=0.0,
         metadata={"help": "share of each layer's weights in a saliency map (ANT); 0 trains a plain LoRA"},
     )
     saliency_maps: int = field(
-        default=4, metadata={"help": "maps, a prompt and seed each, that a trained weight must be in"}
+        default=4, metadata={"help": "maps, one per prompt and seed; a trained weight must be in all of them"}
     )
     weights: Mapping[str, float] = field(
         default_factory=dict, metadata={"help": "weights of the objective's terms by name"}
@@ -82,18 +80,18 @@ class FinetuneConfig:
         default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"}
     )
     guidance: float = field(default=3.0, metadata={"help": "FLUX's guidance embedding"})
-    width: int = field(default=512, metadata={"help": "of the pictures trained on, pixels"})
-    height: int = field(default=512, metadata={"help": "of the pictures trained on, pixels"})
-    checkpointing: bool = field(default=False, metadata={"help": "less memory, a third more time"})
-    seed: int = field(default=0, metadata={"help": "of noise, prompts and adapters"})
+    width: int = field(default=512, metadata={"help": "width of the training pictures in pixels"})
+    height: int = field(default=512, metadata={"help": "height of the training pictures in pixels"})
+    checkpointing: bool = field(default=False, metadata={"help": "less memory, a third slower"})
+    seed: int = field(default=0, metadata={"help": "seed of noise, prompts and adapters"})
     preview_every: int = field(default=0, metadata={"help": "steps between previews; 0 for none"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
     bank_limit: int = field(
-        default=2 << 30, metadata={"help": "bytes that cached latents and predictions may take"}
+        default=2 << 30, metadata={"help": "largest size of cached latents and predictions in bytes"}
     )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
-        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
+        metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
     )
 
     def __post_init__(self):
@@ -141,11 +139,12 @@ class FinetuneConfig:
             )
         if not any(weights.values()):
             raise TraceError(
-                f"every term of objective {self.objective} has weight 0; there is nothing to learn"
+                f"every term of objective {self.objective} has weight 0, so there is nothing to learn; give "
+                "one a weight"
             )
         if self.checkpointing and any(t.attention for t in OBJECTIVES[self.objective].terms):
             raise TraceError(
-                f"objective {self.objective} reads attention maps, which checkpointing throws away; turn "
+                f"objective {self.objective} needs attention maps, which checkpointing discards; turn "
                 "checkpointing off"
             )
         if self.window is not None and self.window != AUTO:
@@ -154,8 +153,9 @@ class FinetuneConfig:
     def resolved(
         self, kind: str, kind_of_model: str, anchored: bool = False, combined: bool = False
     ) -> FinetuneConfig:
-        """With every None replaced. A window that has to be measured stays ``auto``; an anchor needs no
-        overshoot.
+        """The options with every None replaced, except that a window to be measured stays ``auto``.
+
+        ``anchored``: an anchor needs no overshoot.
         """
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
         objective = OBJECTIVES[self.objective]
@@ -170,7 +170,7 @@ class FinetuneConfig:
         values |= {k: values[k] * times for k, times in more.items() if k in values}
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
-        # distilled guidance has amplified p0(c) - p0(g) already
+        # distilled guidance already amplifies p0(c) - p0(g)
         if kind_of_model == "flux" and "eta" in values:
             values["eta"] /= max(1.0, self.guidance)
         if self.window is None:

@@ -1,4 +1,4 @@
-"""What a caller hears of a finetune, and what is raised where the loss is no number."""
+"""Progress of a finetune for the caller, and the error for a diverged loss."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .resume import TrainingState
 
 @dataclass
 class Progress:
-    """What a caller hears at every model evaluation.
+    """Progress of a finetune, reported at every model evaluation.
 
     Attributes:
-        phase: ``sample keep``, ``sample erase``, ``teacher on erase``, ``train`` ...
-        step, steps: optimiser steps done, and in all.
-        done, total: within the phase.
-        losses: of the last step, by term.
-        steps_per_second, eta_seconds: of the optimiser, refreshes counted; None before the first step.
-        bank_bytes: cached latents and predictions.
+        phase: ``sample keep``, ``sample erase``, ``teacher on erase``, ``train`` and others.
+        step, steps: finished optimiser steps, and their total.
+        done, total: progress within the phase.
+        losses: losses of the last step, by term.
+        steps_per_second, eta_seconds: speed of the optimiser including refreshes; None before the first step.
+        bank_bytes: size of cached latents and predictions.
         evaluations: model evaluations so far (forward 1, backward 2).
-        window: where the erasure acts; None while it is being measured.
+        window: where the erasure acts; None while it is measured.
     """
 
     phase: str
@@ -37,9 +37,7 @@ class Progress:
 
 
 class Diverged(TraceError):
-    """The loss left the numbers. ``state`` is the last good one, to resume from with a lower learning
-    rate.
-    """
+    """The loss is NaN or infinite. ``state`` is the last finite one, to resume with a lower learning rate."""
 
     def __init__(self, message: str, state: TrainingState):
         super().__init__(message)

@@ -1,5 +1,6 @@
-"""A finetune that stopped, as a safetensors file: adapter, optimiser and step. Everything else follows
-from the seed.
+"""The state of a stopped finetune as a safetensors file: adapter, optimiser and step.
+
+Everything else follows from the seed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FORMAT = "trace-training-1"
 
 @dataclass
 class TrainingState:
-    """What :func:`trace_core.finetune.finetune` needs to go on as if it had not stopped."""
+    """The state from which :func:`trace_core.finetune.finetune` continues as if it had not stopped."""
 
     adapter: list[Tensor]
     mean: list[Tensor]
@@ -30,12 +31,12 @@ class TrainingState:
     step: int
     window: tuple[float, float] | str
     history: list[dict]
-    run: str  #: what the run is about, to refuse another one's state
-    scale: dict = field(default_factory=dict)  #: of the gradients of a float16 network
+    run: str  #: JSON identity of the run, to refuse the state of another run
+    scale: dict = field(default_factory=dict)  #: gradient scale of a float16 network
 
     @classmethod
     def take(cls, adapters, optimiser, trainer) -> TrainingState:
-        """A copy of where a trainer stands, between two steps."""
+        """A copy of a trainer's state between two steps."""
         moments = [optimiser.state.get(p, {}) for p in adapters.parameters()]
 
         def copy(p, state, name: str):
@@ -54,7 +55,7 @@ class TrainingState:
         )
 
     def put(self, adapters, optimiser, scaler) -> int:
-        """Put it back; returns the step to go on with."""
+        """Restore the state. Returns the step to continue with."""
         adapters.restore(self.adapter)
         if self.scale:
             scaler.load_state_dict(self.scale)
@@ -71,7 +72,7 @@ class TrainingState:
         """Refuse the state of another run.
 
         Raises:
-            LoraError: naming the first thing that differs, in one sentence.
+            LoraError: naming the first difference in one sentence.
         """
         mine, theirs = json.loads(trainer.identity), json.loads(self.run)
         if "concepts" in theirs:
@@ -80,21 +81,21 @@ class TrainingState:
         if different:
             raise LoraError(
                 f"cannot resume: {_difference(min(different), theirs, mine)}; use the same settings, or "
-                "start anew"
+                "start over"
             )
 
     def check_concepts(self, concepts) -> None:
-        """Refuse the state of a run that erases something else, before a model is loaded.
+        """Refuse the state of a run with other concepts, before a model is loaded.
 
         Raises:
-            LoraError: naming both.
+            LoraError: naming the concepts of both runs.
         """
         theirs = json.loads(self.run).get("concepts")
         if theirs is not None:
             _check_targets(theirs, [c.target for c in concepts])
 
     def save(self, path: str | Path) -> None:
-        """Write a file; either the whole file appears, or what was there before stays.
+        """Write a file completely, or leave the existing file unchanged.
 
         Raises:
             LoraError: if the path cannot be written.
@@ -116,7 +117,7 @@ class TrainingState:
             write_whole(path, lambda file: save_file(tensors, file, {"trace.training": json.dumps(rest)}))
         except OSError as error:
             raise LoraError(f"cannot write '{path}': {why(error)}") from error
-        except SafetensorError as error:  # it tells errors of the disk so
+        except SafetensorError as error:  # safetensors reports disk errors this way
             raise LoraError(
                 f"cannot write '{path}': {error}; make room there, or choose another folder"
             ) from error
@@ -126,15 +127,17 @@ class TrainingState:
         """Read a file written by :meth:`save`.
 
         Raises:
-            LoraError: if it is missing, damaged, or something else.
+            LoraError: if it is missing, damaged, or no training state.
         """
         path = Path(path)
         try:
             with safe_open(path, framework="pt") as file:
                 rest = json.loads((file.metadata() or {}).get("trace.training", "{}"))
-                if not isinstance(rest, dict) or "run" not in rest:  # a checkpoint has gigabytes to read
+                if (
+                    not isinstance(rest, dict) or "run" not in rest
+                ):  # before reading gigabytes of a checkpoint
                     raise LoraError(
-                        f"'{path.name}' is no training state of this library; use the file that --resume "
+                        f"'{path.name}' is not a training state of this library; use a file that --resume "
                         "wrote"
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -155,14 +158,14 @@ class TrainingState:
             )
         except (KeyError, TypeError, ValueError):
             raise LoraError(
-                f"'{path.name}' is no training state of this library; use the file that --resume wrote"
+                f"'{path.name}' is not a training state of this library; use a file that --resume wrote"
             ) from None
 
 
 def identity(trainer) -> str:
-    """JSON of what makes a run the run it is: model, prompts, start, options.
+    """JSON of everything that the result of a run depends on: model, prompts, start, options.
 
-    Not the window, which may have been measured, and not the learning rate, which may be lowered after a
+    It excludes the window, which may have been measured, and the learning rate, which may be lowered after a
     divergence.
     """
     free = ("window", "contexts", "preview_every", "checkpointing", "lr", "lr_scale")
@@ -177,19 +180,19 @@ def identity(trainer) -> str:
 def _check_targets(theirs: list[str], mine: list[str]) -> None:
     if sorted(theirs) != sorted(mine):
         raise LoraError(
-            f"cannot resume: the training state was made for {listed(theirs)}, this run erases "
+            f"cannot resume: the training state was made for {listed(theirs)}, but this run erases "
             f"{listed(mine)}; give the same concepts, or another --resume file"
         )
 
 
 def _difference(name: str, theirs: dict, mine: dict) -> str:
-    """One thing that differs, in a few words: prompts are thousands."""
+    """One difference in a few words, because a list of prompts has thousands of entries."""
     was, now = theirs.get(name), mine.get(name)
     if isinstance(was, list) and isinstance(now, list):
-        gone, new = ([x for x in a if x not in b] for a, b in ((was, now), (now, was)))
-        shown = lambda some, all_: f"with '{str(some[0])[:60]}'" if some else (f"of {len(all_)} entries")  # noqa: E731
+        removed, added = ([x for x in a if x not in b] for a, b in ((was, now), (now, was)))
+        shown = lambda only, all_: f"with '{str(only[0])[:60]}'" if only else f"of {len(all_)} entries"  # noqa: E731
         return (
-            f"{name} was a list {shown(gone, was)} and is one {shown(new, now)} (they follow from "
+            f"{name} was a list {shown(removed, was)} and is a list {shown(added, now)} (it follows from "
             "concepts, anchors and keep list)"
         )
     return f"{name} was {str(was)[:80]} and is {str(now)[:80]}"

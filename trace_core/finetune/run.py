@@ -1,4 +1,4 @@
-"""The finetune from a model to a file: checks, the training loop, the LoRA and its report."""
+"""The finetune from a model to a LoRA: checks, training loop, file and report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .trainer import Trainer
 
 @dataclass(frozen=True)
 class FinetuneResult(Erasure):
-    """The joined erasure, the adapter alone, and what was measured on the way."""
+    """The joined erasure, the adapter alone, and the report."""
 
     adapter: ErasureLora | None = None
 
@@ -57,27 +57,28 @@ def finetune(
     checkpoint: Callable[[TrainingState], None] | None = None,
     region: Tensor | None = None,
 ) -> FinetuneResult:
-    """Train a LoRA that erases concepts. The model is bit for bit as before, whatever happens.
+    """Train a LoRA that erases concepts. The model is bit-identical afterwards, even after an error.
 
     Args:
         model: ComfyUI ModelPatcher; patches already on it count as part of the model.
         clip: the ComfyUI CLIP that belongs to it.
-        concepts: what to erase.
-        keep: what must not change; empty means :data:`~trace_core.text.templates.EVERYDAY`.
+        concepts: concepts to erase.
+        keep: concepts that must not change; empty: :data:`~trace_core.text.templates.EVERYDAY`.
         config: options.
-        start: an erasure to start from, usually the closed form, made for this ``model``; it is joined into
-            the result. Keep and unconditional terms refer to the model without it, and so repair what it
-            spoiled.
-        report: hears :class:`Progress` before every model evaluation; an exception raised in it cancels.
+        start: an erasure to start from, usually the closed form, made for this ``model``. It is joined into
+            the result. Keep and unconditional terms refer to the model without it, and so repair its side
+            effects.
+        report: called with :class:`Progress` before every model evaluation; an exception raised in it
+            cancels.
         preview: ``preview(step, latents [2, c, h, w], prompts)``, every ``config.preview_every`` steps.
-        resume: a state that ``checkpoint`` was given; the run goes on as if it had not stopped.
-        checkpoint: is given a :class:`TrainingState` at every refresh.
-        region: ``[..., h, w]`` above one half where the concept is, for objectives that ask; None: the base
-            model's attention to it.
+        resume: a state from ``checkpoint``; the run continues as if it had not stopped.
+        checkpoint: called with a :class:`TrainingState` at every refresh.
+        region: ``[..., h, w]`` above one half where the concept is, for objectives that use it; None: the
+            base model's attention to the concept.
 
     Raises:
         ConceptError, ModelError, LoraError, TraceError: before anything is changed.
-        Diverged: with the last good state.
+        Diverged: with the last finite state.
     """
     plan = _plan(model, clip, list(concepts), keep, config or FinetuneConfig())
     backbone, config = plan.backbone, plan.config
@@ -102,7 +103,7 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a run does, settled before the model is loaded."""
+    """Decisions of one run, made before the model is loaded."""
 
     backbone: Backbone
     config: FinetuneConfig
@@ -115,7 +116,7 @@ class _Plan:
 
 
 def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: FinetuneConfig) -> _Plan:
-    """Everything that can be refused, refused before any work.
+    """Check all inputs and decide the options, before any work.
 
     Raises:
         ConceptError, ModelError, TraceError: as :func:`finetune`.
@@ -127,8 +128,8 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
         raise ModelError(
-            "an erasure with a window is on this model, which a finetune cannot see; apply it after the "
-            "finetune"
+            "this model has an erasure with a window, which a finetune cannot see; apply that erasure after "
+            "the finetune"
         )
     check_trainable(model)
     check_clip(backbone, clip)
@@ -136,21 +137,21 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     warnings = check_spelling(encoder, concepts)
     kinds = kinds_of(concepts, config.kind)
     names = {k["kind"] for k in kinds}
-    if len(names) > 1:  # the options are those of one kind, the prompts of each concept those of its own
+    if len(names) > 1:  # one kind decides the options, but each concept's own kind decides its prompts
         concepts = [replace(c, kind_given=k["kind"]) for c, k in zip(concepts, kinds)]
     keep = list(keep) or everyday(concepts)
     concepts = [with_default_anchor(c, keep, concepts) for c in concepts]  # a combination gets its anchor
-    found = {}
+    chosen = {}
     if config.objective == "trace" and config.eta is None:
-        found = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
+        chosen = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
     config = config.resolved(
         min(names), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts)
     )
-    return _Plan(backbone, config, concepts, keep, found, kinds, notes, warnings)
+    return _Plan(backbone, config, concepts, keep, chosen, kinds, notes, warnings)
 
 
 def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:
-    """Where a scope has some of a layer's outputs: a mask of the adapter's B ``[out, 1]``."""
+    """Mask of the adapter's B ``[out, 1]`` if a scope includes only some outputs of a layer, else None."""
     rows = backbone.trained_rows(name, config.scope)
     if rows is None:
         return None
@@ -162,7 +163,7 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
 
 
 def negative_prompt_warnings(config: FinetuneConfig, concepts: Sequence[Concept]) -> list[str]:
-    """The warning of an overshoot: guidance away from the opposite of a concept draws the concept."""
+    """Warnings about an overshoot: in a negative prompt, guidance then draws the concept."""
     if not (
         config.eta
         and any(
@@ -173,8 +174,8 @@ def negative_prompt_warnings(config: FinetuneConfig, concepts: Sequence[Concept]
         return []
     names = f"'{concepts[0].target}'" + (f" and {len(concepts) - 1} more" if len(concepts) > 1 else "")
     return [
-        f"objective {config.objective} steers past its aim (eta {config.eta:g}), so {names} in a negative "
-        "prompt may be drawn, not avoided"
+        f"objective {config.objective} steers past its target (eta {config.eta:g}), so {names} in a negative "
+        "prompt may be drawn instead of avoided"
     ]
 
 
@@ -184,7 +185,7 @@ def _result(
     config, backbone = trainer.config, trainer.backbone
     adapter = ErasureLora.from_factors(factors)
     if not all(is_finite(f) for pair in adapter.modules.values() for f in pair):
-        raise TraceError("the trained adapter holds NaN; lower the learning rate")
+        raise TraceError("the trained adapter contains NaN; lower the learning rate")
     options = {k: v for k, v in asdict(config).items() if k != "contexts"}
     adapter.metadata.update(
         base_metadata(backbone, plan.concepts, plan.keep, config.objective, options, config.seed)

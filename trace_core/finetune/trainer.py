@@ -1,4 +1,4 @@
-"""The training loop: bank -> one forward and one backward a step."""
+"""The training loop: a bank of points, then one forward and one backward pass per step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .windows import auto_window, inside
 
 
 class Trainer:
-    """One finetune of one model; :func:`finetune` is the way in."""
+    """One finetune of one model. Use it through :func:`finetune`."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Trainer:
         self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
         self.start, self._report, self._preview = start, report, preview
-        self.concepts = [c.target for c in concepts]  #: as the training state names them
+        self.concepts = [c.target for c in concepts]  #: targets, as in the training state
         self.shape = backbone.latent_shape(config.width, config.height)
         self.prompts = Prompts(backbone, clip, self.shape, config.guidance)
         self.uncond = self.prompts.index("")
-        self.strengths: dict[int, float] = {}  #: of the concept in a prompt, by the prompt's number
+        self.strengths: dict[int, float] = {}  #: strength of the concept in a prompt, by prompt number
         self.erase_pairs = self._pairs(concepts)
         self.keep_pairs = self._keep_prompt_pairs(keep, concepts)
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
@@ -62,10 +62,10 @@ class Trainer:
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
         self._began = self._trained_from = None
         self._started_at = backbone.evaluations
-        self.identity = identity(self)  # now, while the network's modules have their names
+        self.identity = identity(self)  # before adapters change the names of the network's modules
 
     def _pairs(self, concepts: Sequence[Concept]) -> list[tuple[int, int]]:
-        """Prompts of the concepts and their neutral counterparts, template by template."""
+        """Prompts of the concepts with their neutral counterparts, template by template."""
         out = []
         for concept in concepts:
             kind = concept.kind_and_why(self.config.kind)[0]
@@ -80,15 +80,15 @@ class Trainer:
     def _keep_prompt_pairs(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
-        made = keep_prompts(
+        prompts = keep_prompts(
             POLICIES["projection"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
         )
-        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in made])]
+        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in prompts])]
 
     # --------------------------------------------------------------------------------------- the bank
 
     def _draw_pairs(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
-        """``count`` of the pairs, all of them before one comes again."""
+        """``count`` of the pairs; all are used before one repeats."""
         generator = torch.Generator().manual_seed(seed)
         order = [
             int(i)
@@ -98,22 +98,25 @@ class Trainer:
         return [pairs[i] for i in order[:count]]
 
     def _needed(self, role: str) -> list[str]:
-        """The predictions that the terms of a role need; without an overshoot the concept's own is not."""
+        """Predictions that the terms of a role need.
+
+        Without an overshoot, the concept's own is not needed.
+        """
         names = {n for t in self.terms() if t.role == role for n in t.needs}
-        graded = any(s != 1 for s in self.strengths.values())
-        if role == "erase" and self.objective.name == "trace" and not self.config.eta and not graded:
+        partial = any(s != 1 for s in self.strengths.values())
+        if role == "erase" and self.objective.name == "trace" and not self.config.eta and not partial:
             names -= {"concept"}
         return sorted(names - ({REGION} if self.config.kind == "style" or self.region is not None else set()))
 
     def terms(self) -> list[Term]:
-        """The objective's terms that have points in this window, with this run's weights."""
+        """The objective's terms with points in this window, with the weights of this run."""
         early = self.config.window == AUTO or self.config.window[0] > 0
         terms = [t for t in self.objective.terms if early or t.when != "early"]
         terms = [replace(t, weight=self.config.weights.get(t.name, t.weight)) for t in terms]
         return [t for t in terms if t.weight > 0]
 
     def fill_bank(self, role: str, adapters: Adapters, fresh: bool) -> None:
-        """Sample a role's points; ``fresh``: the student is still what training starts from."""
+        """Sample a role's points. ``fresh``: the student still equals the start of training."""
         config = self.config
         pairs, count = (
             (self.erase_pairs, config.trajectories)
@@ -137,7 +140,7 @@ class Trainer:
         )
 
     def measure_window(self, adapters: Adapters) -> tuple[float, float]:
-        """The window from the base model's own trajectories of the concept."""
+        """Measure the window on the base model's own trajectories of the concept."""
         count = min(8, len(self.erase_pairs))
         self.bank.sample(
             "window",
@@ -151,10 +154,10 @@ class Trainer:
         return auto_window(self.bank.points.pop("window"))
 
     def mask_by_saliency(self, adapters: Adapters) -> None:
-        """ANT, section 3.3: train only the weights whose gradients are large on every prompt and every seed.
+        """ANT, section 3.3: train only weights with large gradients on every prompt and every seed.
 
-        One map a prompt and seed: the largest ``config.saliency`` of each layer's ``|gradient|``; what is in
-        all maps is trained. The released code keeps the smallest.
+        Each prompt and seed gives one map of the largest ``config.saliency`` of each layer's ``|gradient|``.
+        Weights in all maps are trained. The released code uses the smallest gradients instead.
         """
         count, masks = self.config.saliency_maps, None
         for number in range(count):
@@ -171,8 +174,8 @@ class Trainer:
             self._tick("saliency", number, count)
             total, _ = self.loss(*self.batch(seed))
             total.backward()
-            found = [largest(g.abs(), self.config.saliency) for g in adapters.gradients()]
-            masks = found if masks is None else [a & b for a, b in zip(masks, found)]
+            largest_masks = [largest(g.abs(), self.config.saliency) for g in adapters.gradients()]
+            masks = largest_masks if masks is None else [a & b for a, b in zip(masks, largest_masks)]
             for p in adapters.parameters():
                 p.grad = None
         del self.bank.points["erase"]
@@ -182,9 +185,7 @@ class Trainer:
     # --------------------------------------------------------------------------------------- a step
 
     def batch(self, seed: int | None = None) -> tuple[list[tuple[Term, Points]], list[int]]:
-        """Points of every term for the step, drawn by the seed and the step's number, or by a seed of its
-        own.
-        """
+        """Points of every term for one step, drawn from the seed and the step's number, or from ``seed``."""
         generator = torch.Generator().manual_seed(
             self.config.seed * 15485863 + self.step if seed is None else seed
         )
@@ -216,7 +217,7 @@ class Trainer:
         return out, numbers
 
     def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
-        """One forward pass over all terms; the weighted sum of their mean errors, and each of them."""
+        """One forward pass over all terms. Returns the weighted sum of their mean errors, and each error."""
         device, maps = self.backbone.device, []
         x = torch.cat([points.x for _, points in drawn]).to(device).float()
         sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
@@ -235,7 +236,7 @@ class Trainer:
         return total, errors
 
     def _error(self, term: Term, points: Points, out: Tensor) -> Tensor:
-        """Of every sample, ``[n]``."""
+        """Error of every sample, ``[n]``."""
         predictions = {k: v.to(out.device).float() for k, v in points.predictions.items()}
         sigma = points.sigma.to(out.device)
         if term.error:
@@ -249,9 +250,7 @@ class Trainer:
         return squared_error(out, target, sigma)
 
     def _attention(self, layers: list[tuple[Tensor, Tensor]], points: Points) -> Tensor:
-        """Of every sample, ``[n]``: the attention to the concept, its end and pad rows included, where the
-        concept is.
-        """
+        """Attention to the concept inside its region, per sample, ``[n]``, end and pad rows included."""
         device = layers[0][0].device
         if self.region is not None:
             region = (
@@ -260,14 +259,12 @@ class Trainer:
                 .to(device)
             )
         else:
-            # of a style: everywhere
+            # for a style: everywhere
             region = points.predictions[REGION].to(device) if REGION in points.predictions else None
         return suppression(layers, region, self.prompts.columns(points.prompt, True).to(device))
 
     def learning_rate(self) -> float:
-        """Linear warm-up over the first steps, then a cosine to a twentieth (Loshchilov and Hutter, arXiv
-        1608.03983).
-        """
+        """Linear warm-up, then a cosine to a twentieth (Loshchilov and Hutter, arXiv 1608.03983)."""
         warm = max(1, min(10, self.config.steps // 10))
         if self.step < warm:
             return self.config.lr * (self.step + 1) / warm
@@ -303,14 +300,12 @@ class Trainer:
         resume: TrainingState | None,
         checkpoint: Callable[[TrainingState], None] | None,
     ) -> None:
-        """Run all steps. Everything random follows from the seed and the step's number, so a resumed run
-        is the same run.
-        """
+        """Run all steps. Randomness depends only on the seed and the step, so a resumed run is identical."""
         config, self.started = self.config, bool(start)
         parameters = adapters.parameters()
         optimiser = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.0)
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
-        # small gradients vanish in float16
+        # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
         if config.window == AUTO:
             config = self.config = replace(
@@ -320,7 +315,8 @@ class Trainer:
         if any(t.role == "keep" for t in self.terms()):
             self.fill_bank("keep", adapters, True)
         if config.saliency:
-            self.mask_by_saliency(adapters)  # while the adapter is zero, so that a resumed run finds the same
+            # while the adapter is zero, so that a resumed run gets the same masks
+            self.mask_by_saliency(adapters)
         if resume:
             self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
         self._trained_from = (self.step, time.monotonic())
@@ -355,8 +351,9 @@ class Trainer:
         self._tick("train", self.step, config.steps)
 
     def _maybe_preview(self, adapters: Adapters) -> None:
-        """The same seed and prompts each time: a concept's and a keep prompt, from the base model at step
-        0, then from the student.
+        """Sample a concept prompt and a keep prompt with a fixed seed.
+
+        The base model samples at step 0, and the student later.
         """
         if not self._preview or not self.config.preview_every or self.step % self.config.preview_every:
             return
@@ -376,6 +373,6 @@ class Trainer:
 
 
 def largest(values: Tensor, share: float) -> Tensor:
-    """Bool mask of the largest ``share`` of a tensor's numbers, at least one."""
+    """Bool mask of the largest ``share`` of a tensor's entries, at least one."""
     count = max(1, round(share * values.numel()))
     return values >= values.flatten().kthvalue(values.numel() - count + 1).values

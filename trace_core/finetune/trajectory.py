@@ -1,6 +1,4 @@
-"""Where a network is trained: latents on its own sampling trajectories, with the base model's predictions
-beside them.
-"""
+"""Training points: latents on the network's own sampling trajectories, with the base model's predictions."""
 
 from __future__ import annotations
 
@@ -17,19 +15,19 @@ from ..text.encoding import FIRST_EOT, PAD, SUBJECT, TextEncoder, escape
 from ..text.spelling import same_length
 from .attention import focus_region
 
-#: ``tick(phase, done, total)``, called before every model evaluation; raise from it to cancel
+#: ``tick(phase, done, total)``, called before every model evaluation; an exception raised in it cancels
 Tick = Callable[[str, int, int], None]
 
-TOGETHER = 32  #: prompts whose rows are held twice while they are encoded
+TOGETHER = 32  #: prompts encoded at once; their rows exist twice meanwhile
 
 
 class Prompts:
-    """Prompts as the network is given them, each encoded once and kept in the network's own precision."""
+    """Prompts as inputs of the network, each encoded once and stored in the network's precision."""
 
     def __init__(self, backbone: Backbone, clip, shape: tuple[int, int, int], guidance: float):
         self._backbone, self._clip, self._shape, self._guidance = backbone, clip, shape, guidance
         self._index: dict[str, int] = {}
-        self._made: list[dict[str, Tensor]] = []
+        self._conditions: list[dict[str, Tensor]] = []
         self._subjects: dict[int, str] = {}
         self._groups: dict[int, tuple[int, ...]] = {}
         self._encoder: TextEncoder | None = None
@@ -37,17 +35,17 @@ class Prompts:
         self.texts: list[str] = []
 
     def index(self, prompt: str, subject: str = "") -> int:
-        """The number of a prompt, which is encoded when it is new; ``subject`` is the concept in it, for
-        :meth:`columns`.
+        """The number of a prompt. A new prompt is encoded. ``subject``: its concept, for :meth:`columns`.
 
         Raises:
-            ConceptError: if it takes more rows than the others, as a batch cannot hold both.
+            ConceptError: if it has more rows than the other prompts, because a batch cannot hold both.
         """
         return self.indices([(prompt, subject)])[0]
 
     def indices(self, prompts: Sequence[tuple[str, str]]) -> list[int]:
-        """The numbers of prompts with their subjects, as :meth:`index` gives them; those that are new are
-        encoded together.
+        """The numbers of prompts with subjects, as :meth:`index` gives them.
+
+        New prompts are encoded together.
         """
         new = list(dict.fromkeys(prompt for prompt, _ in prompts if prompt not in self._index))
         for start in range(0, len(new), TOGETHER):
@@ -58,18 +56,19 @@ class Prompts:
         return [self._index[prompt] for prompt, _ in prompts]
 
     def _add(self, prompt: str, clip: Given) -> None:
-        made = self._backbone.condition(clip, prompt, self._shape, self._guidance)
-        if self._made and {k: v.shape for k, v in made.items()} != {
-            k: v.shape for k, v in self._made[0].items()
+        condition = self._backbone.condition(clip, prompt, self._shape, self._guidance)
+        if self._conditions and {k: v.shape for k, v in condition.items()} != {
+            k: v.shape for k, v in self._conditions[0].items()
         }:
             raise ConceptError(f"'{prompt[:60]}' takes more rows of text than the other prompts; shorten it")
-        self._index[prompt] = len(self._made)
-        self._made.append(made)
+        self._index[prompt] = len(self._conditions)
+        self._conditions.append(condition)
         self.texts.append(prompt)
 
     def columns(self, numbers: Tensor | Sequence[int], ends: bool) -> Tensor:
-        """Which text rows are a concept's words, ``[n, m]`` bool; ``ends``: and the end and pad rows, which
-        know it as well.
+        """Mask of a concept's words among the text rows, ``[n, m]`` bool.
+
+        ``ends``: include the end and pad rows, which carry the concept too.
 
         Raises:
             ConceptError: if the concept's tokens cannot be found in a prompt.
@@ -78,33 +77,33 @@ class Prompts:
         for n in {int(n) for n in numbers} - set(self._groups):
             groups, rows = (
                 self._encoder.encode(self.texts[n], self._subjects[n]).groups,
-                self._made[n]["c_crossattn"].shape[1],
+                self._conditions[n]["c_crossattn"].shape[1],
             )
-            # padding may be the tokenizer's own here, see same_length
+            # the padding may be longer here, see same_length
             self._groups[n] = (groups + (PAD,) * rows)[:rows]
         wanted = torch.tensor([SUBJECT, FIRST_EOT, PAD] if ends else [SUBJECT])
         return torch.stack([torch.isin(torch.tensor(self._groups[int(n)]), wanted) for n in numbers])
 
     def batch(self, numbers: Tensor | Sequence[int]) -> dict[str, Tensor]:
-        """The conditions of some prompts, one after the other: name -> ``[n, ...]``."""
+        """The conditions of several prompts, concatenated: name -> ``[n, ...]``."""
         numbers = [int(n) for n in numbers]
-        return {k: torch.cat([self._made[n][k] for n in numbers]) for k in self._made[0]}
+        return {k: torch.cat([self._conditions[n][k] for n in numbers]) for k in self._conditions[0]}
 
     @property
     def nbytes(self) -> int:
-        return sum(v.nbytes for made in self._made for v in made.values())
+        return sum(v.nbytes for condition in self._conditions for v in condition.values())
 
 
 @dataclass
 class Points:
-    """Latents on trajectories, and what the base model predicts there.
+    """Latents on trajectories, with the base model's predictions.
 
     Attributes:
-        x: ``[n, c, h, w]`` on ComfyUI's noise scale, in the bank's compact type.
+        x: ``[n, c, h, w]`` on ComfyUI's noise scale, in the bank's storage type.
         sigma: ``[n]`` noise levels.
-        percent: ``[n]`` how much of the schedule lies behind, 0..1.
-        prompt: ``[n]`` the prompt a latent was sampled with, by its number in :class:`Prompts`.
-        neutral: ``[n]`` the prompt without the concept (keep prompts: the same prompt).
+        percent: ``[n]`` finished fraction of the schedule, 0..1.
+        prompt: ``[n]`` number in :class:`Prompts` of the latent's prompt.
+        neutral: ``[n]`` number of the prompt without the concept (keep prompts: the same prompt).
         predictions: name -> raw predictions ``[n, c, h, w]`` of the base model at x.
     """
 
@@ -129,7 +128,7 @@ class Points:
 
     @staticmethod
     def join(parts: Sequence[Points]) -> Points:
-        """One after the other; all with the same predictions."""
+        """Points concatenated; all parts need the same predictions."""
         out = {
             f.name: torch.cat([getattr(p, f.name) for p in parts])
             for f in fields(Points)
@@ -145,10 +144,10 @@ class Sampling:
     """How trajectories are sampled.
 
     Attributes:
-        steps: of a trajectory, even in percent of the schedule.
+        steps: steps of a trajectory, evenly spaced in the schedule.
         cfg: classifier-free guidance; 1 for none.
-        batch: trajectories at a time.
-        dtype: what latents and predictions are stored in.
+        batch: trajectories sampled at once.
+        dtype: storage type of latents and predictions.
     """
 
     steps: int = 12
@@ -162,11 +161,10 @@ class Sampling:
 
 
 def schedule(backbone: Backbone, steps: int, offset: float = 0.0) -> tuple[list[float], list[float]]:
-    """Percents and noise levels of a trajectory: the model's largest, then step i at ``(i + offset) / steps``
-    of its schedule.
+    """Percents and noise levels of a trajectory: the largest level, then step i at ``(i + offset) / steps``.
 
-    An ``offset`` in 0..1, another each time, visits what lies between the steps. There are ``steps + 1``
-    levels.
+    There are ``steps + 1`` levels. A different ``offset`` in 0..1 each time also visits the levels between
+    the steps.
     """
     percents = [0.0, *((i + offset) / steps for i in range(steps))]
     return percents, [backbone.sigma_at(p) for p in percents]
@@ -182,13 +180,12 @@ def trajectories(
     seed: int,
     tick: Callable[[], None],
 ) -> Iterator[tuple[float, float, Tensor, dict[str, Tensor]]]:
-    """Sample by Euler's method with classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and show
-    every step.
+    """Sample by Euler's method with classifier-free guidance (Ho and Salimans, arXiv 2207.12598).
 
     Yields:
-        percent, sigma, x ``[n, c, h, w]`` rounded to the bank's type, and the network's predictions at x by
-        name (``prompt``; ``uncond`` under guidance); last, with sigma 0, the finished latents and no
-        predictions.
+        for every step percent, sigma, x ``[n, c, h, w]`` rounded to the bank's type, and the network's
+        predictions at x by name (``prompt``; ``uncond`` under guidance); last, with sigma 0, the finished
+        latents without predictions.
     """
     generator = torch.Generator().manual_seed(seed)
     offset = torch.rand(1, generator=generator).item()
@@ -201,33 +198,33 @@ def trajectories(
     condition = prompts.batch(given)
     for percent, sigma, after in zip(percents, sigmas, [*sigmas[1:], 0.0]):
         tick()
-        x = x.to(sampling.dtype).float()  # the predictions belong to exactly what is stored
+        x = x.to(sampling.dtype).float()  # so that the predictions belong to the stored latents
         doubled = torch.cat([x, x]) if sampling.guided else x
         level = torch.full((len(doubled),), sigma, device=x.device)
         out = backbone.predict(doubled, level, condition)
-        found = {"prompt": out[: len(x)]}
-        guided = found["prompt"]
+        predictions = {"prompt": out[: len(x)]}
+        guided = predictions["prompt"]
         if sampling.guided:
-            found["uncond"] = out[len(x) :]
-            guided = found["uncond"] + sampling.cfg * (found["prompt"] - found["uncond"])
-        yield percent, sigma, x, found
+            predictions["uncond"] = out[len(x) :]
+            guided = predictions["uncond"] + sampling.cfg * (predictions["prompt"] - predictions["uncond"])
+        yield percent, sigma, x, predictions
         x0 = backbone.denoised_of(x, level[: len(x)], guided)
         x = x + (x - x0) / sigma * (after - sigma)
     yield 1.0, 0.0, x, {}
 
 
 class TrajectoryBank:
-    """Points of two roles, ``erase`` and ``keep``, of bounded size, and the base model's predictions there.
+    """Points of the roles ``erase`` and ``keep`` with the base model's predictions, of bounded size.
 
-    The erase points are sampled again from the current student: the latents of a model that still draws the
-    concept already show it, and training on them alone leaves its outline. The keep points come from the base
-    model, whose predictions are a by-product of sampling them.
+    The erase points are sampled repeatedly from the current student. Latents of a model that still draws the
+    concept already show it, and training only on them leaves the outline of the concept. The keep points come
+    from the base model, whose predictions are a by-product of sampling.
     """
 
     def __init__(
         self, backbone: Backbone, prompts: Prompts, sampling: Sampling, uncond: int, limit: int = 2 << 30
     ):
-        """``limit``: bytes that all points may take together."""
+        """``limit``: largest size of all points in bytes."""
         self.backbone, self.prompts, self.sampling, self.uncond, self.limit = (
             backbone,
             prompts,
@@ -242,7 +239,7 @@ class TrajectoryBank:
         return sum(points.nbytes for points in self.points.values())
 
     def expected_bytes(self, trajectories: int, predictions: int) -> int:
-        """What so many trajectories will take, with so many predictions at every point."""
+        """Expected size of trajectories with this number of predictions at every point."""
         latent = torch.Size(self.prompts._shape).numel() * torch.finfo(self.sampling.dtype).bits // 8
         return trajectories * (self.sampling.steps + 1) * latent * (1 + predictions)
 
@@ -256,24 +253,24 @@ class TrajectoryBank:
         student: str,
         tick: Tick,
     ) -> None:
-        """Replace the points of a role by fresh ones.
+        """Replace the points of a role by newly sampled ones.
 
         Args:
             pairs: prompt and neutral prompt of every trajectory.
-            needed: the predictions to store, of :data:`REFERENCES`.
-            seed: of the noise.
-            state: switches the network between ``base``, ``start`` and ``student``.
-            student: the state that the trajectories are sampled from.
+            needed: names of the predictions to store, from :data:`REFERENCES`.
+            seed: seed of the noise.
+            state: function that switches the network between ``base``, ``start`` and ``student``.
+            student: the state to sample from.
             tick: called before every model evaluation.
 
         Raises:
-            TraceError: if the bank would outgrow its limit.
+            TraceError: if the bank would exceed its limit.
         """
-        others = sum(points.nbytes for name, points in self.points.items() if name != role)
+        other_bytes = sum(points.nbytes for name, points in self.points.items() if name != role)
         size = self.expected_bytes(len(pairs), len(needed))
-        if others + size > self.limit:
+        if other_bytes + size > self.limit:
             raise TraceError(
-                f"{len(pairs)} trajectories take {(others + size) >> 20} MB, more than the bank's "
+                f"{len(pairs)} trajectories take {(other_bytes + size) >> 20} MB, more than the bank's "
                 f"{self.limit >> 20} MB; use fewer trajectories, fewer steps or a smaller picture"
             )
         parts, total, done = [], -(-len(pairs) // self.sampling.batch) * (self.sampling.steps + 1), 0
@@ -285,11 +282,11 @@ class TrajectoryBank:
 
         state(student)
         for number, at in enumerate(range(0, len(pairs), self.sampling.batch)):
-            some = pairs[at : at + self.sampling.batch]
+            batch_pairs = pairs[at : at + self.sampling.batch]
             steps = trajectories(
                 self.backbone,
                 self.prompts,
-                [p for p, _ in some],
+                [p for p, _ in batch_pairs],
                 self.uncond,
                 self.sampling,
                 seed * 1009 + number,
@@ -298,7 +295,9 @@ class TrajectoryBank:
             for percent, sigma, x, found in steps:
                 if sigma:
                     parts.append(
-                        self._points(some, percent, sigma, x, found if student == "base" else {}, needed)
+                        self._points(
+                            batch_pairs, percent, sigma, x, found if student == "base" else {}, needed
+                        )
                     )
         points = Points.join(parts)
         self.points[role] = self._completed(role, points, needed, state, tick)
@@ -307,11 +306,9 @@ class TrajectoryBank:
     def _points(
         self, pairs, percent: float, sigma: float, x: Tensor, found: dict[str, Tensor], needed
     ) -> Points:
-        """The points of one step. What the base model predicted while it sampled is kept where it is
-        needed.
-        """
+        """The points of one step. The base model's predictions from sampling are stored if needed."""
         compact = lambda t: t.to(self.sampling.dtype).cpu()  # noqa: E731
-        kept = {{"prompt": "concept"}.get(k, k): compact(v) for k, v in found.items()}
+        stored = {{"prompt": "concept"}.get(k, k): compact(v) for k, v in found.items()}
         n = len(pairs)
         return Points(
             compact(x),
@@ -319,12 +316,12 @@ class TrajectoryBank:
             torch.full((n,), percent),
             torch.tensor([p for p, _ in pairs]),
             torch.tensor([g for _, g in pairs]),
-            {k: v for k, v in kept.items() if k in needed},
+            {k: v for k, v in stored.items() if k in needed},
         )
 
     @torch.no_grad()
     def _completed(self, role: str, points: Points, needed: Sequence[str], state, tick: Tick) -> Points:
-        """Evaluate the references that sampling did not give, a batch of points at a time."""
+        """Evaluate the predictions that sampling did not provide, in batches of points."""
         missing = [name for name in needed if name not in points.predictions]
         if not missing:
             return points
@@ -349,7 +346,7 @@ class TrajectoryBank:
         return self.backbone.predict(x, sigma, self.prompts.batch(numbers))
 
     def _region(self, points: Points, numbers) -> Tensor:
-        """``[n, 1, h, w]``: where the network itself looks at the concept."""
+        """``[n, 1, h, w]``: where the network itself attends to the concept."""
         layers: list = []
         with self.backbone.attention_maps(layers):
             self._predicted(points, numbers)
@@ -358,14 +355,14 @@ class TrajectoryBank:
         )
 
 
-REGION = "region"  #: where the concept is, by the base model's attention; not a prediction, but kept like one
+REGION = "region"  #: region of the concept from the base model's attention, stored like a prediction
 
-#: Name -> which network predicts, and for which prompt
+#: name -> (state of the network, prompt) of a prediction
 REFERENCES = {
     "concept": ("base", "prompt"),  # p0(c); of keep points p0(p)
     "uncond": ("base", "uncond"),  # p0(0)
     "neutral": ("base", "neutral"),  # p0(g): the same prompt without the concept, or with the anchor
-    "start": ("start", "prompt"),  # with the erasure that training starts from
+    "start": ("start", "prompt"),  # with the erasure from which training starts
     "start uncond": ("start", "uncond"),
     REGION: ("base", "prompt"),
 }

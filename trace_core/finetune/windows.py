@@ -1,4 +1,4 @@
-"""Windows of the sampling trajectory, in percent of the schedule: 0 is pure noise, 1 the finished picture."""
+"""Windows of the sampling trajectory, as fractions of the schedule: 0 is noise, 1 the picture."""
 
 from __future__ import annotations
 
@@ -7,36 +7,34 @@ from torch import Tensor
 
 from ..errors import TraceError
 
-DECIDED = 0.5  #: share of a concept's whole change of x0 that must lie behind the start of the window
-LATEST = 0.5  #: a window that starts later edits detail only (ANT, arXiv 2504.12782, figure 3)
+DECIDED = 0.5  #: share of a concept's total change of x0 that precedes the start of the window
+LATEST = 0.5  #: latest start; a later window edits only detail (ANT, arXiv 2504.12782, figure 3)
 
 
 def check_window(start: float, end: float) -> None:
-    """Refuse what is no window.
+    """Refuse an invalid window.
 
     Raises:
         TraceError: naming both ends.
     """
     if not 0 <= start < end <= 1:
         raise TraceError(
-            f"the window is {start} to {end}; it must be 0 <= start < end <= 1, in percent of the schedule "
-            "/ 100"
+            f"the window is {start} to {end}; it must be 0 <= start < end <= 1, as fractions of the schedule"
         )
 
 
 def inside(percent: Tensor, window: tuple[float, float], when: str) -> Tensor:
-    """Which points are ``late`` (in the window), ``early`` (before it), or ``all``: ``[n]`` bool."""
+    """Mask of points ``late`` (in the window), ``early`` (before it), or ``all``: ``[n]`` bool."""
     if when == "all":
         return torch.ones_like(percent, dtype=torch.bool)
     return percent < window[0] if when == "early" else (percent >= window[0]) & (percent <= window[1])
 
 
 def influence(points) -> tuple[Tensor, Tensor]:
-    """How much of x0 a concept changes at each noise level: ``sigma^2 ||p0(c) - p0(g)||^2``, a mean over
-    trajectories.
+    """A concept's change of x0 per noise level: ``sigma^2 ||p0(c) - p0(g)||^2``, a mean over trajectories.
 
-    In prediction space the early steps look unimportant, and are not: there an error of the prediction moves
-    x0 by sigma times it.
+    The early steps look unimportant in prediction space but are important, because an error of the prediction
+    moves x0 by sigma times the error.
 
     Returns:
         the percents in ascending order ``[k]``, and the influence at each ``[k]``.
@@ -48,12 +46,13 @@ def influence(points) -> tuple[Tensor, Tensor]:
 
 
 def auto_window(points) -> tuple[float, float]:
-    """From where :data:`DECIDED` of a concept's influence lies behind, to the end.
+    """The window from the point where :data:`DECIDED` of a concept's influence has passed, to the end.
 
-    What is decided before is the closed form's work; there a finetune would change the layout of everything.
+    Earlier influence is left to the closed form, because a finetune there would change the layout of every
+    picture.
 
     Args:
-        points: on the base model's own trajectories of the concept, with predictions ``concept`` and
+        points: points on the base model's own trajectories of the concept, with predictions ``concept`` and
             ``neutral``.
     """
     percents, size = influence(points)

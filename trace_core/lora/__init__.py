@@ -1,6 +1,4 @@
-"""An erasure as a file: its factors and metadata, its parts, other programs' forms, on a model, and many
-in one.
-"""
+"""An erasure as a LoRA file: factors, metadata, parts, key forms, application to a model, and fusion."""
 
 from .erasure import ErasureLora
 

@@ -1,4 +1,4 @@
-"""ErasureLora: low-rank factors with metadata, as plain safetensors that the stock LoRA loader reads."""
+"""ErasureLora: low-rank factors with metadata, as safetensors that the stock LoRA loader reads."""
 
 from __future__ import annotations
 
@@ -35,15 +35,13 @@ from .parts import (
 
 MAX_FILE = 4 << 30  #: bytes; an erasure is megabytes
 MAX_PARTS = 10_000
-#: what stands in ``up`` for strength 0: no weight is so small that it would change one, and it can be undone
+#: Factor of ``up`` for strength 0: too small to change a weight in any precision, but reversible
 SILENT = 2.0**-100
 
 
 @dataclass
 class ErasureLora:
-    """``{module: (up [out, r], down [r, in])}`` in float16, scale 1 (alpha = rank), and metadata of
-    strings.
-    """
+    """``{module: (up [out, r], down [r, in])}`` in float16, scale 1 (alpha = rank), and string metadata."""
 
     modules: dict[str, tuple[Tensor, Tensor]]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -52,10 +50,10 @@ class ErasureLora:
     def from_factors(
         cls, factors: dict[str, tuple[Tensor, Tensor]], dtype: torch.dtype = torch.float16
     ) -> ErasureLora:
-        """Round factors to the precision of the file, so that what is applied is what is saved.
+        """Round factors to the precision of the file, so that the applied edit equals the saved one.
 
         Raises:
-            LoraError: if a factor does not fit into ``dtype``.
+            LoraError: if a factor exceeds the range of ``dtype``.
         """
         modules = {
             m: (up.to(dtype).contiguous(), down.to(dtype).contiguous()) for m, (up, down) in factors.items()
@@ -73,9 +71,7 @@ class ErasureLora:
 
     @property
     def fingerprint(self) -> str:
-        """Tells this edit from another: sha256 of names, shapes, types and values, 16 hex digits; no
-        metadata.
-        """
+        """Hash of the edit: sha256 over names, shapes, types and values, without metadata, 16 hex digits."""
         digest = hashlib.sha256()
         for module in sorted(self.modules):
             for factor in self.modules[module]:
@@ -85,36 +81,34 @@ class ErasureLora:
 
     @property
     def window(self) -> tuple[float, float]:
-        """The part of the sampling schedule, in shares of it, that the file is made for; (0, 1) if it says
-        nothing.
+        """The file's window as fractions of the sampling schedule; (0, 1) if it has none.
 
         Raises:
-            LoraError: if the file says something that is no window.
+            LoraError: if the file's entry is not a window.
         """
         found = self.info().get("trace.window", [0.0, 1.0])
         pair = isinstance(found, list) and len(found) == 2 and all(isinstance(x, Real) for x in found)
         if not pair or not 0 <= found[0] < found[1] <= 1:
             raise LoraError(
-                f"the trace.window of this file is {str(found)[:40]}, no window; give start and end"
+                f"the trace.window of this file is {str(found)[:40]}, not a window; give start and end"
             )
         return float(found[0]), float(found[1])
 
     @classmethod
     def join(cls, first: ErasureLora, second: ErasureLora) -> ErasureLora:
-        """Two erasures of one base as one, exact: factors side by side along the rank, so that the edits add
-        up.
+        """Join two erasures of one base exactly, by concatenation along the rank, so that the edits add up.
 
-        Metadata are the first's, with what only the second has; concepts and keep lists of both. The parts of
-        both stay parts; two edits of the same concepts, such as a closed form and the finetune that started
-        from it, become one.
+        The metadata are those of the first, completed by the second; concepts and keep lists are merged. The
+        parts of both remain parts. Two edits of the same concepts, such as a closed form and the finetune
+        that started from it, become one part.
 
         Raises:
-            LoraError: if their bases, windows or the shapes of a shared module differ.
+            LoraError: if the bases, the windows or the shapes of a shared module differ.
         """
         bases = [lora.info().get("trace.base") for lora in (first, second)]
         if None not in bases and bases[0] != bases[1]:
             raise LoraError(
-                f"these erasures are of different bases, {bases[0]} and {bases[1]}; make both on one"
+                f"these erasures have different bases, {bases[0]} and {bases[1]}; make both on one base"
             )
         if first.window != second.window:
             windows = f"{first.window} and {second.window}"
@@ -146,11 +140,11 @@ class ErasureLora:
     # ------------------------------------------------------------------------------------------- parts
 
     def parts(self) -> list[Part]:
-        """The edits that this file holds side by side, in the order of their ranks; one, if it says nothing.
+        """The edits in this file, in the order of their ranks; one part if the file does not list any.
 
         Raises:
-            LoraError: if its ``trace.parts`` is not what :func:`~trace_core.lora.parts.parts_entry` writes,
-                or does not fit the layers.
+            LoraError: if ``trace.parts`` is not in the form of :func:`~trace_core.lora.parts.parts_entry`, or
+                does not fit the layers.
         """
         text = self.metadata.get("trace.parts")
         if text is None:
@@ -164,7 +158,7 @@ class ErasureLora:
             ]
         entries = parsed(text)
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_PARTS:
-            raise LoraError("the trace.parts of this file is no list of parts; make the file again")
+            raise LoraError("the trace.parts of this file is not a list of parts; make the file again")
         parts, used = [], dict.fromkeys(sorted(self.modules), 0)
         for number, entry in enumerate(entries, start=1):
             part, counts = read_part(entry, f"part {number} of this file", len(used))
@@ -177,8 +171,8 @@ class ErasureLora:
         wrong = next((m for m, count in used.items() if count != self.modules[m][1].shape[0]), None)
         if wrong:
             raise LoraError(
-                f"the parts of this file have {used[wrong]} ranks of {wrong}, the file has "
-                f"{self.modules[wrong][1].shape[0]}; it was changed by other software: make it again"
+                f"the parts of this file have {used[wrong]} ranks of {wrong}, but the file has "
+                f"{self.modules[wrong][1].shape[0]}; other software changed it: make it again"
             )
         return parts
 
@@ -188,10 +182,10 @@ class ErasureLora:
         return kind if kind in KINDS else "auto"
 
     def _set_parts(self, parts: Sequence[Part]) -> None:
-        """Write down the parts that the modules hold, in order, and what they erase."""
+        """Write the parts of the modules, in order, and their concepts to the metadata."""
         entries = [parts_entry(part, sorted(self.modules)) for part in parts]
         listed = parsed(self.metadata.get("trace.concepts"))
-        # may say more than a part does
+        # the file's list may contain more details than a part
         known = {c[0]: c for c in listed if read_concepts([c])} if isinstance(listed, list) else {}
         concepts = {json.dumps(c): known.get(c[0], c) for entry in entries for c in entry["concepts"]}
         self.metadata["trace.concepts"] = json.dumps(list(concepts.values()), ensure_ascii=False)
@@ -201,18 +195,19 @@ class ErasureLora:
             self.metadata["trace.parts"] = json.dumps(entries, ensure_ascii=False)
 
     def without(self, *targets: str) -> ErasureLora:
-        """The same file without the parts that erase ``targets``. The other parts stay as they are, to the
-        last bit.
+        """The same file without the parts that erase ``targets``. The other parts stay bit-identical.
 
         Raises:
-            LoraError: naming what the file erases, if a target is not among it, was erased together with
-                something that is not named, or nothing would be left.
+            LoraError: naming the erased concepts, if a target is not among them, shares a part with a concept
+                that is not named, or no part would be left.
         """
         parts = self.parts()
-        check_named(parts, targets, "taken out")
+        check_named(parts, targets, "removed")
         left = [part for part in parts if not (part.concepts and all(part.names(targets)))]
         if not left:
-            raise LoraError(f"without {listed(targets)} nothing is left of this file; do not apply it at all")
+            raise LoraError(
+                f"without {listed(targets)} no concept is left in this file; do not apply it at all"
+            )
         modules = {}
         for module, (up, down) in self.modules.items():
             ranks = [
@@ -225,19 +220,18 @@ class ErasureLora:
         return out
 
     def with_strengths(self, strengths: Mapping[str, float]) -> ErasureLora:
-        """The same file with some parts stronger or weaker: 1 is as it was made, 0 nothing, below 0 the
-        opposite.
+        """The same file with changed strengths of some parts: 1 as made, 0 none, below 0 the opposite.
 
-        Strengths are remembered and are not relative to each other: 0.5 and then 0.5 is 0.5, and 1 gives back
-        the part as it was made, to the last bit if its factors are in 16 bits: ``up`` is scaled in float32,
-        whose rounding is too small to be seen in the 16. Strength 0 is stored as 2^-100, so that it too can
-        be undone; it adds nothing to a weight.
+        Strengths are absolute: setting 0.5 twice gives 0.5, and 1 restores the original part. The restored
+            part is
+        bit-identical if its factors are in 16 bits, because ``up`` is scaled in float32, whose rounding does
+        not show in 16 bits. Strength 0 is stored as 2^-100, which can be undone and changes no weight.
 
         Args:
-            strengths: ``{target: strength}``; all concepts of a part must be named, and with one strength.
+            strengths: ``{target: strength}``. All concepts of a part must be named, with the same strength.
 
         Raises:
-            LoraError: as :meth:`without`, or if a strength is no number from -10 to 10.
+            LoraError: as :meth:`without`, or if a strength is not a number from -10 to 10.
         """
         parts, out = self.parts(), ErasureLora(dict(self.modules), dict(self.metadata))
         wanted = check_strengths(parts, strengths)
@@ -260,9 +254,9 @@ class ErasureLora:
         return out
 
     def _dtype_of(self, module: str | None, parts: Sequence[Part]) -> torch.dtype | None:
-        """Precision that a module's ``up`` had before any of its parts was graded."""
-        graded = next((p.dtype for p in parts if p.dtype and module in p.slices), "")
-        return DTYPES[graded] if graded else self.modules[module][0].dtype if module else None
+        """Precision of a module's ``up`` before the strength of any of its parts was changed."""
+        changed_dtype = next((p.dtype for p in parts if p.dtype and module in p.slices), "")
+        return DTYPES[changed_dtype] if changed_dtype else self.modules[module][0].dtype if module else None
 
     def delta(self, module: str) -> Tensor:
         """dW of one module, ``[out, in]`` float32."""
@@ -270,7 +264,7 @@ class ErasureLora:
         return up.float() @ down.float()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors as they stand in the file, in the stock loader's key form."""
+        """The tensors as saved in the file, in the stock loader's key form."""
         out = {}
         for module, (up, down) in self.modules.items():
             out[f"{module}.lora_up.weight"] = up
@@ -282,11 +276,12 @@ class ErasureLora:
     def from_state_dict(
         cls, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None
     ) -> ErasureLora:
-        """Read a LoRA of linear layers in ComfyUI's, kohya's, diffusers' or PEFT's key form; float8 becomes
-        float16.
+        """Read a LoRA of linear layers with ComfyUI's, kohya's, diffusers' or PEFT's keys.
+
+        float8 becomes float16.
 
         Raises:
-            LoraError: naming the first key that is unknown, missing, misshapen or not finite.
+            LoraError: naming the first key that is unknown, missing, of a wrong shape, or not finite.
         """
         metadata = dict(metadata or {})
         modules = formats.read(state, metadata)
@@ -294,8 +289,9 @@ class ErasureLora:
         return cls(modules, metadata)
 
     def to_bytes(self, extra: dict[str, str] | None = None, form: str = "comfyui") -> bytes:
-        """The safetensors file, in a key form of :data:`~trace_core.lora.formats.FORMATS`; equal contents
-        give equal bytes.
+        """The safetensors file in a key form of :data:`~trace_core.lora.formats.FORMATS`.
+
+        Equal contents give equal bytes.
 
         Raises:
             LoraError: if there is nothing to save, or the form has no name for a layer.
@@ -306,7 +302,7 @@ class ErasureLora:
         return canonical(save(own_memory(state), {**metadata, **(extra or {}), "format": "pt"}))
 
     def save(self, path: str | Path, extra: dict[str, str] | None = None, form: str = "comfyui") -> Path:
-        """Write a safetensors file; either the whole file appears, or what was there before stays.
+        """Write a safetensors file completely, or leave the existing file unchanged.
 
         Raises:
             LoraError: if the path cannot be written, naming it.
@@ -322,16 +318,16 @@ class ErasureLora:
 
     @classmethod
     def load(cls, path: str | Path) -> ErasureLora:
-        """Read a file written by :meth:`save`, or any LoRA that :meth:`from_state_dict` can read.
+        """Read a file written by :meth:`save`, or any LoRA that :meth:`from_state_dict` supports.
 
         Raises:
-            LoraError: if it is missing, truncated, hostile, or no erasure LoRA.
+            LoraError: if it is missing, truncated, unsafe, or not an erasure LoRA.
         """
         path = Path(path)
         try:
             size = path.stat().st_size
             if size > MAX_FILE:
-                raise LoraError(f"'{path.name}' is {size / 2**30:.1f} GB; that is no erasure LoRA")
+                raise LoraError(f"'{path.name}' is {size / 2**30:.1f} GB, too large for an erasure LoRA")
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -341,21 +337,22 @@ class ErasureLora:
             if isinstance(error, LoraError):
                 raise
             raise LoraError(
-                f"'{path.name}' is damaged or no safetensors file ({error}); download it again"
+                f"'{path.name}' is damaged or not a safetensors file ({error}); download it again"
             ) from error
         if not state:
-            raise LoraError(f"'{path.name}' holds no layers; it is no erasure LoRA")
+            raise LoraError(f"'{path.name}' contains no layers; it is not an erasure LoRA")
         return cls.from_state_dict(state, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ErasureLora:
-        """The same of what :meth:`to_bytes` gave, without a file."""
+        """Read the bytes that :meth:`to_bytes` gives."""
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return cls.from_state_dict(load(data), header.get("__metadata__"))
 
     def info(self) -> dict:
-        """Metadata with the structured entries parsed, and the size of the edit; what no browser could
-        read stays a string.
+        """Metadata with parsed entries, and the size of the edit.
+
+        Entries that are not valid JSON stay strings.
         """
         out = {}
         for key, value in self.metadata.items():
@@ -373,9 +370,7 @@ class ErasureLora:
 
 
 def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
-    """The first's, with what only the second has; lists of both without doubles, and a title that names
-    all.
-    """
+    """The first file's metadata, completed by the second's, with merged lists and a common title."""
     out, both = {**second.metadata, **first.metadata}, {}
     out.pop("trace.parts", None)
     for key in ("trace.concepts", "trace.keep"):

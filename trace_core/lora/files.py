@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ from pathlib import Path
 
 from torch import Tensor
 
-#: what the process has open, by name
+#: open files of the process, as path prefixes
 OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
-TEMPORARY = ".trace-"  #: what a file is called before it is whole
+TEMPORARY = ".trace-"  #: name prefix of an unfinished file
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def real(path: str | Path) -> Path:
-    """The file that a path means: absolute, without ``..`` and links, whether it is there or not."""
+    """The absolute path without ``..`` and links. The file need not exist."""
     return Path(os.path.realpath(os.path.expanduser(path) if str(path).startswith("~") else path))
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether a path is no place for a file but something that is written to as it is: ``/dev/stdout``, a
-    pipe.
-    """
+    """Whether a path is an open stream or a device, such as ``/dev/stdout`` or a pipe, not a regular file."""
     path = Path(path)
-    if str(path).startswith(OPEN_FILES):  # they may be redirected to a file, of which nothing is to be lost
+    if str(path).startswith(OPEN_FILES):  # also if redirected to a file, whose contents must stay
         return path.exists()
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_whole(path: str | Path, data: bytes | Callable[[Path], object], temporary: str = TEMPORARY) -> Path:
-    """Write a file: all of it appears, on the disk, or what was there before stays.
+    """Write a file completely and flush it to disk, or leave the existing file unchanged.
 
-    A link stays a link; what it points to is written.
+    A link stays a link, and its target is written.
 
     Args:
-        data: the contents, or a function that writes them to the path it is given.
-        temporary: how the name begins under which it is written.
+        data: the contents, or a function that writes them to a given path.
+        temporary: name prefix of the unfinished file.
 
     Returns:
         ``path``.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     path = Path(path)
     if is_stream(path) and isinstance(data, bytes):
@@ -66,23 +64,23 @@ def write_whole(path: str | Path, data: bytes | Callable[[Path], object], tempor
         os.chmod(unfinished, target.stat().st_mode & 0o777 if target.exists() else 0o644)
         os.replace(unfinished, target)
     finally:
-        if unfinished:  # moved away, if all went well
+        if unfinished:  # already moved after success
             Path(unfinished).unlink(missing_ok=True)
     return path
 
 
 def why(error: OSError) -> str:
-    """What went wrong, and what to do about it."""
+    """The reason of an error, and a remedy."""
     remedy = (
         "make room there, or choose another folder"
         if error.errno in FULL
-        else "choose a folder that you may write to"
+        else "choose a folder with write permission"
     )
     return f"{error.strerror or error}; {remedy}"
 
 
 def canonical(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in alphabetical order: equal contents, equal bytes."""
+    """The same safetensors file with sorted metadata, so that equal contents give equal bytes."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -92,9 +90,7 @@ def canonical(data: bytes) -> bytes:
 
 
 def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous, none in the memory of another (layers may share a factor), as
-    safetensors wants them.
-    """
+    """Contiguous tensors without shared memory, as safetensors requires. Layers may share a factor."""
     out, seen = {}, set()
     for key, tensor in state.items():
         tensor = tensor.contiguous()

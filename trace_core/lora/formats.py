@@ -1,6 +1,4 @@
-"""LoRA files in the key forms that people have: read into ``diffusion_model.<module>`` factors, and
-written for elsewhere.
-"""
+"""Key forms of LoRA files: reading into ``diffusion_model.<module>`` factors, and writing other forms."""
 
 from __future__ import annotations
 
@@ -20,7 +18,8 @@ FORMATS = {
     "kohya": "lora_unet_..., as sd-scripts writes them: AUTOMATIC1111, Forge, ComfyUI",
     "diffusers": "unet.... or transformer...., as load_lora_weights of diffusers reads them",
 }
-#: metadata of an exported file: ranks of its layers in ComfyUI's names, sorted, before they were made equal
+#: metadata key of an exported file: original ranks, sorted by ComfyUI's layer names, before padding to one
+#: rank
 RANKS = "trace.ranks"
 
 SUFFIX = re.compile(
@@ -44,78 +43,79 @@ CONVOLUTION = re.compile(
 
 
 def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors of a LoRA in ComfyUI's, kohya's, diffusers' or PEFT's keys: ``{diffusion_model.<module>: (up,
-    down)}``, scale 1.
+    """Factors of a LoRA with ComfyUI's, kohya's, diffusers' or PEFT's keys, with scale 1.
+
+    The result is ``{diffusion_model.<module>: (up, down)}``.
 
     Raises:
-        LoraError: naming the first key that is unknown, missing, misshapen or not finite.
+        LoraError: naming the first key that is unknown, missing, of a wrong shape, or not finite.
     """
     parts: dict[str, dict[str, Tensor]] = {}
-    keys: dict[str, str] = {}  # the first of each layer
+    keys: dict[str, str] = {}  # first key of each layer
     for key, tensor in state.items():
         name, part = _split(key)
         keys.setdefault(name, key)
         if part in parts.setdefault(name, {}):
-            raise LoraError(f"'{key[:80]}' gives a layer its {part} twice; the file is damaged")
+            raise LoraError(f"'{key[:80]}' is a second {part} for the same layer; the file is damaged")
         parts[name][part] = tensor
-    theirs = names.unet_from_diffusers([n for n in parts if names.IN_DIFFUSERS_UNET.match(n)])
+    own_names = names.unet_from_diffusers([n for n in parts if names.IN_DIFFUSERS_UNET.match(n)])
     modules: dict[str, tuple[Tensor, Tensor]] = {}
     fused: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     places = {}
     for name in parts:
         flux = names.IN_DIFFUSERS_FLUX.match(name)
-        places[name] = names.flux_from_diffusers(name) if flux else (theirs.get(name, name), None)
+        places[name] = names.flux_from_diffusers(name) if flux else (own_names.get(name, name), None)
         if places[name] is None or places[name][0] is None:
-            raise _stranger(keys[name], "none of ComfyUI's networks has a layer of that name")
+            raise _not_ours(keys[name], "no network of ComfyUI has a layer of that name")
     for name, part in parts.items():
         shown = re.sub(r"\.(lora[_.].*|alpha)$", "", keys[name])[:120]
         pair, (own, number) = factors(shown, part), places[name]
         if number is not None:
             fused.setdefault(own, {})[number] = pair
         elif PREFIX + own in modules:
-            raise LoraError(f"'{shown}' is a layer that the file has under another name too; it is damaged")
+            raise LoraError(f"'{shown}' is a layer that the file also has under another name; it is damaged")
         else:
             modules[PREFIX + own] = pair
-    for own, some in fused.items():
+    for own, components in fused.items():
         if PREFIX + own in modules:
             raise LoraError(f"{own} is in the file under two names; it is damaged")
-        modules[PREFIX + own] = _side_by_side(own, some)
-    return _as_they_were(modules, metadata)
+        modules[PREFIX + own] = _side_by_side(own, components)
+    return _without_padding(modules, metadata)
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Dotted name of a layer, in the network's or in diffusers' names, and which of its tensors a key is."""
+    """The dotted layer name of a key, in the network's or diffusers' naming, and its tensor type."""
     if TEXT_ENCODER.match(key):
-        raise _stranger(key, "it changes the text encoder, an erasure only the denoiser")
+        raise _not_ours(key, "it changes the text encoder, but an erasure changes only the denoiser")
     other = next((kind for mark, kind in OTHER_KINDS.items() if mark in f"{key}_"), None)
     if other:
-        raise _stranger(key, f"it is of {other}, not of a plain LoRA")
-    found, way = PROCESSOR.match(key), None
-    if found:
-        name, way = (
-            f"{found['name']}.{found['layer']}{'.0' if found['layer'] == 'to_out' else ''}",
-            found["way"],
+        raise _not_ours(key, f"it belongs to {other}, not to a plain LoRA")
+    match, part = PROCESSOR.match(key), None
+    if match:
+        name, part = (
+            f"{match['name']}.{match['layer']}{'.0' if match['layer'] == 'to_out' else ''}",
+            match["way"],
         )
     else:
-        found = SUFFIX.match(key)
-        if found:
-            name, way = found["name"], "alpha" if found["alpha"] else PART[found["way"] or found["part"]]
-            name = name.removesuffix(".lora") if found["alpha"] else name
-    plain = _plain(name) if found else None
+        match = SUFFIX.match(key)
+        if match:
+            name, part = match["name"], "alpha" if match["alpha"] else PART[match["way"] or match["part"]]
+            name = name.removesuffix(".lora") if match["alpha"] else name
+    plain = _plain(name) if match else None
     if plain is None:
-        raise _stranger(key)
-    return plain, way
+        raise _not_ours(key)
+    return plain, part
 
 
-def _stranger(key: str, because: str = "") -> LoraError:
+def _not_ours(key: str, because: str = "") -> LoraError:
     return LoraError(
-        f"'{key[:80]}' is no key of an erasure LoRA; use the stock LoRA loader for this "
+        f"'{key[:80]}' is not a key of an erasure LoRA; use the stock LoRA loader for this "
         f"file{': ' if because else ''}{because}"
     )
 
 
 def _plain(name: str) -> str | None:
-    """A layer's dotted name without what stands before it; None where it is in no form that is known."""
+    """A layer's dotted name without its prefix; None if the form is unknown."""
     if name.startswith(PREFIX):
         return name[len(PREFIX) :] or None
     for prefix in ("lora_unet_", "lora_transformer_", "lycoris_"):
@@ -135,8 +135,9 @@ def _plain(name: str) -> str | None:
 
 
 def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """``up [out, r]``, ``down [r, in]`` of one layer with its alpha in ``up``; convolutions flattened, float8
-    as float16.
+    """``up [out, r]`` and ``down [r, in]`` of one layer, with alpha in ``up``.
+
+    Convolutions are flattened, and float8 becomes float16.
 
     Raises:
         LoraError: naming the layer.
@@ -145,8 +146,8 @@ def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if up is None or down is None:
         raise LoraError(f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete")
     if not all(isinstance(tensor, Tensor) for tensor in part.values()):
-        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is no tensor")
-    up, down = _wide(up), _wide(down)
+        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is not a tensor")
+    up, down = _at_least_16_bits(up), _at_least_16_bits(down)
     if up.ndim == down.ndim == 4 and up.shape[2:] == (1, 1):
         up, down = up.flatten(1), down.flatten(1)
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
@@ -156,58 +157,62 @@ def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if not (up.is_floating_point() and down.is_floating_point()):
         raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point")
     if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
-        raise LoraError(f"{module} holds NaN or infinite values; the file is damaged")
+        raise LoraError(f"{module} contains NaN or infinite values; the file is damaged")
     if alpha is None:
         return up, down
     if alpha.numel() != 1:
         raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one")
     rank = torch.tensor(float(down.shape[0]))
-    # a converter may have rounded it with the rest
+    # a converter may have rounded alpha with the weights
     if alpha.float().item() == rank.to(alpha.dtype).float().item():
         return up, down
     scaled = (up.float() * (alpha.float().item() / rank.item())).to(up.dtype)
     if not torch.isfinite(scaled).all():
         raise LoraError(
-            f"{module} has an alpha of {alpha.float().item():g}, which {up.dtype} cannot hold; the file is "
-            "damaged"
+            f"{module} has an alpha of {alpha.float().item():g}, which exceeds the range of {up.dtype}; the "
+            "file is damaged"
         )
     return scaled, down
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Numbers of 8 bits, on which torch has hardly an operation, as float16, which holds each of them."""
+def _at_least_16_bits(tensor: Tensor) -> Tensor:
+    """8-bit floats as float16, which represents them exactly. torch supports few operations on 8 bits."""
     return tensor.to(torch.float16) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
-def _side_by_side(own: str, some: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """One layer of several of diffusers'; exact. Where all have the same ``down``, it stays one; missing
-    ones get no edit.
+def _side_by_side(own: str, parts: Mapping[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """One layer from several of diffusers' layers, exactly.
+
+    A ``down`` that all share is stored once. Missing layers get no edit.
     """
     sizes = names.shares(own)
-    units = {up.shape[0] / sizes[i] for i, (up, _) in some.items()}
+    units = {up.shape[0] / sizes[i] for i, (up, _) in parts.items()}
     if (
         len(units) > 1
-        or len({down.shape[1] for _, down in some.values()}) > 1
+        or len({down.shape[1] for _, down in parts.values()}) > 1
         or not next(iter(units)).is_integer()
     ):
         raise LoraError(
             f"the parts of {own} have shapes that do not fit each other: "
-            f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in some.values())}"
+            f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in parts.values())}"
         )
     unit = int(next(iter(units)))
-    first = min(some)
+    first = min(parts)
     shared = all(
-        down.shape == some[first][1].shape and torch.equal(down, some[first][1]) for _, down in some.values()
+        down.shape == parts[first][1].shape and torch.equal(down, parts[first][1])
+        for _, down in parts.values()
     )
-    like = max((up for up, _ in some.values()), key=lambda t: t.element_size())
-    rank = some[first][1].shape[0] if shared else sum(down.shape[0] for _, down in some.values())
-    up, at = like.new_zeros(unit * sum(sizes), rank), 0
-    for i in sorted(some):
-        rows, mine = unit * sum(sizes[:i]), some[i][0]
-        up[rows : rows + len(mine), at : at + mine.shape[1]] = mine.to(like.dtype)
-        at += 0 if shared else mine.shape[1]
+    like = max((up for up, _ in parts.values()), key=lambda t: t.element_size())
+    rank = parts[first][1].shape[0] if shared else sum(down.shape[0] for _, down in parts.values())
+    up, column = like.new_zeros(unit * sum(sizes), rank), 0
+    for i in sorted(parts):
+        rows, part_up = unit * sum(sizes[:i]), parts[i][0]
+        up[rows : rows + len(part_up), column : column + part_up.shape[1]] = part_up.to(like.dtype)
+        column += 0 if shared else part_up.shape[1]
     down = (
-        some[first][1] if shared else torch.cat([some[i][1].to(some[first][1].dtype) for i in sorted(some)])
+        parts[first][1]
+        if shared
+        else torch.cat([parts[i][1].to(parts[first][1].dtype) for i in sorted(parts)])
     )
     return (_swapped(up), down) if own == names.SWAPPED else (up, down)
 
@@ -216,10 +221,10 @@ def _swapped(up: Tensor) -> Tensor:
     return torch.cat(up.chunk(2)[::-1])
 
 
-def _as_they_were(
+def _without_padding(
     modules: dict[str, tuple[Tensor, Tensor]], metadata: Mapping[str, str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Without the empty ranks that :func:`write` filled up with, so that the file is as it was before."""
+    """Remove the empty ranks that :func:`write` added as padding."""
     try:
         ranks = json.loads(metadata.get(RANKS, "null"))
     except (ValueError, RecursionError):
@@ -244,12 +249,11 @@ def _as_they_were(
 def write(lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of an :class:`~trace_core.lora.ErasureLora` in a form of :data:`FORMATS`.
 
-    In diffusers' form every layer has the same rank, the others' filled up with zeros: its versions before
-    0.36 take the scale of one layer for all, which is 1 only then.
+    In diffusers' form, all layers are padded with zeros to the same rank. Versions of diffusers before 0.36
+    use the scale of one layer for all, which is 1 only for equal ranks.
 
     Raises:
-        LoraError: naming a layer that the form has no name for, or if the file does not say which family it
-            is for.
+        LoraError: naming a layer without a name in the form, or if the file does not tell its model family.
     """
     if form not in FORMATS:
         raise LoraError(f"format '{form}' is unknown; use one of {', '.join(FORMATS)}")
@@ -262,7 +266,7 @@ def write(lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     solid = next((name for name in own if CONVOLUTION.search(name)), None)
     if solid:
         raise LoraError(
-            f"{solid} is a convolution, which this library writes in ComfyUI's form only; leave --format out"
+            f"{solid} is a convolution, which this library writes only in ComfyUI's form; leave --format out"
         )
     if form == "kohya":
         return _kohya(own, kind), metadata | {
@@ -276,15 +280,15 @@ def write(lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def family(lora) -> str:
-    """``sd1``, ``sd2``, ``sdxl`` or ``flux``: as the file says, or as its layers show.
+    """``sd1``, ``sd2``, ``sdxl`` or ``flux``, from the file's metadata or its layers.
 
     Raises:
-        LoraError: if they show nothing.
+        LoraError: if neither tells the family.
     """
     base = lora.info().get("trace.base")
-    said = str(base.get("kind")) if isinstance(base, dict) else ""
-    if said in ("sd1", "sd2", "sdxl", "flux", "flux-schnell"):
-        return said.removesuffix("-schnell")
+    stated = str(base.get("kind")) if isinstance(base, dict) else ""
+    if stated in ("sd1", "sd2", "sdxl", "flux", "flux-schnell"):
+        return stated.removesuffix("-schnell")
     own = {m.removeprefix(PREFIX): down.shape[1] for m, (_, down) in lora.modules.items()}
     if any(names.flux_to_diffusers(name) for name in own):
         return "flux"
@@ -299,7 +303,7 @@ def family(lora) -> str:
     )
     if found is None:
         raise LoraError(
-            "this file does not say which family of models it is for, and its layers do not show it; only "
+            "this file does not tell its model family, and its layers do not show it; only "
             "an erasure of TRACE, or one with cross-attention keys or values, can be written in another "
             "form"
         )
@@ -307,9 +311,7 @@ def family(lora) -> str:
 
 
 def _kohya(own: Mapping[str, tuple[Tensor, Tensor]], kind: str) -> dict[str, Tensor]:
-    """sd-scripts names the layers of SD 1 and 2 as diffusers does, those of SDXL and FLUX as the networks
-    themselves.
-    """
+    """Layers in sd-scripts' names: diffusers' names for SD 1 and 2, the network's names for SDXL and FLUX."""
     theirs = _unet_names(own) if kind in ("sd1", "sd2") else dict.fromkeys(own)
     out = {}
     for name, (up, down) in own.items():
@@ -338,7 +340,7 @@ def _diffusers(own: Mapping[str, tuple[Tensor, Tensor]], kind: str, rank: int) -
             if len(up) % sum(sizes):
                 raise LoraError(
                     f"{name} has {len(up)} rows, which do not divide into {' + '.join(map(str, sizes))} "
-                    "parts; the file is of no FLUX.1 network"
+                    "parts; the file does not belong to a FLUX.1 network"
                 )
             up = _swapped(up) if name == names.SWAPPED else up
             pieces = up.split([len(up) // sum(sizes) * s for s in sizes])
@@ -356,9 +358,7 @@ def _diffusers(own: Mapping[str, tuple[Tensor, Tensor]], kind: str, rank: int) -
 
 
 def _is_solid(name: str, kind: str) -> bool:
-    """SD 1's spatial transformers begin and end with a convolution of one pixel; the others' with a linear
-    layer.
-    """
+    """Whether a layer is a 1 x 1 convolution: the ends of SD 1's spatial transformers; linear elsewhere."""
     return kind == "sd1" and name.endswith((".proj_in", ".1.proj_out"))
 
 
@@ -368,7 +368,7 @@ def _unet_names(own) -> dict[str, str]:
     missing = next((name for name, found in theirs.items() if found is None), None)
     if missing:
         raise LoraError(
-            f"{missing} has no counterpart in diffusers' UNet; only files for networks of SD's shape can be "
-            "written so"
+            f"{missing} has no counterpart in diffusers' UNet; only files for SD networks can be written in "
+            "this form"
         )
     return theirs

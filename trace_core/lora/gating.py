@@ -1,6 +1,4 @@
-"""An ErasureLora on a model: as the patches of the stock LoRA loader, or within a window of the sampling
-schedule.
-"""
+"""Applying an ErasureLora to a model: as patches of the stock LoRA loader, or within a sampling window."""
 
 from __future__ import annotations
 
@@ -25,21 +23,21 @@ from . import rounding
 from .erasure import ErasureLora
 from .metadata import ARCHITECTURES
 
-#: key of ``model_options``: a tuple of dicts, one an erasure on the model, in order
+#: key of ``model_options``: a tuple with one dict per erasure on the model, in order
 RECORD = "trace_erasures"
 
 log = logging.getLogger(__name__)
 
 
 def check_fits(model, lora: ErasureLora) -> None:
-    """Refuse a LoRA whose modules or shapes are not the model's.
+    """Refuse a LoRA whose modules or shapes do not fit the model.
 
     Raises:
-        ModelError: if ``model`` is no ComfyUI model.
+        ModelError: if ``model`` is not a ComfyUI model.
         LoraError: naming both architectures and the first module that does not fit.
     """
     engine_of(model)
-    base = lora.info().get("trace.base")  # what somebody wrote into a file: it may be anything
+    base = lora.info().get("trace.base")  # untrusted, from the file
     made_for = (
         base["kind"]
         if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES
@@ -57,10 +55,10 @@ def check_fits(model, lora: ErasureLora) -> None:
 
 
 def base_mismatch(model, lora: ErasureLora) -> str | None:
-    """A sentence if the file names another base than this model, else None (also if it names none).
+    """A warning if the file names another base than this model, else None (also if it names none).
 
     Raises:
-        ModelError: if the model is of no known family.
+        ModelError: if the model's family is unknown.
     """
     base = lora.info().get("trace.base")
     made_on = base.get("hash") if isinstance(base, dict) else None
@@ -73,17 +71,19 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
     title = lora.metadata.get("modelspec.title", "this erasure")
     return (
         f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), "
-        "or on this one at another precision; between finetunes of one base it mostly holds: check the "
+        "or on this one at another precision; it mostly works between finetunes of one base, so check the "
         "pictures"
     )
 
 
 def erasures_on(model) -> tuple[dict, ...]:
-    """What :func:`apply` put on this model, in order: dicts of fingerprint, title, strength, start and end,
-    and of a warning about ``rounding`` if there is one.
+    """The erasures that :func:`apply` put on this model, in order.
+
+    Each is a dict with fingerprint, title, strength, start, end and, if there is one, a warning about
+    ``rounding``.
 
     Raises:
-        ModelError: if ``model`` is no ComfyUI model.
+        ModelError: if ``model`` is not a ComfyUI model.
     """
     if not hasattr(model, "model_options"):
         engine_of(model)
@@ -93,22 +93,22 @@ def erasures_on(model) -> tuple[dict, ...]:
 def apply(
     model, lora: ErasureLora, strength: float = 1.0, start: float | None = 0.0, end: float | None = 1.0
 ):
-    """A clone of ``model`` with the erasure; the model itself, and its weights, are untouched.
+    """A clone of ``model`` with the erasure. The model and its weights are not changed.
 
-    Over the whole schedule the erasure is patches. Over a part of it, it is added in the forward pass while
-    sigma is in the window, so that every step outside is the model's without it, to the last bit. That uses
-    ComfyUI's one ``model_function_wrapper`` slot: a wrapper that is there is called, one that is set later
-    must call ours.
+    For the whole schedule, the erasure is a set of patches. For a part of it, the erasure is added in the
+    forward pass while sigma is in the window, so that every other step is bit-identical to the model's own.
+    This uses ComfyUI's single ``model_function_wrapper`` slot. An existing wrapper is called; a wrapper set
+    later must call this one.
 
     Args:
         model: ComfyUI ModelPatcher.
-        strength: 0 returns the model as it is, 1 the erasure as made.
-        start, end: window in shares of the sampling schedule, as in ComfyUI's own timestep ranges, ends
-            included; None takes the file's.
+        strength: 0 returns the model unchanged, 1 applies the erasure as made.
+        start, end: window as fractions of the sampling schedule, as in ComfyUI's timestep ranges, ends
+            included; None: the file's own.
 
     Raises:
-        ModelError: if ``model`` is no ComfyUI model, or has no schedule to have a window in.
-        LoraError: if the LoRA does not fit the model, or the strength or the window is none.
+        ModelError: if ``model`` is not a ComfyUI model, or has no sampling schedule for a window.
+        LoraError: if the LoRA does not fit the model, or the strength or the window is invalid.
     """
     check_fits(model, lora)
     start, end = _window(lora, start, end)
@@ -149,8 +149,8 @@ def _window(lora: ErasureLora, start: float | None, end: float | None) -> tuple[
 
 def _doubled(model, entry: dict) -> str | None:
     for other in erasures_on(model):
-        apart = entry["end"] <= other["start"] or other["end"] <= entry["start"]
-        if other["fingerprint"] == entry["fingerprint"] and not apart:
+        disjoint = entry["end"] <= other["start"] or other["end"] <= entry["start"]
+        if other["fingerprint"] == entry["fingerprint"] and not disjoint:
             return (
                 f"'{entry['title'] or entry['fingerprint']}' is on this model already; its strengths add up"
             )
@@ -158,7 +158,7 @@ def _doubled(model, entry: dict) -> str | None:
 
 
 def _patched(model, lora: ErasureLora, strength: float):
-    """The erasure as the stock loader's own patches: no cost at sampling time."""
+    """The erasure as patches of the stock loader, without cost during sampling."""
     check_patches_reach(model, lora.modules)
     patches = engine_of(model).lora.load_lora(lora.state_dict(), {m: m + ".weight" for m in lora.modules})
     clone = model.clone()
@@ -173,7 +173,7 @@ def _patched(model, lora: ErasureLora, strength: float):
 
 
 def _gated(model, lora: ErasureLora, strength: float, start: float, end: float):
-    """The erasure behind a :class:`SigmaGate`, which calls the wrapper that was on the model."""
+    """The erasure in a :class:`SigmaGate`, which calls the model's previous wrapper."""
     if not hasattr(model.get_model_object("model_sampling"), "percent_to_sigma"):
         raise ModelError(f"{type(model.model).__name__} has no sampling schedule; use start 0 and end 1")
     paths = {}
@@ -188,13 +188,13 @@ def _gated(model, lora: ErasureLora, strength: float, start: float, end: float):
 class SigmaGate:
     """A ``model_function_wrapper`` that adds low-rank paths to modules while sigma is in a window.
 
-    The modules are shared by every MODEL made of one checkpoint, so nothing stays on them: forward hooks are
-    there for the one call and are taken off again however it ends.
+    Every MODEL from one checkpoint shares the modules. Forward hooks are therefore attached for one call only
+    and removed afterwards, also after an error.
 
-    They go on the model that is called. That need not be the one the erasure was applied to (see
-    :func:`called_model`); where a wrapper hides which it is, they go on that one, and if the call then runs
-    none of the edited layers it is an error: a step in the window that is not erased must not pass for one
-    that is.
+    The hooks go on the model that is called, which may differ from the model that the erasure was applied to
+    (see :func:`called_model`). If a wrapper hides the called model, the hooks go on the original model. If
+    the call then runs none of the edited layers, an error is raised, because a step in the window without
+    erasure must not go unnoticed.
     """
 
     def __init__(self, model, paths: dict[str, _LowRankPath], start: float, end: float, previous=None):
@@ -204,10 +204,10 @@ class SigmaGate:
         self.previous = previous
 
     def __call__(self, apply_model, args: dict) -> Tensor:
-        """Run the model; ``args["timestep"]`` is sigma, ``[batch]``.
+        """Run the model. ``args["timestep"]`` is sigma, ``[batch]``.
 
         Raises:
-            ModelError: if a layer is gone from the model, or none of them ran in a step inside the window.
+            ModelError: if the model has lost a layer, or no edited layer ran in a step inside the window.
         """
         model = called_model(apply_model) or self.model
         inside = self.inside(args["timestep"], model)
@@ -225,24 +225,23 @@ class SigmaGate:
         if not touched:
             raise ModelError(
                 "an erasure with a window met none of its layers in a sampling step inside the window, so "
-                "that the step would not be erased: another node answers for the model (a cache such as "
-                "EasyCache) or calls a copy of it in its own way; take that node off, or apply the erasure "
+                "the step would not be erased; another node answers for the model (a cache such as "
+                "EasyCache) or calls a copy of the model; remove that node, or apply the erasure "
                 "with start 0 and end 1"
             )
         return out
 
     def inside(self, sigma: Tensor, model=None) -> bool | Tensor:
-        """Whether sigma is in the window: True, False, or a mask ``[batch]`` where its entries differ.
+        """Whether sigma is in the window: True, False, or a mask ``[batch]`` if its entries differ.
 
-        The schedule is the one that ``model`` samples with now, also if a node changed it after the erasure
-        was applied.
+        The schedule is the current one of ``model``, even if a node changed it after the erasure was applied.
         """
         schedule = (self.model if model is None else model).model_sampling
         mask = (sigma <= schedule.percent_to_sigma(self.start)) & (
             sigma >= schedule.percent_to_sigma(self.end)
         )
-        found = set(mask.flatten().tolist())
-        return mask if len(found) == 2 else found.pop()
+        values = set(mask.flatten().tolist())
+        return mask if len(values) == 2 else values.pop()
 
     def _run(self, apply_model, args: dict) -> Tensor:
         if self.previous is not None:
@@ -254,37 +253,35 @@ class SigmaGate:
             return model.get_submodule(name)
         except AttributeError as error:
             raise ModelError(
-                f"{name} is gone from the model since the erasure was applied; apply it again"
+                f"{name} has disappeared from the model since the erasure was applied; apply it again"
             ) from error
 
-    def _after(self, previous) -> SigmaGate:
+    def _with_previous(self, previous) -> SigmaGate:
         if previous is self.previous:
             return self
         return SigmaGate(self.model, self.paths, self.start, self.end, previous)
 
     def __deepcopy__(self, memo: dict) -> SigmaGate:
-        """``clone()`` copies ``model_options`` deeply: the model and the factors must not be copied with
-        them.
-        """
-        return self._after(copy.deepcopy(self.previous, memo))
+        """``clone()`` deep-copies ``model_options``, but the model and the factors must not be copied."""
+        return self._with_previous(copy.deepcopy(self.previous, memo))
 
     def to(self, target) -> SigmaGate:
-        """ComfyUI moves a wrapper with the model, to a device or dtype. Ours casts again when it next
-        runs.
-        """
+        """Follow a move of the model to a device or dtype. The factors are cast again at the next call."""
         for path in self.paths.values():
             path.forget()
-        return self._after(self.previous.to(target) if hasattr(self.previous, "to") else self.previous)
+        return self._with_previous(
+            self.previous.to(target) if hasattr(self.previous, "to") else self.previous
+        )
 
     def models(self) -> list:
-        """What the wrapper before us asks ComfyUI to load beside the model."""
+        """Models that the previous wrapper asks ComfyUI to load as well."""
         return self.previous.models() if hasattr(self.previous, "models") else []
 
 
 class _LowRankPath:
-    """``strength * up(down(x))`` beside one module, added to its output.
+    """``strength * up(down(x))``, added to the output of one module.
 
-    Factors are cast once for each device and dtype that the model runs on.
+    The factors are cast once per device and dtype of the model.
     """
 
     def __init__(self, name: str, module: nn.Module, up: Tensor, down: Tensor, strength: float):
@@ -305,7 +302,7 @@ class _LowRankPath:
         self._casts: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, rows: Tensor | None, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        """A forward hook. ``rows``: mask ``[batch]`` of the rows to edit, None for all."""
+        """A forward hook. ``rows``: mask ``[batch]`` of the rows to edit; None: all rows."""
         down, up = self._factors(output)
         x = inputs[0].to(output.dtype)
         if self.conv is not None:
@@ -323,9 +320,12 @@ class _LowRankPath:
         return torch.where(rows.to(output.device).view(-1, *[1] * (output.ndim - 1)), edited, output)
 
     def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        key, casts = (like.device, like.dtype), self._casts  # another thread may forget them meanwhile
+        key, casts = (
+            (like.device, like.dtype),
+            self._casts,
+        )  # another thread may replace self._casts meanwhile
         if key not in casts:
-            # a later backward cannot use inference tensors
+            # normal tensors, because a later backward pass cannot use inference tensors
             with torch.inference_mode(False), torch.no_grad():
                 up = self.up.to(like.device, torch.float32) * self.strength
                 casts[key] = self.down.to(like.device, like.dtype, copy=True), up.to(like.dtype)
@@ -333,9 +333,7 @@ class _LowRankPath:
 
 
 def _hook(path: _LowRankPath, rows: Tensor | None, touched: set[str]) -> Callable:
-    """A forward hook for one call of the model, in the thread that made it: other threads may be at the
-    same modules.
-    """
+    """A forward hook for one call and its thread, because other threads may run the same modules."""
     thread = threading.get_ident()
 
     def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:

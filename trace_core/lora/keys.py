@@ -1,9 +1,8 @@
-"""Names of a network's layers in the key forms of LoRA files: ComfyUI's (the network's own), kohya's,
-diffusers'.
+"""Layer names in the key forms of LoRA files: ComfyUI's (the network's own), kohya's, diffusers'.
 
 Sources of the correspondence: ComfyUI's ``comfy/utils.py`` (``unet_to_diffusers``, ``flux_to_diffusers``),
-diffusers' ``scripts/convert_original_stable_diffusion_to_diffusers.py`` and ``convert_flux_to_diffusers.py``.
-Strings only; what happens to the tensors is in :mod:`.formats`.
+and diffusers' ``scripts/convert_original_stable_diffusion_to_diffusers.py`` and
+``convert_flux_to_diffusers.py``. This module handles only strings; :mod:`.formats` handles the tensors.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ UNET = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embeddi
         "out.0": "conv_norm_out",
         "out.2": "conv_out"}  # fmt: skip
 
-#: FLUX's own layers and those of diffusers that stand side by side in each: rows of one are the rows of the
-#: others, in order
+#: FLUX's layer -> the layers of diffusers that it concatenates along its rows, in order
 FLUX = {"txt_in": ("context_embedder",), "img_in": ("x_embedder",), "final_layer.linear": ("proj_out",),
         "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
         "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
@@ -42,10 +40,10 @@ SINGLE = {
     "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
 }
-#: its two halves are shift and scale; in diffusers scale and shift
+#: Its halves are shift and scale, but scale and shift in diffusers
 SWAPPED = "final_layer.adaLN_modulation.1"
 
-#: Words of a flattened name that hold an underscore themselves
+#: words of a flattened name that contain an underscore
 WORDS = ("down_blocks up_blocks mid_block input_blocks middle_block output_blocks transformer_blocks "
          "single_transformer_blocks double_blocks single_blocks to_q to_k to_v to_out to_add_out "
          "add_q_proj add_k_proj add_v_proj proj_in proj_out proj_mlp time_emb_proj conv_shortcut conv_in "
@@ -69,9 +67,7 @@ OWN = re.compile(
 
 
 def unflattened(name: str) -> str | None:
-    """``down_blocks_0_attentions_0_proj_in`` -> ``down_blocks.0.attentions.0.proj_in``; None if it is no
-    such name.
-    """
+    """``down_blocks_0_attentions_0_proj_in`` -> ``down_blocks.0.attentions.0.proj_in``; None if unknown."""
     words, at = [], 0
     while at < len(name):
         found = TOKEN.match(name, at)
@@ -86,9 +82,7 @@ def unflattened(name: str) -> str | None:
 
 
 def blocks_per_level(own: Iterable[str]) -> int | None:
-    """How many residual blocks a level has, from the names of layers in ComfyUI's form: 2 in every SD;
-    None if none fits.
-    """
+    """Residual blocks per level, from layer names in ComfyUI's form: 2 in every SD; None if unclear."""
     places = set()
     for name in own:
         found = re.match(r"input_blocks\.(\d+)\.(\d+)\.(op\b)?", name)
@@ -99,7 +93,7 @@ def blocks_per_level(own: Iterable[str]) -> int | None:
 
 
 def unet_to_diffusers(name: str, count: int) -> str | None:
-    """diffusers' name of a UNet's layer, given the residual blocks of a level; None if it has none."""
+    """diffusers' name of a UNet layer, for ``count`` residual blocks per level; None if there is none."""
     if name in UNET:
         return UNET[name]
     found = re.match(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)$", name)
@@ -121,9 +115,7 @@ def unet_to_diffusers(name: str, count: int) -> str | None:
 
 
 def unet_from_diffusers(names: Iterable[str]) -> dict[str, str | None]:
-    """ComfyUI's name of each of a UNet's layers in diffusers' names; how many residual blocks a level has
-    is seen from all of them.
-    """
+    """ComfyUI's names of UNet layers, by diffusers' names. All names together show the blocks per level."""
     names = list(names)
     count = _count(names)
     attended = {m[1] for name in names if (m := re.match(r"up_blocks\.(\d+)\.attentions\.", name))}
@@ -131,7 +123,7 @@ def unet_from_diffusers(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def _count(names: list[str]) -> int:
-    """Two, unless every level goes down by one block and up by two."""
+    """Blocks per level: two, unless every level has one block down and two up."""
     places = {"down": [0], "up": [0]}
     for name in names:
         found = re.match(r"(down|up)_blocks\.\d+\.(?:attentions|resnets)\.(\d+)\.", name)
@@ -151,9 +143,9 @@ def _unet_own(name: str, count: int, attended: set[str]) -> str | None:
         r"(down|up)_blocks\.(\d+)\.(attentions|resnets|downsamplers|upsamplers)\.(\d+)\.(.+)$", name
     )
     if found:
-        way, level, what, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-        first = level * (count + 1) + (way == "down")
-        block = f"{'input' if way == 'down' else 'output'}_blocks"
+        direction, level, what, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+        first = level * (count + 1) + (direction == "down")
+        block = f"{'input' if direction == 'down' else 'output'}_blocks"
         if what == "downsamplers":
             return f"{block}.{first + count}.0.op"
         if what == "upsamplers":
@@ -171,7 +163,7 @@ def _unet_own(name: str, count: int, attended: set[str]) -> str | None:
 
 
 def flux_to_diffusers(name: str) -> tuple[str, ...] | None:
-    """diffusers' layers that one of FLUX's is made of, in the order of its rows; None if it has none."""
+    """The layers of diffusers that a FLUX layer concatenates, in row order; None if there are none."""
     if name in FLUX:
         return FLUX[name]
     found = re.match(r"(double|single)_blocks\.(\d+)\.(.+)$", name)
@@ -183,7 +175,7 @@ def flux_to_diffusers(name: str) -> tuple[str, ...] | None:
 
 
 def flux_from_diffusers(name: str) -> tuple[str, int] | None:
-    """FLUX's own layer that one of diffusers' is a part of, and which part."""
+    """The FLUX layer that contains a layer of diffusers, and the position in it."""
     for own, parts in FLUX.items():
         if name in parts:
             return own, 0
@@ -195,8 +187,6 @@ def flux_from_diffusers(name: str) -> tuple[str, int] | None:
 
 
 def shares(own: str) -> tuple[int, ...]:
-    """How the rows of a FLUX layer are divided among its parts: queries, keys, values alike, four times as
-    many for the MLP.
-    """
+    """Relative row counts of a FLUX layer's components: queries, keys and values 1 each, the MLP 4."""
     count = len(flux_to_diffusers(own) or (own,))
     return (1, 1, 1, 4)[:count] if count > 1 else (1,)

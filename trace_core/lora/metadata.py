@@ -1,4 +1,4 @@
-"""What an erasure's file says of itself."""
+"""Metadata of an erasure file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ ARCHITECTURES = {
 
 
 def title_of(targets: Sequence[str]) -> str:
-    """What LoRA browsers show: the first eight concepts by name."""
+    """The title in LoRA browsers: the first eight concepts."""
     return "Erased: " + ", ".join(targets[:8]) + (" ..." if len(targets) > 8 else "")
 
 
 def base_metadata(
     backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int
 ) -> dict[str, str]:
-    """Metadata of a fresh erasure: what was erased, how, from which base; with the keys that LoRA browsers
-    show.
-    """
+    """Metadata of a new erasure: concepts, method and base, with the keys that LoRA browsers display."""
     architecture, version = ARCHITECTURES[backbone.kind]
     return {
         "trace.format": json.dumps(FORMAT),
@@ -53,7 +51,7 @@ def base_metadata(
 
 
 def parsed(text: str | None):
-    """A JSON entry of the metadata, or None if it is none: anybody can write them."""
+    """A JSON entry of the metadata, or None if it is invalid, because anybody can write metadata."""
     try:
         return None if text is None else json.loads(text)
     except (json.JSONDecodeError, RecursionError):
@@ -61,8 +59,8 @@ def parsed(text: str | None):
 
 
 def finite_number(text: str) -> float:
-    """A number of a JSON text; Python would also read NaN and infinity, and write what is no JSON."""
+    """A finite JSON number. Python's parser would also accept NaN and infinity, which are not JSON."""
     number = float(text)
     if not isfinite(number):
-        raise ValueError(f"{text} is no number of JSON")
+        raise ValueError(f"{text} is not a JSON number")
     return number

@@ -1,4 +1,4 @@
-"""What a file with several erasures says of each: its concepts, its ranks, its strength."""
+"""Parts of a file with several erasures: concepts, ranks and strength of each."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float16, torch.bfloat
 
 @dataclass(frozen=True)
 class Part:
-    """One edit among several in a file: neighbouring ranks of every layer, and what they erase.
+    """One edit in a file of several: adjacent ranks of every layer, and their concepts.
 
     Attributes:
-        concepts: what was erased together, in this one edit.
-        slices: ``{module: ranks}``; modules that the part does not touch are missing.
-        strength: what its ``up`` has been multiplied by since it was made; see
+        concepts: concepts erased together by this edit.
+        slices: ``{module: ranks}``, without modules that the part does not change.
+        strength: factor applied to its ``up`` since it was made; see
             :meth:`~trace_core.lora.ErasureLora.with_strengths`.
         kind: kind of the concepts, as in :data:`~trace_core.text.kinds.KINDS`, or auto.
-        dtype: precision that ``up`` had before it was graded; empty for a part that never was.
+        dtype: precision of ``up`` before the strength was changed; empty if it never was.
     """
 
     concepts: tuple[Concept, ...]
@@ -41,14 +41,12 @@ class Part:
         return [c.target for c in self.concepts]
 
     def names(self, targets: Sequence[str]) -> list[bool]:
-        """For each of the part's concepts, whether it is among ``targets``."""
+        """Whether each of the part's concepts is among ``targets``."""
         return [any(same(own, t) for t in targets) for own in self.targets]
 
 
 def entry_of(concept) -> list:
-    """A concept in the metadata: target, anchor, weight; its strength where that is not 1; both parts of a
-    combination; its kind where it was given.
-    """
+    """A concept in the metadata: target, anchor and weight, then strength, parts and kind where needed."""
     more = (
         [concept.strength, list(concept.parts)]
         if concept.parts
@@ -62,8 +60,9 @@ def entry_of(concept) -> list:
 
 
 def parts_entry(part: Part, modules: Sequence[str]) -> dict:
-    """A part as it stands in ``trace.parts``; ``ranks`` is how many it has of every module in alphabetical
-    order, or of all alike.
+    """A part as an entry of ``trace.parts``.
+
+    ``ranks`` lists its ranks per module in alphabetical order, or is one number if all are equal.
     """
     ranks = [s.stop - s.start if (s := part.slices.get(m)) else 0 for m in modules]
     out = {
@@ -75,9 +74,9 @@ def parts_entry(part: Part, modules: Sequence[str]) -> dict:
 
 
 def read_part(entry, where: str, modules: int) -> tuple[Part, list[int]]:
-    """A part without its slices, and its ranks by module; the opposite of :func:`parts_entry`."""
+    """A part without its slices, and its ranks by module; the inverse of :func:`parts_entry`."""
     if not isinstance(entry, dict):
-        raise LoraError(f"{where} is no part; make the file again")
+        raise LoraError(f"{where} is not a part; make the file again")
     given = entry.get("concepts")
     concepts, strength = read_concepts(given), entry.get("strength", 1.0)
     if not isinstance(given, list) or len(concepts) != len(given):
@@ -90,17 +89,17 @@ def read_part(entry, where: str, modules: int) -> tuple[Part, list[int]]:
     if not fits or not all(
         isinstance(r, int) and not isinstance(r, bool) and 0 <= r < 1 << 24 for r in counts
     ):
-        raise LoraError(f"{where} does not say which ranks are its own; make the file again")
+        raise LoraError(f"{where} does not give valid ranks; make the file again")
     kind, dtype = entry.get("kind", "auto"), entry.get("dtype", "")
     if kind not in ("auto", *KINDS) or dtype not in ("", *DTYPES):
-        raise LoraError(f"{where} is of a kind or precision that is not known; make the file again")
+        raise LoraError(f"{where} has an unknown kind or precision; make the file again")
     return Part(tuple(concepts), {}, float(strength), kind, dtype), counts
 
 
 def erase_the_same(a: Part, b: Part) -> bool:
-    """Whether two whole files are edits of the same concepts, none graded."""
-    ungraded = a.strength == b.strength == 1.0
-    return ungraded and all(a.names(b.targets)) and all(b.names(a.targets))
+    """Whether two whole files edit the same concepts, both at strength 1."""
+    full_strength = a.strength == b.strength == 1.0
+    return full_strength and all(a.names(b.targets)) and all(b.names(a.targets))
 
 
 def with_offset(ranks: slice, by: int) -> slice:
@@ -108,7 +107,7 @@ def with_offset(ranks: slice, by: int) -> slice:
 
 
 def check_strengths(parts: Sequence[Part], strengths: Mapping[str, float]) -> list[float]:
-    """The strength that every part shall have; its own, where it is not named.
+    """The new strength of every part. A part that is not named keeps its own.
 
     Raises:
         LoraError: as :meth:`~trace_core.lora.ErasureLora.with_strengths`.
@@ -118,7 +117,7 @@ def check_strengths(parts: Sequence[Part], strengths: Mapping[str, float]) -> li
             raise LoraError(
                 f"the strength of '{target[:60]}' is {str(value)[:20]}; it must lie between -10 and 10"
             )
-    check_named(parts, list(strengths), "graded")
+    check_named(parts, list(strengths), "given a strength")
     out = []
     for part in parts:
         given = {float(v) for t, v in strengths.items() if any(part.names([t]))}
@@ -131,17 +130,16 @@ def check_strengths(parts: Sequence[Part], strengths: Mapping[str, float]) -> li
 
 
 def check_named(parts: Sequence[Part], targets: Sequence[str], verb: str) -> None:
-    """That every target is a concept of a part, and every part is named whole or not at all.
+    """Check that every target is a concept of a part, and that no part is named incompletely.
 
     Raises:
-        LoraError: naming the concept, and what there is.
+        LoraError: naming the concept and the available ones.
     """
     known = list(dict.fromkeys(t for part in parts for t in part.targets))
     for target in targets:
         if not any(same(target, other) for other in known):
             raise LoraError(
-                f"'{target[:60]}' is not erased by this file; it erases "
-                f"{listed(known) or 'nothing that it names'}"
+                f"'{target[:60]}' is not erased by this file; it erases {listed(known) or 'no named concept'}"
             )
     for part in parts:
         named = part.names(targets)
@@ -160,7 +158,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def read_concepts(entries) -> list[Concept]:
-    """Concepts of ``[[target, anchor, weight, ...], ...]``; what is not of this form is left out."""
+    """Concepts of ``[[target, anchor, weight, ...], ...]``. Invalid entries are skipped."""
     out = []
     for entry in entries if isinstance(entries, list) else []:
         form = isinstance(entry, list) and len(entry) >= 3 and all(isinstance(t, str) for t in entry[:2])

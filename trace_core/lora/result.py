@@ -1,4 +1,4 @@
-"""What every way of erasing gives: a LoRA, and a report of what made it."""
+"""The result of every erasing method: a LoRA and a report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .gating import apply
 
 @dataclass(frozen=True)
 class Erasure:
-    """A finished erasure: it can be applied, saved and inspected, and does not change.
+    """A finished erasure. It can be applied, saved and inspected, and is immutable.
 
     Attributes:
-        lora: its factors and metadata.
-        report: what was measured on the way; empty for an erasure read from a file.
+        lora: factors and metadata.
+        report: measurements of the run; empty for an erasure read from a file.
     """
 
     lora: ErasureLora
@@ -25,15 +25,15 @@ class Erasure:
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        """What was erased, from the file's metadata; empty for a LoRA that does not say."""
+        """The erased concepts from the file's metadata; empty for a LoRA without them."""
         return tuple(concept for part in self.lora.parts() for concept in part.concepts)
 
     def apply(self, model, strength: float = 1.0, start: float | None = None, end: float | None = None):
-        """A clone of a ComfyUI model with the erasure on it; the model itself is not touched.
+        """A clone of a ComfyUI model with the erasure. The model itself is not changed.
 
         Args:
-            strength: 1 erases as it was made, 0 does nothing.
-            start, end: window in shares of the sampling schedule; None takes the file's.
+            strength: 1 erases as made, 0 does nothing.
+            start, end: window as fractions of the sampling schedule; None: the file's own.
 
         Raises:
             LoraError, ModelError: if the erasure does not fit the model.
@@ -41,10 +41,10 @@ class Erasure:
         return apply(model, self.lora, strength, start, end)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, which ComfyUI's own LoRA loader reads.
+        """Write one safetensors file, which ComfyUI's stock LoRA loader reads.
 
         Raises:
-            LoraError: if the file cannot be written; nothing is left behind.
+            LoraError: if the file cannot be written; no partial file remains.
         """
         return self.lora.save(path)
 
@@ -53,6 +53,6 @@ class Erasure:
         """Read an erasure LoRA.
 
         Raises:
-            LoraError: for what is none.
+            LoraError: if the file is not an erasure LoRA.
         """
         return cls(ErasureLora.load(path))

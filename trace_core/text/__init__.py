@@ -1,3 +1,1 @@
-"""What users write, and the rows that a model reads of it: concepts, templates, keep list, encoding,
-alignment.
-"""
+"""Concepts and the prompts made from them: grammar, lists, templates, encoding and token alignment."""

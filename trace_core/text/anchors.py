@@ -1,10 +1,12 @@
 """Anchors that are erased themselves.
 
-An edit maps the rows of a concept onto those of its anchor as the base model has them, W' c = W g. Where g is
-erased as well, what ``W g`` draws is what must go: two lines ``cat -> dog`` and ``dog -> cat`` would swap
-them at best, and in one edit, whose columns of difference are the same but for their sign, both stay. So a
-concept follows the arrows: to where its anchor's own arrow leads, and where that is no anchor, or the arrows
-lead round in a circle, it is erased as a line without an arrow is.
+An edit maps the rows of a concept to the rows of its anchor under the base model: W' c = W g. If the anchor g
+is erased too, ``W g`` still draws a concept that must go. Two lines ``cat -> dog`` and ``dog -> cat`` would
+swap the two at best. In one edit, their two difference columns are equal up to sign, so both concepts would
+stay.
+
+A concept therefore follows the arrows to the anchor of its anchor. Where that anchor has none of its own, or
+the arrows form a circle, the concept is erased like a line without an arrow.
 """
 
 from __future__ import annotations
@@ -18,67 +20,69 @@ from .syntax import key
 
 
 def follow_anchors(concepts: Sequence[Concept]) -> tuple[list[Concept], list[str]]:
-    """The concepts with anchors that are not erased, and what was changed, in sentences.
+    """Replace anchors that are erased themselves. Returns the concepts and a sentence for each change.
 
-    Anchors are compared with the list as names, without an article: "a dog" is "dog". One that merely holds
-    the name of something erased ("a dog on a sofa") stays, and a sentence says so.
+    Anchors are compared with the targets by name, without an article: "a dog" equals "dog". An anchor that
+    only contains an erased name ("a dog on a sofa") stays, and a sentence reports it.
     """
     by_name = {_name(c.target): c for c in concepts if not c.parts}
-    by_words = {tuple(_words(c.target)): c.target for c in by_name.values()}
-    out, said = [], []
+    names_by_words = {tuple(_words(c.target)): c.target for c in by_name.values()}
+    resolved, notes = [], []
     for concept in concepts:
-        way = _way(concept, by_name)
-        if len(way) > 1:
-            anchor = "" if _name(way[-1]) in by_name or same(way[-1], concept.target) else way[-1]
+        path = _anchor_path(concept, by_name)
+        if len(path) > 1:
+            anchor = "" if _name(path[-1]) in by_name or same(path[-1], concept.target) else path[-1]
             if concept.parts and anchor and same(anchor, concept.parts[1]):
                 anchor = ""
-            out.append(replace(concept, anchor=anchor))
-            said.append(_sentence(concept, anchor, way))
+            resolved.append(replace(concept, anchor=anchor))
+            notes.append(_change_note(concept, anchor, path))
             continue
-        out.append(concept)
+        resolved.append(concept)
         part = next((p for p in concept.parts if _name(p) in by_name), "")
         if part:
-            said.append(
-                f"'{concept.target}': '{part}' is erased altogether, so the two together need no line of "
-                "their own; remove it"
+            notes.append(
+                f"'{concept.target}': '{part}' is erased everywhere, so the combination needs no line of its "
+                "own; remove that line"
             )
-        other = next((t for t in _held(concept.anchor, by_words) if not same(t, concept.target)), "")
+        other = next(
+            (t for t in _contained_names(concept.anchor, names_by_words) if not same(t, concept.target)), ""
+        )
         if other:
-            said.append(
-                f"'{concept.anchor}', the anchor of '{concept.target}', holds '{other}', which is erased as "
-                "well: name an anchor without it"
+            notes.append(
+                f"'{concept.anchor}', the anchor of '{concept.target}', contains '{other}', which is erased "
+                "as well; name an anchor without it"
             )
-    return out, said
+    return resolved, notes
 
 
-def _way(concept: Concept, by_name: dict[str, Concept]) -> list[str]:
-    """The anchors from arrow to arrow, as far as they are erased and none comes again."""
-    way = [concept.anchor] if concept.anchor else []
+def _anchor_path(concept: Concept, by_name: dict[str, Concept]) -> list[str]:
+    """The anchors along the arrows, until one is not erased or repeats."""
+    path = [concept.anchor] if concept.anchor else []
     seen = {_name(concept.target)}
-    while way and way[-1] and (name := _name(way[-1])) in by_name and name not in seen:
+    while path and path[-1] and (name := _name(path[-1])) in by_name and name not in seen:
         seen.add(name)
-        way.append(by_name[name].anchor)
-    return way
+        path.append(by_name[name].anchor)
+    return path
 
 
-def _sentence(concept: Concept, anchor: str, way: Sequence[str]) -> str:
+def _change_note(concept: Concept, anchor: str, path: Sequence[str]) -> str:
     line = f"'{concept.target} -> {concept.anchor}'"
-    lost = "', '".join(dict.fromkeys(w for w in way if w and w != anchor and not same(w, concept.target)))
-    are = "are" if "', '" in lost else "is"
+    erased = "', '".join(dict.fromkeys(w for w in path if w and w != anchor and not same(w, concept.target)))
+    verb = "are" if "', '" in erased else "is"
     if anchor:
-        return f"{line}: '{lost}' {are} erased as well, so '{concept.target}' is steered to '{anchor}'"
-    round_ = way[-1] and ", and the arrows lead round in a circle"
+        return f"{line}: '{erased}' {verb} erased as well, so '{concept.target}' is steered to '{anchor}'"
+    circle = path[-1] and ", and the arrows form a circle"
     return (
-        f"{line}: '{lost}' {are} erased as well{round_ or ''}, so '{concept.target}' is erased as a line "
-        "without an arrow is; to draw something else, name an anchor that is not erased"
+        f"{line}: '{erased}' {verb} erased as well{circle or ''}, so '{concept.target}' is erased like a "
+        "line without an arrow; to draw something else, name an anchor that is not erased"
     )
 
 
-def _held(text: str, by_words: dict[tuple[str, ...], str]) -> list[str]:
-    """Names that stand in a text as whole words."""
+def _contained_names(text: str, names_by_words: dict[tuple[str, ...], str]) -> list[str]:
+    """Erased names that a text contains as whole words."""
     words = _words(text)
     spans = (tuple(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
-    return [by_words[span] for span in spans if span in by_words]
+    return [names_by_words[span] for span in spans if span in names_by_words]
 
 
 def _words(text: str) -> list[str]:

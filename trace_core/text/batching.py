@@ -1,9 +1,9 @@
 """Many prompts in one pass of ComfyUI's text towers.
 
-``clip.encode_from_tokens`` takes the chunks of one long prompt and lays their rows one after the other.
-Chunks do not see each other, so those of many prompts can go through it together; what it drops is the pooled
-vector of all but the first, which is taken from the tower that makes it. Clip skip, patches, hooks and the
-towers' own casts are ComfyUI's, as for one prompt.
+``clip.encode_from_tokens`` encodes the chunks of one long prompt and concatenates their rows. Chunks do not
+attend to each other, so the chunks of many prompts can share one call. The call returns the pooled vector of
+the first chunk only. The pooled vectors of the others are read from the tower that computes them. Clip skip,
+patches, hooks and the towers' own casts work as for one prompt.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = 2048  #: rows of text in one pass: 26 prompts of CLIP, 8 of T5
-#: Rows of a prompt among others may differ from its rows alone by this share, which rounding in float32 stays
-#: well below. Towers whose rows depend on the batch (activations quantised by the largest of all) differ
-#: more, and are given one prompt at a time.
+BATCH_ROWS = 2048  #: rows of text per pass: 26 prompts of CLIP, 8 of T5
+#: Largest relative difference between a prompt's rows in a batch and its rows alone. Float32 rounding stays
+#: well below it. Towers whose rows depend on the batch (activations quantised by the batch maximum) exceed it
+#: and get one prompt at a time.
 AGREE = 1e-4
 
 #: rows ``[n, d]`` and pooled vector ``[p]`` of one prompt, as the CLIP gives them
@@ -29,71 +29,69 @@ Encoded = tuple[Tensor, "Tensor | None"]
 
 
 class BatchEncoder:
-    """Encode tokenised prompts with a ComfyUI CLIP object, many at once where that gives the same rows.
+    """Encode tokenised prompts with a ComfyUI CLIP object, in batches where a batch gives the same rows.
 
-    Whether it does is tried, not looked up: of the first batch one prompt is encoded alone as well. Objects
-    that are not ComfyUI's, and wrappers that treat chunks otherwise, therefore get one prompt at a time.
+    The first batch tests this: one of its prompts is also encoded alone. CLIP objects that are not ComfyUI's,
+    and wrappers that treat chunks differently, therefore get one prompt at a time.
     """
 
     def __init__(self, clip):
         self.clip = clip
-        self._able: bool | None = None if hasattr(clip, "cond_stage_model") else False
+        self._can_batch: bool | None = None if hasattr(clip, "cond_stage_model") else False
 
     def __call__(self, tokens: Sequence[Mapping]) -> list[Encoded]:
-        """Rows and pooled vectors of prompts, each as ``clip.tokenize`` gives it, in the order given."""
-        if self._able is False:
+        """Rows and pooled vectors of prompts tokenised by ``clip.tokenize``, in the given order."""
+        if self._can_batch is False:
             return [self._alone(t) for t in tokens]
         groups: dict[tuple, list[int]] = {}
-        for number, found in enumerate(tokens):
-            groups.setdefault(_shape(found) or (number,), []).append(number)
-        out: dict[int, Encoded] = {}
+        for number, prompt in enumerate(tokens):
+            groups.setdefault(_shape(prompt) or (number,), []).append(number)
+        encoded: dict[int, Encoded] = {}
         for numbers in groups.values():
             step = max(1, BATCH_ROWS // rows_of(tokens[numbers[0]]))
             for start in range(0, len(numbers), step):
                 part = numbers[start : start + step]
-                out |= zip(part, self._encode([tokens[n] for n in part]))
-        return [out[n] for n in range(len(tokens))]
+                encoded |= zip(part, self._encode([tokens[n] for n in part]))
+        return [encoded[n] for n in range(len(tokens))]
 
     def _encode(self, tokens: list[Mapping]) -> list[Encoded]:
-        found = None
-        if len(tokens) > 1 and self._able is not False:
-            found = self._tried(tokens) if self._able is None else self._together(tokens)
-        return found if found is not None else [self._alone(t) for t in tokens]
+        encoded = None
+        if len(tokens) > 1 and self._can_batch is not False:
+            encoded = self._try_batch(tokens) if self._can_batch is None else self._encode_batch(tokens)
+        return encoded if encoded is not None else [self._alone(t) for t in tokens]
 
-    def _tried(self, tokens: list[Mapping]) -> list[Encoded] | None:
-        """The first batch: all of it, if its last prompt comes out as it does alone."""
+    def _try_batch(self, tokens: list[Mapping]) -> list[Encoded] | None:
+        """Encode the first batch, and accept it only if its last prompt gives the same rows alone."""
         try:
-            found = self._together(tokens)
-            self._able = found is not None and _agree(found[-1], self._alone(tokens[-1]))
+            encoded = self._encode_batch(tokens)
+            self._can_batch = encoded is not None and _agree(encoded[-1], self._alone(tokens[-1]))
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             log.debug("several prompts at once: %s", error)
-            self._able = False
-        if not self._able:
+            self._can_batch = False
+        if not self._can_batch:
             log.debug(
                 "%s gives other rows for several prompts at once; they are encoded one at a time",
                 type(self.clip).__name__,
             )
-        return found if self._able else None
+        return encoded if self._can_batch else None
 
-    def _together(self, tokens: list[Mapping]) -> list[Encoded] | None:
-        """One pass for all, or None where it does not tell the prompts apart, or where memory does not do
-        for it.
-        """
+    def _encode_batch(self, tokens: list[Mapping]) -> list[Encoded] | None:
+        """Encode all prompts in one pass. None if the rows cannot be separated or memory runs out."""
         count, pooled_by_tower = len(tokens), []
         joined = {name: [t[name][0] for t in tokens] for name in tokens[0]}
         try:
-            with _watched(self.clip.cond_stage_model, pooled_by_tower.append):
+            with _capture_pooled(self.clip.cond_stage_model, pooled_by_tower.append):
                 rows, pooled = self.clip.encode_from_tokens(joined, return_pooled=True)[:2]
         except torch.OutOfMemoryError as error:
             log.debug("several prompts at once: %s", error)
-            self._able = False
+            self._can_batch = False
             return None
         if rows.ndim != 3 or rows.shape[0] != 1 or rows.shape[1] % count:
             return None
         each = rows.reshape(count, -1, rows.shape[-1])
         if pooled is None:
             return [(r, None) for r in each]
-        vectors = next((v for v in pooled_by_tower if _begins_with(v, pooled, count)), None)
+        vectors = next((v for v in pooled_by_tower if _starts_with_pooled(v, pooled, count)), None)
         return None if vectors is None else list(zip(each, vectors))
 
     def _alone(self, tokens: Mapping) -> Encoded:
@@ -103,7 +101,7 @@ class BatchEncoder:
 
 @dataclass(frozen=True)
 class Given:
-    """A CLIP of one prompt, whose rows are there already."""
+    """A stand-in for a CLIP, with the encoded rows of one prompt."""
 
     rows: Tensor
     pooled: Tensor | None
@@ -116,60 +114,61 @@ class Given:
 
 
 def rows_of(tokens: Mapping) -> int:
-    """Rows of text that a prompt takes in its longest tower."""
+    """Number of text rows of a prompt in its longest tower."""
     return max(sum(map(len, chunks)) for chunks in tokens.values())
 
 
 def _shape(tokens: Mapping) -> tuple | None:
-    """What prompts that go together share: the towers and their rows. None: weights, embeddings or several
-    chunks, alone.
+    """The towers and row counts of a prompt; prompts with the same shape can share a pass.
+
+    None for a prompt with weights, embeddings or several chunks, which is encoded alone.
     """
-    chunks = [c for found in tokens.values() for c in found]
+    chunks = [c for tower_chunks in tokens.values() for c in tower_chunks]
     plain = len(chunks) == len(tokens) and all(
         isinstance(t[0], int) and t[1] == 1.0 for c in chunks for t in c
     )
-    return tuple((name, len(found[0])) for name, found in tokens.items()) if plain else None
+    return tuple((name, len(tower_chunks[0])) for name, tower_chunks in tokens.items()) if plain else None
 
 
 @contextmanager
-def _watched(model, hear: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hand over the pooled vectors ``[n, p]`` of every tower's ``encode`` while a text encoder works."""
+def _capture_pooled(model, receive: Callable[[Tensor], None]) -> Iterator[None]:
+    """Pass on the pooled vectors ``[n, p]`` of each tower's ``encode`` while the encoder runs."""
     towers = [
         m
         for m in model.modules()
         if callable(getattr(m, "encode", None)) and hasattr(m, "encode_token_weights")
     ]
 
-    def listening(encode):
+    def capturing(encode):
         def wrapped(*args, **kwargs):
             out = encode(*args, **kwargs)
             if isinstance(out[1], Tensor):
-                hear(out[1])
+                receive(out[1])
             return out
 
         return wrapped
 
-    own = [m.__dict__.get("encode") for m in towers]
+    originals = [m.__dict__.get("encode") for m in towers]
     try:
         for tower in towers:
-            tower.encode = listening(tower.encode)
+            tower.encode = capturing(tower.encode)
         yield
     finally:
-        for tower, before in zip(towers, own):
+        for tower, before in zip(towers, originals):
             if before is None:
                 tower.__dict__.pop("encode", None)
             else:
                 tower.encode = before
 
 
-def _begins_with(vectors: Tensor, pooled: Tensor, count: int) -> bool:
-    """Whether ``[count, p]`` vectors are those of which the pooled vector ``[1, p]`` is the first."""
+def _starts_with_pooled(vectors: Tensor, pooled: Tensor, count: int) -> bool:
+    """Whether ``vectors`` is ``[count, p]`` and its first row equals the pooled vector ``[1, p]``."""
     same = vectors.shape == (count, pooled.shape[-1]) and pooled.shape[0] == 1
     return same and torch.equal(vectors[:1].to(pooled), pooled)
 
 
 def _agree(a: Encoded, b: Encoded) -> bool:
-    """Whether two encodings of one prompt are the same up to rounding, row by row."""
+    """Whether two encodings of one prompt agree up to rounding, row by row."""
     pairs = [(a[0], b[0]), *([(a[1][None], b[1][None])] if a[1] is not None and b[1] is not None else [])]
     if (a[1] is None) != (b[1] is None) or any(x.shape != y.shape for x, y in pairs):
         return False

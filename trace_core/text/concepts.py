@@ -1,4 +1,4 @@
-"""A concept: what is erased, what it is steered to, and of what kind it is."""
+"""A concept: its target, its anchor, and its kind."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .syntax import key as _key
 from .syntax import short
 from .templates import OTHERS
 
-MAX_STRENGTH = 2.0  #: of one concept
+MAX_STRENGTH = 2.0  #: per concept
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing to erase. An empty anchor means: the same prompt without the concept.
+    """One thing to erase. An empty anchor means the same prompt without the concept.
 
     Attributes:
-        weight: how much it counts against the other concepts and the keep set.
-        strength: how much of it goes: 1 all, 0.5 half, above 1 past the anchor. In (0, 2].
-        parts: of a combined concept, which is erased only where both are asked for: a thing, and what is with
-            it (another thing, a background, a style). Each alone stays. Its target is the two in one phrase.
-            See :func:`with_default_anchor` for its anchor.
-        kind_given: one of :data:`KINDS` that a list says of it; empty: guessed.
+        weight: weight against the other concepts and the keep set.
+        strength: share of the concept to erase, in (0, 2]: 1 all, 0.5 half, above 1 past the anchor.
+        parts: the two parts of a combined concept: a thing, and another thing, a background or a style with
+            it. Only prompts for both parts are erased; each part alone stays. The target is a phrase with
+            both parts. See :func:`with_default_anchor` for the anchor.
+        kind_given: the kind from a list, one of :data:`KINDS`; empty to guess it.
     """
 
     target: str
@@ -37,7 +37,7 @@ class Concept:
     kind_given: str = ""
 
     def __str__(self) -> str:
-        """The line that :func:`~trace_core.text.grammar.parse_concepts` reads it from."""
+        """The line that :func:`~trace_core.text.grammar.parse_concepts` parses to this concept."""
         line = PLUS.join(map(quoted, self.parts)) or quoted(self.target)
         if self.anchor:
             line += f" -> {quoted(self.anchor)}"
@@ -45,13 +45,11 @@ class Concept:
 
     @property
     def kind(self) -> str:
-        """The kind given, or guessed; of a combined concept its first part's."""
+        """The given or guessed kind. A combined concept has the kind of its first part."""
         return self.kind_and_why()[0]
 
     def kind_and_why(self, chosen: str = "auto") -> tuple[str, str]:
-        """The kind to use and what it follows from, where ``chosen`` is set for all concepts that say
-        nothing of their own.
-        """
+        """The kind and the reason for it. ``chosen`` applies to concepts without a given kind."""
         if self.kind_given:
             return self.kind_given, "given in the list"
         if chosen != "auto":
@@ -60,38 +58,36 @@ class Concept:
 
 
 def combined(thing: str, other: str, anchor: str = "", **options) -> Concept:
-    """Two things that are erased only where they stand together."""
+    """A concept of two parts that is erased only where both appear together."""
     return Concept(phrases(thing, other)[0], anchor, parts=(thing, other), **options)
 
 
 def with_default_anchor(concept: Concept, keep: Sequence[str], erased: Iterable[Concept] = ()) -> Concept:
-    """A combined concept with an anchor: the one given, or what its prompts draw instead by default.
+    """A combined concept with an anchor: the given one, or the default for its category.
 
-    In the place of a background or style stands another (the first of the keep list, or of :data:`OTHERS`):
-    then both prompts have the same words in the same places, and the rest of the picture stays. A thing is
-    left out. What is ``erased`` itself is no other.
+    A background or style is replaced by another one, the first of the keep list or of :data:`OTHERS`. Both
+    prompts then have the same words in the same places, and the rest of the picture stays. A second thing is
+    left out of the prompt. Concepts in ``erased`` are not used as a replacement.
     """
     if not concept.parts or concept.anchor:
         return concept
     thing, other = concept.parts
-    gone = {_key(other), *(_key(c.target) for c in erased)}
-    found = [
-        o for o in (*alternatives_to(other, keep), *OTHERS[category_of(other)]) if _key(o) not in gone
+    erased_names = {_key(other), *(_key(c.target) for c in erased)}
+    choices = [
+        o for o in (*alternatives_to(other, keep), *OTHERS[category_of(other)]) if _key(o) not in erased_names
     ] or [thing]
-    return replace(concept, anchor=thing if category_of(other) == "thing" else found[0])
+    return replace(concept, anchor=thing if category_of(other) == "thing" else choices[0])
 
 
 def alternatives_to(part: str, keep: Sequence[str]) -> list[str]:
-    """Backgrounds, styles or things that may stand in a part's place: those of the keep list, if it has
-    any, or :data:`OTHERS`.
-    """
-    sort = category_of(part)
-    found = [k for k in keep if category_of(k) == sort] if sort != "thing" else []
-    return found or list(OTHERS[sort])
+    """Alternatives to a part of the same category, from the keep list if it has any, else :data:`OTHERS`."""
+    category = category_of(part)
+    found = [k for k in keep if category_of(k) == category] if category != "thing" else []
+    return found or list(OTHERS[category])
 
 
 def phrases(thing: str, other: str) -> list[str]:
-    """Ways to ask for two things at once, the usual one first, by what the second is."""
+    """Phrasings for two things together, the usual one first. They depend on the category of the second."""
     joints = {
         "background": ("{} on a {}", "{}, {}"),
         "style": ("{}, {}", "{} in {}"),
@@ -101,15 +97,13 @@ def phrases(thing: str, other: str) -> list[str]:
 
 
 def kinds_of(concepts: Iterable[Concept], chosen: str = "auto") -> list[dict[str, str]]:
-    """For a report: ``{"concept": ..., "kind": ..., "why": ...}`` of each, see
-    :meth:`Concept.kind_and_why`.
-    """
+    """For a report: ``{"concept": ..., "kind": ..., "why": ...}`` of each concept."""
     found = ((c.target, *c.kind_and_why(chosen)) for c in concepts)
     return [{"concept": target, "kind": kind, "why": why} for target, kind, why in found]
 
 
 def check_disjoint(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
-    """Refuse to keep what is to be erased.
+    """Refuse concepts that are in the keep list as well.
 
     Raises:
         ConceptError: naming the entry.
@@ -125,5 +119,5 @@ def check_disjoint(concepts: Sequence[Concept], keep: Sequence[str]) -> None:
 
 
 def same(a: str, b: str) -> bool:
-    """Whether two concepts differ in nothing but case, white space and Unicode form."""
+    """Whether two names are equal up to case, white space and Unicode form."""
     return _key(a) == _key(b)

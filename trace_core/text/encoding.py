@@ -1,8 +1,8 @@
-"""Prompts -> the rows that the model reads, with token ids, groups and alignment.
+"""Prompts to the rows that the model reads, with token ids, row groups and alignment.
 
-Rows come from ``clip.encode_from_tokens``, many prompts at once where that gives the same rows, so they are
-what ComfyUI feeds the model (clip skip, layer norm, padding), at weight 1.0. Alignment is on token ids, never
-on words.
+Rows come from ``clip.encode_from_tokens``, in batches where a batch gives the same rows. They are the rows
+that ComfyUI feeds the model (clip skip, layer norm, padding), at weight 1.0. Alignment compares token ids,
+never words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .batching import BATCH_ROWS, BatchEncoder, Encoded, rows_of
 from .spelling import pad_id
 
 BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
-REMEMBERED = 256 << 20  #: bytes of rows that an encoder remembers: 1,100 prompts of SD1.5, 60 of FLUX
+REMEMBERED = 256 << 20  #: bytes of cached rows per encoder: 1,100 prompts of SD1.5, 60 of FLUX
 GROUPS = ("bos", "before", "subject", "after", "first_eot", "pad")
 
 
@@ -33,7 +33,7 @@ class TextRows:
         embeddings: ``[n, d]`` float32 on the CPU, the rows of the conditioning.
         ids: ``[n]`` token ids of the tower that made the rows (T5 for FLUX, CLIP otherwise).
         groups: ``[n]`` group of each row, an index into :data:`GROUPS`.
-        pooled: ``[p]`` pooled vector, or None where the model has none.
+        pooled: ``[p]`` pooled vector, or None if the model has none.
     """
 
     embeddings: Tensor
@@ -43,7 +43,7 @@ class TextRows:
 
     @property
     def bytes(self) -> int:
-        """What the tensors take."""
+        """Bytes of the tensors."""
         return sum(t.numel() * t.element_size() for t in (self.embeddings, self.pooled) if t is not None)
 
     def rows(self, group: int) -> list[int]:
@@ -53,7 +53,7 @@ class TextRows:
 
 @dataclass(frozen=True)
 class Specials:
-    """Special token ids of one tower, read off its encoding of the empty prompt."""
+    """Special token ids of one tower, read from its encoding of the empty prompt."""
 
     start: int | None
     end: int
@@ -61,28 +61,28 @@ class Specials:
 
 
 def escape(prompt: str) -> str:
-    """Make ComfyUI take parentheses literally, not as weights; those that are escaped already stay so."""
+    """Escape parentheses so that ComfyUI does not read them as weights. Escaped ones stay as they are."""
     return re.sub(r"\\?([()])", r"\\\1", prompt)
 
 
 class TextEncoder:
-    """Encode prompts with a ComfyUI CLIP object, each once as long as its rows are remembered.
+    """Encode prompts with a ComfyUI CLIP object and cache their rows.
 
     Attributes:
-        limit: bytes of rows that are remembered, :data:`REMEMBERED` unless given. Of the prompts with a
-            subject the one used longest ago is forgotten first, and neutral ones, which come again with every
-            concept, only when no other is left.
+        limit: bytes of cached rows, :data:`REMEMBERED` by default. The least recently used prompt with a
+            subject is dropped first. Neutral prompts recur with every concept and are dropped only when no
+            other is left.
     """
 
     def __init__(self, clip, limit: int | None = None):
         self.clip = clip
         self.limit = REMEMBERED if limit is None else limit
-        self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # the last used is the last
+        self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._batch = BatchEncoder(clip)
         empty = self._tokens("")
         bidirectional = "t5xxl" in clip.tokenize("")
-        #: the encoder sees the words behind a token, so rows before the concept change with it
+        #: each row depends on later words too, so rows before the concept change with the concept
         self.bidirectional = bidirectional
         if bidirectional:
             self.specials = Specials(None, empty[0], empty[1] if len(empty) > 1 else pad_id(clip, "t5xxl"))
@@ -90,7 +90,7 @@ class TextEncoder:
             self.specials = Specials(empty[0], empty[1], empty[-1])
 
     def _tokens(self, prompt: str) -> list[int]:
-        """Token ids of a prompt's only chunk, padding included."""
+        """Token ids of a single-chunk prompt, padding included."""
         tokens = self.clip.tokenize(escape(prompt))
         chunks = (
             tokens["t5xxl"]
@@ -111,18 +111,18 @@ class TextEncoder:
         """Token ids of a text without start, end and padding.
 
         Raises:
-            ConceptError: if nothing is left, or it does not fit into one prompt.
+            ConceptError: if no token is left, or the text does not fit into one prompt.
         """
         ids = self._tokens(text)
         first = 0 if self.specials.start is None else 1
         return ids[first : self._end(ids, first)]
 
     def _end(self, ids: Sequence[int], first: int) -> int:
-        """Row of the first end token, or the length if the tower writes none."""
+        """Row of the first end token, or the length if there is none."""
         return next((i for i in range(first, len(ids)) if ids[i] == self.specials.end), len(ids))
 
     def encode(self, prompt: str, subject: str = "") -> TextRows:
-        """Rows of a prompt; ``subject``, if given, is looked up in it by token ids and marked.
+        """Rows of a prompt. ``subject``, if given, is located by its token ids and marked as a group.
 
         Raises:
             ConceptError: if the subject has no tokens, cannot be found in the prompt, or the prompt is too
@@ -131,11 +131,10 @@ class TextEncoder:
         return next(self.encode_all([(prompt, subject)]))
 
     def encode_all(self, prompts: Iterable[tuple[str, str]]) -> Iterator[TextRows]:
-        """Rows of prompts and their subjects as :meth:`encode` gives them, in order, as many at once as one
-        pass takes.
+        """Rows of prompts with subjects as :meth:`encode` gives them, in order, encoded in batches.
 
         Raises:
-            ConceptError: as :meth:`encode`, for the first prompt that is at fault.
+            ConceptError: as :meth:`encode`, for the first faulty prompt.
         """
         prompts = iter(prompts)
         count = max(1, BATCH_ROWS // rows_of(self.clip.tokenize("")))
@@ -153,23 +152,23 @@ class TextEncoder:
         self._cache[key] = rows
         self._bytes += rows.bytes
         while self._bytes > self.limit and len(self._cache) > 1:
-            old = [known for known in self._cache if known != key]  # the new one stays, however large
+            old = [known for known in self._cache if known != key]  # the new entry stays, however large
             self._bytes -= self._cache.pop(next((known for known in old if known[1]), old[0])).bytes
 
     def _encode(self, keys: Sequence[tuple[str, str]]) -> list[TextRows]:
-        """Prompts with their subjects, each prompt once."""
+        """Encode prompts with their subjects, each prompt once."""
         prompts = list(dict.fromkeys(prompt for prompt, _ in keys))
         ids = {prompt: self._tokens(prompt) for prompt in prompts}
         groups = [self._groups(ids[prompt], prompt, subject) for prompt, subject in keys]
         encoded = dict(zip(prompts, self._batch([self.clip.tokenize(escape(prompt)) for prompt in prompts])))
-        plain = {prompt: self._plain(prompt, ids[prompt], *encoded[prompt]) for prompt in prompts}
+        plain = {prompt: self._float_rows(prompt, ids[prompt], *encoded[prompt]) for prompt in prompts}
         return [TextRows(plain[p][0], tuple(ids[p]), g, plain[p][1]) for (p, _), g in zip(keys, groups)]
 
-    def _plain(self, prompt: str, ids: list[int], rows: Tensor, pooled: Tensor | None) -> Encoded:
-        """A prompt's rows and pooled vector as float32 on the CPU, in memory of their own.
+    def _float_rows(self, prompt: str, ids: list[int], rows: Tensor, pooled: Tensor | None) -> Encoded:
+        """Copies of a prompt's rows and pooled vector as float32 on the CPU.
 
         Raises:
-            ConceptError: if they do not fit the tokens, or hold NaN.
+            ConceptError: if the number of rows and tokens differ, or a value is NaN.
         """
         if len(rows) != len(ids):
             raise ConceptError(
@@ -184,7 +183,7 @@ class TextEncoder:
     def _groups(self, ids: list[int], prompt: str, subject: str) -> tuple[int, ...]:
         first = 0 if self.specials.start is None else 1
         end = self._end(ids, first)
-        at, length = self._find(ids[first:end], prompt, subject)
+        at, length = self._locate(ids[first:end], prompt, subject)
         groups = []
         for i in range(len(ids)):
             if i < first:
@@ -199,16 +198,16 @@ class TextEncoder:
                 groups.append(SUBJECT if i < first + at + length else AFTER)
         return tuple(groups)
 
-    def _find(self, content: list[int], prompt: str, subject: str) -> tuple[int | None, int]:
+    def _locate(self, content: list[int], prompt: str, subject: str) -> tuple[int | None, int]:
         """Position and length of the subject's ids in a prompt's content ids (its last occurrence)."""
         if not subject:
             return None, 0
         wanted = self.content_ids(subject)
         if not wanted:
             raise ConceptError(
-                f"the tokenizer drops '{subject}' entirely; write the concept in words it knows"
+                f"the tokenizer drops '{subject}' entirely; write the concept in words that it knows"
             )
-        for ids in (wanted, wanted[:-1]):  # T5 joins a last digit with the comma behind it: "R2-D", "2,"
+        for ids in (wanted, wanted[:-1]):  # T5 joins a last digit with a comma behind it: "R2-D", "2,"
             for at in range(len(content) - len(wanted), -1, -1):
                 if ids and content[at : at + len(ids)] == ids:
                     return at, len(wanted)
@@ -219,13 +218,13 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Aligned rows of an erased prompt and its wanted counterpart.
+    """Aligned rows of an erased prompt and its counterpart.
 
     Attributes:
         erase: ``[n, d]`` rows of the prompt with the concept.
-        want: ``[n, d]`` rows that should take their place.
+        want: ``[n, d]`` counterpart rows that should replace them.
         groups: ``[n]`` group of each erased row.
-        partners: ``[n]`` which rows of the counterpart ``want`` holds.
+        partners: ``[n]`` row number of each ``want`` row in the counterpart.
     """
 
     erase: Tensor
@@ -235,13 +234,12 @@ class Pairs:
 
 
 def align(erase: TextRows, want: TextRows) -> Pairs:
-    """Pair every row of ``erase`` with a row of ``want``, on token ids.
+    """Pair every row of ``erase`` with a row of ``want``, by token ids.
 
-    The ids that both prompts begin with are paired in order, and so are the ids that both end with, the end
-    token and the pads. What lies between (the concept, and in ``want`` its anchor or nothing) is paired from
-    the last token backwards; where the anchor is shorter its first row is used again; where there is none,
-    the row that follows the common beginning. Pads beyond the other prompt's length are paired with its last
-    row.
+    The common beginning of both prompts is paired in order. So are the common ending, the end token and the
+    pads. The tokens between (the concept, and in ``want`` its anchor or nothing) are paired from the last
+    token backwards. If the anchor is shorter, its first row repeats. Without an anchor, the row after the
+    common beginning is used. Pads beyond the length of the other prompt are paired with its last row.
     """
     n = len(want.ids)
     start = _common_prefix(erase, want)
@@ -271,9 +269,7 @@ def _common_prefix(a: TextRows, b: TextRows) -> int:
 
 
 def _common_suffix(a: TextRows, b: TextRows, prefix: int) -> int:
-    """Length of the common ending of the content, behind the subject of either and behind the common
-    beginning.
-    """
+    """Length of the common ending of the content, behind both subjects and the common beginning."""
     ends = _content_end(a), _content_end(b)
     firsts = [(r.rows(SUBJECT) or [prefix - 1])[-1] + 1 for r in (a, b)]
     limit = min(end - first for end, first in zip(ends, firsts))

@@ -1,18 +1,18 @@
-"""The one-line grammar: text to concepts, and to a keep list.
+"""The one-line grammar: text to concepts, and text to a keep list.
 
-Grammar, the same in a node's text box and in a list file, one concept a line::
+The same grammar holds in a node's text box and in a list file, one concept per line::
 
-    Van Gogh                 erase it, steer to another of its kind that stays, or to the neutral prompt
+    Van Gogh                 erase it, steer to a substitute of its kind or to the neutral prompt
     cat -> dog               erase it, steer to the anchor
-    cat @ 0.5                half of it; above 1 past the anchor, up to 2
-    cat + red background     only the two together: cats elsewhere stay, and other things on red
+    cat @ 0.5                erase half of it; above 1 steers past the anchor, up to 2
+    cat + red background     erase only the combination: other cats stay, and other things on red
     cat on a red background  the same
-    glasses from scientist   the attribute, there alone: the same as scientist + glasses
-    "still from a film"      what stands in quotes is taken as it is
-    # a comment, and blank lines, are ignored
+    glasses from scientist   erase the attribute on this thing only, like scientist + glasses
+    "still from a film"      text in quotes is taken literally
+    # a comment              comments and blank lines are ignored
 
-Layout (bullets, numbering, quotes and commas of pasted lists) is left out, ``;`` separates, and a comma is
-refused with the remedy: see :mod:`.syntax`. A keep list has the same grammar without arrows and strengths.
+:mod:`.syntax` removes layout (bullets, numbering, quotes and commas of pasted lists), splits at ``;``, and
+refuses a comma with a remedy. A keep list has the same grammar without arrows and strengths.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from .syntax import key as _key
 
 
 def parse_concepts(text: str, source: str = "erase list") -> list[Concept]:
-    """Parse an erase list, one concept a line; JSON that was pasted into it is read as well.
+    """Parse an erase list, one concept per line. Pasted JSON is parsed as JSON.
 
     Raises:
         ConceptError: naming ``source`` and the line: nothing to erase, two arrows, an anchor equal to its
-            concept, a strength that is no number in (0, 2], concepts given twice, a comma outside quotes,
-            syntax of prompts, a line that is too long, control characters.
+            concept, a strength outside (0, 2], a concept given twice, a comma outside quotes, prompt syntax,
+            a line that is too long, control characters.
     """
     return concepts_of(from_text(text, source), source)
 
 
 def concepts_of(items: Iterable[Item], source: str = "erase list") -> list[Concept]:
-    """Concepts of the entries of lists, files and options, see :mod:`.lists`.
+    """Concepts from the entries of lists, files and options, see :mod:`.lists`.
 
     Raises:
-        ConceptError: as :func:`parse_concepts`, naming where each entry stands.
+        ConceptError: as :func:`parse_concepts`, naming the position of the entry.
     """
     found: dict[str, tuple[Item, Concept]] = {}
     twice = []
     for item in items:
         concept = _concept(item)
         if not concept.target:
-            raise ConceptError(f"{item.where}: nothing stands before the arrow in '{short(item.text)}'")
+            raise ConceptError(f"{item.where}: there is no concept before the arrow in '{short(item.text)}'")
         if same(concept.target, concept.anchor):
             raise ConceptError(
-                f"{item.where}: the anchor equals the concept '{short(concept.target)}'; name something "
-                "else or leave it out"
+                f"{item.where}: the anchor equals the concept '{short(concept.target)}'; name another anchor "
+                "or leave it out"
             )
         first, _ = found.setdefault(_key(concept.target), (item, concept))
         if first is not item:
@@ -68,20 +68,21 @@ def concepts_of(items: Iterable[Item], source: str = "erase list") -> list[Conce
         raise ConceptError(f"{'; '.join(twice[:8])}{more}; remove one{' of each' if len(twice) > 1 else ''}")
     if not found:
         raise ConceptError(
-            f"{source}: nothing to erase; write one concept a line, such as `cat` or `Van Gogh`"
+            f"{source}: nothing to erase; write one concept per line, such as `cat` or `Van Gogh`"
         )
     return [concept for _, concept in found.values()]
 
 
 def _concept(item: Item) -> Concept:
-    """One entry's concept. Of a string of a file, arrows and strengths are grammar, and words that may be
-    of a name are not.
+    """The concept of one entry.
+
+    In a string of a file, arrows and strengths are grammar. Joining words belong to the name.
     """
     where, (line, strength) = item.where, _strength(item.text, item.where, item.string)
     if BACKWARDS.search(masked(line)):
         raise ConceptError(
-            f"{where}: the arrow in '{short(line)}' points backwards; write `concept -> anchor`, what is "
-            "drawn instead behind it"
+            f"{where}: the arrow in '{short(line)}' points backwards; write `concept -> anchor`, with the "
+            "anchor behind the arrow"
         )
     parts = split(line, ARROW)
     if len(parts) > 2 or (len(parts) == 2 and item.anchor):
@@ -97,7 +98,8 @@ def _concept(item: Item) -> Concept:
         return Concept(plain(parts[0]), anchor, **options)
     if same(*both):
         raise ConceptError(
-            f"{where}: '{short(line)}' names the same thing twice; a combined concept has two different parts"
+            f"{where}: '{short(line)}' names the same thing twice; a combined concept needs two different "
+            "parts"
         )
     if anchor and same(anchor, both[1]):
         raise ConceptError(
@@ -108,8 +110,9 @@ def _concept(item: Item) -> Concept:
 
 
 def _strength(line: str, where: str, string: bool = False) -> tuple[str, float]:
-    """A line without its ``@ strength``, and the strength. An @ that touches a word that is no number
-    belongs to the concept.
+    """Split a line into its text and its ``@ strength``.
+
+    An @ that touches a word other than a number belongs to the concept.
     """
     parts = split(line, AT)
     if len(parts) == 1 or not (is_number(parts[-1]) or (not string and f" {AT} " in f"{masked(line)} ")):
@@ -117,7 +120,7 @@ def _strength(line: str, where: str, string: bool = False) -> tuple[str, float]:
     rest, given = line[: masked(line).rindex(AT)].strip(), parts[-1]
     strength = _checked(float(given) if is_number(given) else math.nan, given, line, where)
     if not rest:
-        raise ConceptError(f"{where}: nothing stands before the @ in '{short(line)}'")
+        raise ConceptError(f"{where}: there is no concept before the @ in '{short(line)}'")
     if _strength(rest, where, string) != (rest, 1.0):
         raise ConceptError(f"{where}: '{short(line)}' has two strengths; write one, at the end of the line")
     return rest, strength
@@ -128,12 +131,12 @@ def _checked(strength: float, given: str, line: str, where: str) -> float:
         return strength
     raise ConceptError(
         f"{where}: the strength '{short(given)}' in '{short(line)}' must be a number above 0, at most "
-        f"{MAX_STRENGTH:g}, at the end of the line; put quotes around a concept that holds an @"
+        f"{MAX_STRENGTH:g}, at the end of the line; put quotes around a concept that contains an @"
     )
 
 
 def parse_keep(text: str, source: str = "keep list") -> list[str]:
-    """Parse a keep list; empty is allowed, an arrow or a strength is not. What comes again is left out.
+    """Parse a keep list. It may be empty; arrows and strengths are refused. Duplicates are dropped.
 
     Raises:
         ConceptError: naming ``source`` and the line.
@@ -142,7 +145,7 @@ def parse_keep(text: str, source: str = "keep list") -> list[str]:
 
 
 def keep_of(items: Iterable[Item]) -> list[str]:
-    """A keep list of the entries of lists, files and options, see :mod:`.lists`.
+    """A keep list from the entries of lists, files and options, see :mod:`.lists`.
 
     Raises:
         ConceptError: as :func:`parse_keep`.

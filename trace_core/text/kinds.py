@@ -1,8 +1,7 @@
-"""What kind of thing a concept is: by words in it, and by lists of names that come with the pack (``data/``,
-see NOTICE).
+"""The kind of a concept, from words in its name and from lists of names (``data/``, see NOTICE).
 
-A name is looked up whole, without case, accents, hyphens and dots: "Dali" is "Dalí", and "Turner Prize" is no
-artist.
+A name is looked up as a whole, without case, accents, hyphens and dots. "Dali" equals "Dalí", and "Turner
+Prize" is no artist.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from .syntax import key
 KINDS = ("object", "style", "person", "explicit")
 DATA = Path(__file__).parent / "data"
 
-#: Kind -> file, what it is called in reports; the first that has a name decides: a painter who is famous as a
-#: face is an artist
+#: Kind -> file and its name in reports. The first list that has a name decides, so a painter who is also in
+#: the list of people is an artist.
 LISTS = {
     "style": ("artists.txt", "list of artists"),
     "person": ("people.txt", "list of people"),
     "explicit": ("explicit.txt", "list of explicit words"),
 }
-#: Words that may stand beside explicit ones without making another thing of them
+#: Words that an explicit phrase may also contain
 BESIDE = frozenset(
     (
         "a an the of and with or in very fully completely totally partially explicit content scene scenes "
@@ -32,15 +31,16 @@ BESIDE = frozenset(
         "adults couple body bodies male female human figure art model models"
     ).split()
 )
-#: What may be said of an artist's work without naming something else
+#: Words that may follow an artist's name and still mean the artist's style
 WORKS = frozenset(
     "painting paintings artwork artworks art drawing drawings illustration illustrations".split()
 )
 
 
 def kind_of(target: str) -> tuple[str, str]:
-    """The kind of a concept and why: ``("style", "list of artists")``, ``("style", "words")``, or
-    ``("object", "on no list of names")``.
+    """The kind of a concept and the reason.
+
+    Examples: ``("style", "list of artists")``, ``("style", "words")``, ``("object", "on no list of names")``.
     """
     words = key(target).split()
     by_artist = "by" in words[1:-1] and bool({"art", "artwork", "painting", "drawing", "style"} & set(words))
@@ -60,8 +60,10 @@ def kind_of(target: str) -> tuple[str, str]:
 
 
 def guess_kind(target: str) -> str:
-    """``style`` for an artist of the list and "... style", "... background", "art by ...", "painting by ...";
-    ``person`` and ``explicit`` by the lists; otherwise ``object``.
+    """The kind alone: see :func:`kind_of`.
+
+    ``style`` for a listed artist, "... style", "... background", "art by ..." or "painting by ...";
+    ``person`` and ``explicit`` for listed names; ``object`` otherwise.
     """
     return kind_of(target)[0]
 
@@ -70,7 +72,7 @@ _LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe
 
 
 def bare(text: str) -> str:
-    """A name without case, accents and signs."""
+    """A name without case, accents and punctuation."""
     letters = "".join(
         c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c)
     )
@@ -78,11 +80,9 @@ def bare(text: str) -> str:
 
 
 def _is_explicit(words: list[str], explicit: frozenset[str]) -> bool:
-    """Whether explicit words and what may stand beside them are all there is: "a naked woman", and not
-    "naked mole rat".
-    """
-    found = [w in explicit for w in words]
-    return any(found) and all(is_one or w in BESIDE for w, is_one in zip(words, found))
+    """Whether every word is explicit or in :data:`BESIDE`: "a naked woman", but not "naked mole rat"."""
+    flags = [w in explicit for w in words]
+    return any(flags) and all(is_one or w in BESIDE for w, is_one in zip(words, flags))
 
 
 @lru_cache(None)
@@ -92,7 +92,7 @@ def _names(file: str) -> frozenset[str]:
 
 
 def category_of(part: str) -> str:
-    """``background``, ``style`` or ``thing``: what the second part of a combined concept is."""
+    """``background``, ``style`` or ``thing``: the category of the second part of a combined concept."""
     return (
         "background"
         if key(part).endswith("background")

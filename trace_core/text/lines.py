@@ -1,4 +1,4 @@
-"""The signs of a line, and texts that have to be quoted in one."""
+"""The signs of the one-line grammar, and quoting of names that contain them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ AT, PLUS, FROM = "@", " + ", " from "
 def two_parts(text: str, anchored: bool, where: str) -> tuple[str, str] | None:
     """The parts of a combined concept, or None for any other.
 
-    ``from`` is grammar only without an arrow: `still from a film -> photo` has it in its name.
+    ``from`` is grammar only in a line without an arrow: `still from a film -> photo` has it in its name.
     """
     added = split(text, PLUS)
     taken = [] if anchored else split(text, FROM)
     if len(added) > 2 or len(taken) > 2 or (len(added) == 2 and len(taken) == 2):
         raise ConceptError(
             f"{where}: '{short(text)}' combines more than two things; write `thing + other` or `attribute "
-            "from thing`, or put quotes around what is one name"
+            "from thing`, or put quotes around a name that contains these signs"
         )
     found = added if len(added) == 2 else taken[::-1] if len(taken) == 2 else None
     if found is None:
@@ -34,7 +34,7 @@ def two_parts(text: str, anchored: bool, where: str) -> tuple[str, str] | None:
 
 
 def quoted(text: str) -> str:
-    """A text as a line would have to name it: in quotes, where it would be read as something else."""
+    """A name as the grammar has to write it: in quotes if it would otherwise be read differently."""
     padded = f" {text} "
     sign = (
         any(mark in padded for mark in (AT, PLUS, FROM))

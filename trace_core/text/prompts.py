@@ -1,4 +1,4 @@
-"""Prompts of a concept, and of what is next to it."""
+"""Prompts of a concept, and of the things that share a part with it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from .templates import EVERYDAY, TEMPLATES, fill
 
 
 def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """What to erase and what to draw instead: ``(prompt, what is erased in it, counterpart, what stands there
-    instead)``.
+    """Prompt pairs of a concept: ``(prompt, erased phrase, counterpart, phrase in its place)``.
 
-    A combined concept is asked for in all its phrases, and with the template's own end between its parts ("a
-    cat, oil painting, red background"). Templates that speak of another background or style themselves are
-    left out.
+    A combined concept appears in all its phrasings. Each phrasing also appears with the end of the template
+    between the two parts ("a cat, oil painting, red background"). Templates that already mention a background
+    or a style are left out for a part of that category.
     """
     if not concept.parts:
         return [
@@ -38,7 +37,7 @@ def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, 
                 else:
                     texts = [fill(place, p) for p in (phrase, instead)]
                 prompt = fill(head + "{}", texts[0])
-                if swapped:  # word for word the same, but for the second part
+                if swapped:  # the two prompts differ in the second part only
                     out[prompt] = (prompt, other, fill(head + "{}", texts[1]), anchor)
                 elif same(anchor, thing):
                     out[prompt] = (prompt, phrase[len(thing) :].strip(" ,"), fill(template, thing), "")
@@ -47,22 +46,22 @@ def prompt_pairs(concept: Concept, templates: Sequence[str]) -> list[tuple[str, 
     return list(out.values())
 
 
-#: prompts of each part of a combined concept with others in the other part's place, and as many with others
-#: in both
+#: prompts for each part of a combined concept with alternatives to the other part, and for alternatives to
+#: both
 PROMPTS_OF_A_PART = 120
 
 
 def separating_prompts(
     concept: Concept, keep: Sequence[str], contexts: Mapping[str, Sequence[str]] | None = None
 ) -> list[tuple[str, str]]:
-    """Prompts that a combined concept's erasure must leave alone, each with the part that it holds.
+    """Prompts that the erasure of a combined concept must leave unchanged, each with the part it contains.
 
-    The first part with others in the second's place, the second with others in the first's place, others in
-    both places, and each alone: what tells the combination from its parts.
+    They pair the first part with alternatives to the second, the second with alternatives to the first, and
+    two alternatives. Each part also appears alone. These prompts separate the combination from its parts.
 
     Args:
-        keep: names the others, where it has any of the kind.
-        contexts: more templates by kind.
+        keep: source of the alternatives, where it has any of the category.
+        contexts: additional templates by kind.
     """
     thing, other = concept.parts
     contexts = contexts or {}
@@ -80,7 +79,7 @@ def separating_prompts(
         (other, [(t, other) for t in things]),
         ("", neither),
     ):
-        count = -(-PROMPTS_OF_A_PART // len(contrasts))  # as many of each, so that none gives way
+        count = -(-PROMPTS_OF_A_PART // len(contrasts))  # equally many of each pair
         for number, parts in enumerate(contrasts):
             prompts = [
                 p for p, *_ in prompt_pairs(combined(*parts, anchor=parts[0]), templates[concept.kind])
@@ -92,7 +91,7 @@ def separating_prompts(
 
 
 def asks_for(prompt: str, concept: Concept) -> bool:
-    """Whether a prompt names a concept as whole words; of a combined one both parts, in any order."""
+    """Whether a prompt contains a concept as whole words, or both parts of a combined one in any order."""
     text = _words(prompt)
     return all(_words(part) in text for part in concept.parts or (concept.target,))
 

@@ -1,4 +1,4 @@
-"""What a tokenizer can spell, and how it pads."""
+"""Characters that a tokenizer cannot represent, and its padding."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ if TYPE_CHECKING:
     from .concepts import Concept
     from .encoding import TextEncoder
 
-#: Private-use characters. No vocabulary has them: one that spells by bytes gives each ids of its own, one
-#: that does not gives both the same, which are those of everything that it does not know.
+#: Private-use characters, which no vocabulary contains. A byte-level tokenizer gives each its own ids. Any
+#: other tokenizer gives both the same ids, those of the unknown token.
 PROBES = ("\ue000", "\uf8ff")
 
 
 def pad_id(clip, tower: str) -> int:
-    """The padding id of a tower's tokenizer, for prompts that have none (stock *T5TokenizerOptions* at its
-    defaults).
-    """
+    """Padding id of a tower's tokenizer, for prompts without padding (default *T5TokenizerOptions*)."""
     tokenizer = getattr(getattr(clip, "tokenizer", None), tower, None)
     pad = getattr(tokenizer, "pad_token", None)
     return pad if isinstance(pad, int) else 0
 
 
 def same_length(clip, prompt: str):
-    """Tokens of a prompt for a batch of several, padded by T5 to the tokenizer's own length.
+    """Tokens of a prompt for a batch, with T5 padded to the tokenizer's own length.
 
-    *T5TokenizerOptions* can switch padding off, or add pads to every prompt: then prompts of different
-    lengths have different numbers of rows, which one batch cannot hold.
+    *T5TokenizerOptions* can switch padding off or add padding to every prompt. Prompts of different lengths
+    then have different numbers of rows, and one batch cannot hold them.
     """
     options = getattr(clip, "tokenizer_options", None) or {}
     own = getattr(getattr(getattr(clip, "tokenizer", None), "t5xxl", None), "min_length", None)
@@ -40,17 +38,16 @@ def same_length(clip, prompt: str):
 
 
 def unknown_ids(encoder: TextEncoder) -> tuple[int, ...]:
-    """Ids of a name that the tokenizer cannot spell, the last of them the unknown token's; none where it
-    spells everything.
+    """Ids of a name that the tokenizer cannot represent; the last one is the unknown token's.
+
+    Empty if the tokenizer represents every character.
     """
     first, second = (encoder.content_ids(probe) for probe in PROBES)
     return tuple(first) if first == second else ()
 
 
 def unspelled(encoder: TextEncoder, names: Iterable[str]) -> dict[str, bool]:
-    """Names of which the tokenizer that makes the rows does not know something, and whether it knows
-    nothing of them.
-    """
+    """Names with characters unknown to the row-making tokenizer. The value is True if all are unknown."""
     unknown = unknown_ids(encoder)
     if not unknown:
         return {}
@@ -63,16 +60,16 @@ def unspelled(encoder: TextEncoder, names: Iterable[str]) -> dict[str, bool]:
 
 
 def check_spelling(encoder: TextEncoder, concepts: Sequence[Concept], remedy: str = "") -> list[str]:
-    """Refuse to erase, or to steer to, what the tokenizer does not know at all.
+    """Refuse targets and anchors of which the tokenizer knows no character.
 
     Args:
-        remedy: what else can be done, for the message.
+        remedy: a further remedy for the message.
 
     Returns:
-        Warnings, of names that are known in part.
+        Warnings about names that are known in part.
 
     Raises:
-        ConceptError: naming the first that is not known.
+        ConceptError: naming the first such name.
     """
     out = []
     for name, nothing in unspelled(
@@ -84,7 +81,7 @@ def check_spelling(encoder: TextEncoder, concepts: Sequence[Concept], remedy: st
                 f"cannot spell; erasing it would erase all of them. Write it in Latin letters{remedy}"
             )
         out.append(
-            f"the T5 text encoder does not know every character of '{name}'; names that differ from it in "
-            "those alone are erased with it, so write it in Latin letters as well"
+            f"the T5 text encoder does not know every character of '{name}'; names that differ from it only "
+            "in the unknown characters are erased with it, so write the name in Latin letters as well"
         )
     return out

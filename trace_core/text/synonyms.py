@@ -1,5 +1,6 @@
-"""Other names of everyday things, from a list that comes with the pack: what is erased must neither be
-kept nor stand in for itself.
+"""Synonyms of everyday things, from a list in the pack.
+
+A synonym is neither kept nor used as a substitute.
 """
 
 from __future__ import annotations
@@ -13,20 +14,18 @@ from .templates import EVERYDAY
 
 
 def synonymous(a: str, b: str) -> bool:
-    """Whether two names mean the same thing: the same words, or in one line of ``data/synonyms.txt``."""
+    """Whether two names mean the same thing: equal, or on one line of ``data/synonyms.txt``."""
     return same(a, b) or bool(_lines().get(bare(a), frozenset()) & _lines().get(bare(b), frozenset()))
 
 
 def everyday(concepts: Sequence[Concept]) -> list[str]:
-    """What is kept where the user names nothing: everyday things, less those that are erased by any of
-    their names.
-    """
+    """The default keep list: everyday things without the erased ones and their synonyms."""
     return [k for k in EVERYDAY if not any(synonymous(k, c.target) for c in concepts)]
 
 
 @lru_cache(1)
 def _lines() -> dict[str, frozenset[int]]:
-    """Name -> the lines that it stands in."""
+    """Name -> numbers of the lines that contain it."""
     found: dict[str, set[int]] = {}
     for number, line in enumerate((DATA / "synonyms.txt").read_text(encoding="utf-8").splitlines()):
         if line and not line.startswith("#"):

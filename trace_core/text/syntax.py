@@ -1,9 +1,9 @@
-"""Lists as people write them, as text: what is layout, what is a name, and what is syntax of prompts.
+"""Lists as people write them: layout, names, and prompt syntax.
 
-Layout is left out: byte order marks, bullets (``-``, ``*``, ``•``), numbering (``1.``, ``2)``), blank lines,
-``# comments``, brackets, quotes and commas of a list that was pasted from Python or JSON. ``;`` separates. A
-comma is a question (a name, or two?) and refused, and so are weights and keywords of prompts, which no text
-encoder would read as a name. What stands in quotes is a name as it is.
+Layout is removed: byte order marks, bullets (``-``, ``*``, ``•``), numbering (``1.``, ``2)``), blank lines,
+``# comments``, and the brackets, quotes and commas of a list pasted from Python or JSON. ``;`` separates
+entries. A comma is refused because it may separate two names or belong to one. Prompt weights and prompt
+keywords are refused because no text encoder would read them as a name. Text in quotes is taken literally.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dataclasses import dataclass
 
 from ..errors import ConceptError
 
-MAX_CHARACTERS = 300  #: of one concept; the text encoders read 77 tokens
+MAX_CHARACTERS = 300  #: per concept; the text encoders read 77 tokens
 
-#: Every form in which an arrow comes: typed, of one character, as word processors make it
+#: All spellings of an arrow: typed signs, single characters, word-processor forms
 ARROW = re.compile(r"[-–—−‒=]+>|[→⇒⟶⟹➔➜➝➞➡⇨↦⟼]\ufe0f?")
 BACKWARDS = re.compile(r"<[-–—−=]+>?|[←⇐⟵⟸↔⇔⬅]\ufe0f?")
 QUOTED = r'"[^"]*"|“[^”]*”|„[^“”]*[“”]|«[^»]*»'
 
-_COMMA = re.compile(r"(?<!\d)[,，、،]|[,，、،](?!\d)")  # not in 10,000
+_COMMA = re.compile(r"(?<!\d)[,，、،]|[,，、،](?!\d)")  # not the comma in 10,000
 _SEMICOLON = re.compile("[;；؛]")
-# byte order mark and what has no width; joiners and marks of direction belong to names
+# byte order mark and zero-width space; joiners and direction marks belong to names
 _EDGES = "\ufeff\u200b\u2060"
 _BULLET = re.compile(r"(?:[-*–—·]\s+|[•‣◦▪●○]\s*|[-–—](?=[^\W\d_])|\d{1,4}[.)]\s+)(?:\[[ xX]?\]\s+)?(?=.*\w)")
 _STRING = rf"(?:{QUOTED}|'[^']*'(?=\s*(?:[,\])]|$|\#)))"
@@ -33,36 +33,36 @@ _PASTED = re.compile(
 )
 _BRACKETS = re.compile(r"(?:\w+\s*=\s*)?[\[\](){}]+,?")
 
-#: Syntax of prompts, each with what to do instead
+#: prompt syntax, with the remedy for each
 _SYNTAX: tuple[tuple[re.Pattern, str], ...] = (
     (
         re.compile(r"<\s*(?:lora|lyco|hypernet|embedding)\s*:[^>]*>?", re.IGNORECASE),
-        "loads a file in some user interfaces and names nothing; leave it out",
+        "loads a file in some user interfaces and is not a name; leave it out",
     ),
     (
         re.compile(r"\bembedding:\S*", re.IGNORECASE),
-        "is a trained embedding, which has no name in the text encoder; write what it draws in words",
+        "is a trained embedding, which has no words in the text encoder; write what it draws in words",
     ),
     (
         re.compile(r"\([^()]*:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)"),
-        "is a weight of prompts; write the name alone, and `name @ 0.5` to erase half of it",
+        "is a prompt weight; write the name alone, and `name @ 0.5` to erase half of it",
     ),
     (
         re.compile(r"(?<=[^\W\d_])::?[-+]?(?:\d\.\d+|\.\d+|\d)$"),
-        "is a weight of prompts; write the name alone, and `name @ 0.5` to erase half of it",
+        "is a prompt weight; write the name alone, and `name @ 0.5` to erase half of it",
     ),
-    (re.compile(r"\(\([^()]*\)\)"), "is an emphasis of prompts; write the name alone"),
+    (re.compile(r"\(\([^()]*\)\)"), "is prompt emphasis; write the name alone"),
     (
         re.compile(r"^\[[^\[\]]*\]$|\[\[[^\[\]]*\]\]|\[[^\[\]]*[:|][^\[\]]*\]"),
-        "is an emphasis or a switch of prompts; write the name alone",
+        "is prompt emphasis or prompt scheduling; write the name alone",
     ),
     (
         re.compile(r"\{[^{}]*\|[^{}]*\}"),
-        "is a choice of wildcard prompts; write each of them on a line of its own",
+        "is a choice of a wildcard prompt; write each option on a line of its own",
     ),
     (
         re.compile(r"(?:^|(?<=\s))__[\w/*-]+__(?=\s|$)"),
-        "is a wildcard; write the names that it stands for, one a line",
+        "is a wildcard; write the names that it stands for, one per line",
     ),
 )
 _KEYWORD = re.compile(r"(?:^|(?<=\s))(BREAK|AND|ADDCOMM|ADDROW|ADDCOL|ADDBASE)(?=\s|$)")
@@ -70,17 +70,17 @@ _KEYWORD = re.compile(r"(?:^|(?<=\s))(BREAK|AND|ADDCOMM|ADDROW|ADDCOL|ADDBASE)(?
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of a list, and where it stands.
+    """One entry of a list, with its position.
 
     Attributes:
-        text: what it says, with arrows and strengths, but without layout.
+        text: the entry with arrows and strengths, without layout.
         source: file, option or text box.
-        line: in it, from 1; 0 where there are none.
-        anchor: of a list with a column for it; None where the text may hold one itself.
-        kind: of a list that says it, one of :data:`trace_core.text.kinds.KINDS`.
-        strength: of a list that says it.
-        string: the text is a string of a file or of a program: commas, and words that would combine two
-            things, belong to the name.
+        line: line number in the source, from 1; 0 if the source has no lines.
+        anchor: the anchor from a column of the list; None if ``text`` itself may contain an arrow.
+        kind: the kind from the list, one of :data:`trace_core.text.kinds.KINDS`, or empty.
+        strength: the strength from the list, or None.
+        string: True if the text is a string of a file or program. Its commas and joining words then belong to
+            the name.
     """
 
     text: str
@@ -97,7 +97,7 @@ class Item:
 
 
 def key(text: str) -> str:
-    """What two spellings of one name have in common: no case, one kind of white space, one Unicode form."""
+    """A name in one case, with single spaces, in Unicode form NFKC."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -106,12 +106,12 @@ def short(text: str) -> str:
 
 
 def masked(line: str) -> str:
-    """A line, as long as it was, without what stands in quotes, which is no grammar."""
+    """A line of the same length, with quoted parts replaced so that they contain no grammar."""
     return re.sub(QUOTED, lambda found: "\0" * len(found[0]), line)
 
 
 def split(line: str, sign: str | re.Pattern) -> list[str]:
-    """A line's parts between the signs that stand outside quotes."""
+    """The parts of a line between the signs outside quotes."""
     pattern = re.compile(re.escape(sign)) if isinstance(sign, str) else sign
     parts, start = [], 0
     for found in pattern.finditer(masked(line)):
@@ -121,20 +121,20 @@ def split(line: str, sign: str | re.Pattern) -> list[str]:
 
 
 def plain(part: str) -> str:
-    """A part without the quotes around it, if they stand around all of it."""
+    """A part without its quotes, if they surround the whole part."""
     return " ".join(part[1:-1].split()) if re.fullmatch(QUOTED, part) else part
 
 
 def items(text: str, source: str, table: str = "", numbered: bool = True) -> Iterator[Item]:
-    """The entries of a list that is written as text, one a line.
+    """The entries of a text list, one per line.
 
     Args:
-        table: what to do if it is a table with columns, for the error.
-        numbered: whether lines have numbers that a reader can find.
+        table: the remedy to name in errors if the text is a table with columns.
+        numbered: True if a reader can find a line by its number.
 
     Raises:
-        ConceptError: naming ``source`` and the line: a comma outside quotes, syntax of prompts, an entry that
-            is too long, control characters.
+        ConceptError: naming ``source`` and the line: a comma outside quotes, prompt syntax, an entry that is
+            too long, control characters.
     """
     commas = []
     for item in _entries(text, source, numbered):
@@ -147,16 +147,17 @@ def items(text: str, source: str, table: str = "", numbered: bool = True) -> Ite
     if commas:
         first, more = commas[0], len(commas) - 1
         raise ConceptError(
-            f"{first.where}: '{short(first.text)}' holds a comma"
+            f"{first.where}: '{short(first.text)}' contains a comma"
             + (f" (and {more:,} more of the list)" if more else "")
-            + "; write one a line or a semicolon between two, or double quotes around a name with a comma, "
-            "such as "
+            + "; write one name per line, or put a semicolon between two names, or put double quotes around "
+            "a "
+            "name with a comma, such as "
             '"Washington, D.C."' + (f". {table}" if table else "")
         )
 
 
 def check(item: Item) -> None:
-    """Refuse what cannot be a name.
+    """Refuse an entry that cannot be a name.
 
     Raises:
         ConceptError: as :func:`items`.
@@ -164,28 +165,28 @@ def check(item: Item) -> None:
     for text in filter(None, (item.text, item.anchor)):
         if len(text) > MAX_CHARACTERS:
             raise ConceptError(
-                f"{item.where}: {len(text)} characters, of which the text encoder would read a part; "
+                f"{item.where}: {len(text)} characters, more than the text encoder can read; "
                 f"shorten '{short(text)}' to {MAX_CHARACTERS} or split it over several lines"
             )
         if any(unicodedata.category(c) in ("Cc", "Cs", "Co") for c in text):
-            raise ConceptError(f"{item.where}: '{short(text)}' holds control characters; remove them")
+            raise ConceptError(f"{item.where}: '{short(text)}' contains control characters; remove them")
         for part in split(text, ARROW):
-            if said := _prompt_syntax(part):
-                raise ConceptError(f"{item.where}: {said}; a name that is written so goes into double quotes")
+            if problem := _prompt_syntax(part):
+                raise ConceptError(f"{item.where}: {problem}; if it is a name, put it in double quotes")
 
 
 def _prompt_syntax(part: str) -> str:
-    """What in a part is syntax of prompts, and what to do; empty if it is a name."""
+    """A message about the first prompt syntax in a part; empty if the part is a name."""
     hidden = masked(part)
     for pattern, remedy in _SYNTAX:
         if found := pattern.search(hidden):
             return f"{_in(found[0], part)} {remedy}"
     found = _KEYWORD.search(hidden)
-    # ROCK AND ROLL is in capitals altogether
+    # a name in capitals only (ROCK AND ROLL) contains no keyword
     if found and (any(c.islower() for c in hidden) or hidden.strip() == found[0]):
         return (
-            f"{_in(found[0], part)} is a keyword of prompts; write what stands on both sides of it on "
-            "lines of their own"
+            f"{_in(found[0], part)} is a prompt keyword; write the text before it and the text after it on "
+            "separate lines"
         )
     return ""
 
@@ -195,7 +196,7 @@ def _in(found: str, part: str) -> str:
 
 
 def _entries(text: str, source: str, numbered: bool) -> Iterator[Item]:
-    """Lines and what stands between semicolons, without layout."""
+    """The entries between line ends and semicolons, without layout."""
     for number, raw in enumerate(text.lstrip(_EDGES).splitlines(), start=1):
         number = number if numbered else 0
         line = _without_comment(raw).strip(_EDGES + " \t")
@@ -220,13 +221,14 @@ def _without_comment(raw: str) -> str:
 
 
 def _is_listed(part: str) -> bool:
-    """Whether the commas of a part are those at its ends."""
+    """Whether a part has commas only at its ends."""
     return not _COMMA.search(masked(part.strip(",，、، ")))
 
 
 def _pasted(line: str) -> list[str] | None:
-    """The strings of a line that was pasted from a list of a program, or None. One string in double quotes
-    alone is a name of ours.
+    """The strings of a line pasted from a program's list, or None.
+
+    A single string in double quotes is a quoted name of the grammar, not a pasted list.
     """
     bare = line[found.end() :] if (found := _BULLET.match(line)) else line
     if not _PASTED.fullmatch(bare) or re.fullmatch(QUOTED, bare.split("#")[0].strip()):
@@ -235,7 +237,7 @@ def _pasted(line: str) -> list[str] | None:
 
 
 def reads_as_it_is(text: str) -> bool:
-    """Whether a line with this text alone is an entry of just this text."""
+    """Whether a line with only this text parses to one entry with the same text."""
     try:
         return [(i.text, i.string) for i in items(text, "")] == [(text, False)]
     except ConceptError:

@@ -1,4 +1,4 @@
-"""Prompt templates, the everyday keep list, and what stands in for a part: all of it data."""
+"""Prompt templates, the everyday keep list, and default alternatives, all read from data files."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ def _table(name: str) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(found) for kind, found in json.loads((DATA / name).read_text("utf-8")).items()}
 
 
-#: Prompts that introduce a concept, by kind. ``{}`` takes the concept, the anchor, or (neutral) nothing.
+#: Prompts that introduce a concept, by kind. ``{}`` is the place of the concept, the anchor, or nothing
+#: (neutral).
 TEMPLATES = _table("templates.json")
 
-#: Everyday things that an erasure must leave alone when the user names nothing to keep.
+#: Everyday things to keep when the user names nothing to keep.
 EVERYDAY = tuple(
     line for line in (DATA / "everyday.txt").read_text("utf-8").splitlines() if not line.startswith("#")
 )
 
-#: What else a thing can be with, where the keep list says nothing of the kind.
+#: Default alternatives by category, used where the keep list has none of that category.
 OTHERS = _table("others.json")
 
 
 def fill(template: str, concept: str) -> str:
-    """A template with the concept in its place, or without it (``concept`` empty) and tidied.
+    """A template with the concept filled in, or, if ``concept`` is empty, without it and tidied.
 
-    A concept that ends in a symbol keeps a space before a comma: tokenizers join neighbouring symbols into
-    one word, in which the concept could not be found again.
+    A concept that ends in a symbol keeps a space before a comma. Tokenizers merge neighbouring symbols into
+    one token, and the concept could not be found in the prompt.
     """
     if not concept:
         return " ".join(template.format("").split()).replace(" ,", ",").strip(" ,")

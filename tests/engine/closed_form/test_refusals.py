@@ -22,7 +22,9 @@ def test_weight_that_is_not_finite_is_refused_by_name(families, kind, bad):
     layer = (backbone_for(model).context_layers() + backbone_for(model).pooled_layers())[-1]
     with torch.no_grad():
         model.model.state_dict()[layer.key][0, 0] = bad
-    with pytest.raises(ModelError, match=f"{layer.key} holds NaN or infinite values; load the model again"):
+    with pytest.raises(
+        ModelError, match=f"{layer.key} contains NaN or infinite values; load the model again"
+    ):
         erase(model, family.clip, [CAT], KEEP)
 
 
@@ -41,9 +43,9 @@ def test_what_is_no_model_is_refused(one, thing):
     family, model = one("sd1")
     thing = model.model if thing == "inner" else thing
     name = type(thing).__name__
-    with pytest.raises(ModelError, match=f"{name} is no ComfyUI model; connect the MODEL output"):
+    with pytest.raises(ModelError, match=f"{name} is not a ComfyUI model; connect the MODEL output"):
         erase(thing, family.clip, [CAT], KEEP)
-    with pytest.raises(TraceError, match="no ComfyUI model"):
+    with pytest.raises(TraceError, match="not a ComfyUI model"):
         apply(thing, ErasureLora({"diffusion_model.x": (torch.ones(1, 1), torch.ones(1, 1))}))
 
 

@@ -75,13 +75,13 @@ def test_command_goes_on_where_it_was_stopped(engine, short, tmp_path, capsys, m
         assert main([*short, "--method", "ant", "--out", str(out), "--resume", str(state)]) == 130
     assert state.exists() and not out.exists()
     assert main([*short, "--method", "ant", "--out", str(out), "--resume", str(state)]) == 0
-    assert "going on from step 1" in capsys.readouterr().out and not state.exists()
+    assert "continuing from step 1" in capsys.readouterr().out and not state.exists()
     assert out.read_bytes() == whole.read_bytes()
 
 
 WRONG = {
-    "no window": (["--window", "late"], "--window 'late' is no window; write START, START,END or auto"),
-    "three ends": (["--window", "0,0.5,1"], "--window '0,0.5,1' is no window"),
+    "no window": (["--window", "late"], "--window 'late' is not a window; write START, START,END or auto"),
+    "three ends": (["--window", "0,0.5,1"], "--window '0,0.5,1' is not a window"),
     "empty window": (["--window", "0.6,0.4"], "the window is 0.6 to 0.4; it must be 0 <= start < end <= 1"),
     "index": (["--window", "43"], "the window is 43.0 to 1.0"),
     "not a number": (["--window", "nan"], "the window is nan to 1.0"),
@@ -94,7 +94,7 @@ WRONG = {
     "steps": (["--steps", "0"], "steps is 0; it must lie between 1 and"),
     "lr": (["--lr", "7"], "lr is 7.0"),
     "damaged state": (["--resume", "BAD"], "cannot read 'bad.state' as a training state"),
-    "foreign state": (["--resume", "LORA"], "'lora.safetensors' is no training state of this library"),
+    "foreign state": (["--resume", "LORA"], "'lora.safetensors' is not a training state of this library"),
     "no place for a state": (["--resume", "BAD/state"], "cannot write '"),
 }
 

@@ -107,6 +107,6 @@ def test_state_of_another_model_or_concept_is_refused(families):
     with pytest.raises(LoraError, match="cannot resume: base was"):
         run(family, family.model(seed=1, **TINY["flux"]), resume=state)
     with pytest.raises(
-        LoraError, match="cannot resume: the training state was made for 'cat', this run erases 'ship'"
+        LoraError, match="cannot resume: the training state was made for 'cat', but this run erases 'ship'"
     ):
         finetune(model, family.clip, [Concept("ship")], KEEP, SMALL, resume=state)

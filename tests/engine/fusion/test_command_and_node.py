@@ -89,7 +89,7 @@ BAD = {
         ["--without", "elk"],
         "--without 'elk': the files do not erase it; they erase cat, truck",
     ),
-    "nothing left": (["--without", "cat", "--without", "truck"], "there is nothing to write"),
+    "nothing left": (["--without", "cat", "--without", "truck"], "there is nothing left to write"),
     "integration": (["--integration", "-1"], "integration is -1"),
     "rank": (["--max-rank", "0"], "max_rank is 0"),
     "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither"),

@@ -48,7 +48,7 @@ def test_an_error_while_hooks_are_set_leaves_none(models):
     name, path = next(iter(gate.paths.items()))
     broken = SigmaGate(gate.model, {**gate.paths, name + ".gone": path}, 0.0, 0.5)
     before = state_of(model)
-    with pytest.raises(ModelError, match="gone from the model"):
+    with pytest.raises(ModelError, match="disappeared from the model"):
         broken(None, {"timestep": torch.tensor([100.0])})
     assert state_of(model) == before
 

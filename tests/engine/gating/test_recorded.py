@@ -96,7 +96,7 @@ def test_the_files_own_window(tiny, models):
     assert apply(model, some_lora(model), 1.0, None, None).patches
     for said in ("[0.5]", "[1, 0]", '"all"', "[0, NaN]", "null", '[0, "1"]'):
         bad = some_lora(model, **{"trace.window": said})
-        with pytest.raises(LoraError, match="no window; give start and end"):
+        with pytest.raises(LoraError, match="not a window; give start and end"):
             apply(model, bad, 1.0, None, None)
         assert apply(model, bad, 1.0, 0.0, 1.0).patches
 

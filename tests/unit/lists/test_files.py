@@ -20,7 +20,7 @@ def test_a_text_file_says_file_and_line(read):
     assert read("a.txt", "cat\nÄpfel".encode("utf-16"))[0] == [Concept("cat"), Concept("Äpfel")]
     with pytest.raises(ConceptError, match=r"^a\.txt, line 3: 'Cat' already stands on line 1"):
         read("a.txt", "cat\n\nCat")
-    with pytest.raises(ConceptError, match=r"^a\.txt, line 2: this is not UTF-8; save the file as UTF-8"):
+    with pytest.raises(ConceptError, match=r"^a\.txt, line 2: not UTF-8; save the file as UTF-8"):
         read("a.txt", b"cat\nc\xe9zanne\n")
 
 
@@ -28,7 +28,7 @@ def test_a_table_in_a_text_file_is_refused_with_the_option_and_read_with_it(read
     table = "A. J. Casson \nAaron Douglas,actor \nAbbott Fuller Graves,realism,painter \n"
     with pytest.raises(
         ConceptError,
-        match=r"^a\.txt, line 2: 'Aaron Douglas,actor' holds a comma \(and 1 more of the list\).*--column 1$",
+        match=r"^a\.txt, line 2: 'Aaron Douglas,actor' contains a comma \(and 1 more .*--column 1$",
     ):
         read("a.txt", table)
     assert [c.target for c in read("a.txt", table, concept="1")[0]] == [
@@ -47,7 +47,7 @@ def test_what_is_no_list_is_refused(read, tmp_path):
         read("a.csv", b"PK\x03\x04....")
     with open(tmp_path / "model.safetensors", "wb") as file:
         file.truncate(100 << 20)
-    with pytest.raises(ConceptError, match="100 MB are too many for a list"):
+    with pytest.raises(ConceptError, match="100 MB is too large for a list"):
         lists.read(tmp_path / "model.safetensors")
 
 
@@ -113,13 +113,13 @@ def test_rows_that_repeat_a_name_are_left_out_with_a_note(read):
         (
             ",type,prompt\n0,erased,A portrait\n",
             {},
-            "a.csv: the table has 3 columns and none is named 'concept'; .*--column 1. Its first row: 1 '', "
+            "a.csv: the table has 3 columns and none is named 'concept'; .*--column 1. The first row: 1 '', "
             "2 'type', 3 'prompt'",
         ),
         (
             "Monet,painter\nDali,painter\n",
             {},
-            "a.csv: the table has 2 columns .* Its first row: 1 'Monet', 2 'painter'",
+            "a.csv: the table has 2 columns .* The first row: 1 'Monet', 2 'painter'",
         ),
         (
             "name,artist\na,b\n",
@@ -129,7 +129,7 @@ def test_rows_that_repeat_a_name_are_left_out_with_a_note(read):
         (
             "concept,kind\ncat,animal\n",
             {},
-            "a.csv, line 2: 'animal' is no kind; use object, style, person, explicit, or .* --kind-column "
+            "a.csv, line 2: 'animal' is not a kind; use object, style, person, explicit, or .* --kind-column "
             "none",
         ),
         ("concept,x\ncat,1\n,2\n", {}, "a.csv, line 3: column 1 is empty in this row"),
@@ -144,7 +144,7 @@ def test_rows_that_repeat_a_name_are_left_out_with_a_note(read):
             "--column '7': a.csv has no such column; there is no header, so name it by its number, 1 to 2",
         ),
         ("concept,anchor\ncat,dog\ncat,bird\n", {}, "a.csv, line 3: 'cat' already stands on line 2"),
-        ("concept,x\n(cat:1.2),1\n", {}, "a.csv, line 2: .* is a weight"),
+        ("concept,x\n(cat:1.2),1\n", {}, "a.csv, line 2: .* is a prompt weight"),
         ("concept,anchor\ncat -> dog,bird\n", {}, "a.csv, line 2: 'cat -> dog' has 2 arrows"),
         ('concept,x\n"cat,1\ndog,2\n' + "y" * 400, {}, "a.csv, line 2: .* characters"),
         ("", {}, "a.csv: nothing to erase"),
@@ -295,47 +295,47 @@ def test_names_of_yaml_are_strings(read):
         ("a.json", '["cat", 5]', "a.json: entry 2 is '5', not a name"),
         ("a.json", '["cat", null]', "a.json: entry 2 is empty, not a name"),
         ("a.json", '[["cat", "dog"], ["a", "b"]]', "a.json: entry 1 is a list of 2, not a name"),
-        ("a.json", '["cat",\n\n"(dog:1.2)"]', "a.json, line 3: .* is a weight"),
+        ("a.json", '["cat",\n\n"(dog:1.2)"]', "a.json, line 3: .* is a prompt weight"),
         ("a.json", '["cat",\n"Cat"]', "a.json, line 2: 'Cat' already stands on line 1"),
         (
             "a.json",
             '{"cat": ["kitty", "puss"], "dog": ["hound"]}',
-            "a.json: it is not plain which of its parts are the names; choose one by --column. It has "
+            "a.json: it is not clear which key holds the names; choose one by --column. The keys are "
             "'cat', 'dog'",
         ),
-        ("a.json", '{"model": "sd", "device": "cuda"}', "a.json: it is not plain"),
+        ("a.json", '{"model": "sd", "device": "cuda"}', "a.json: it is not clear"),
         (
             "a.json",
             '{"artist": "person", "cat": "dog"}',
-            "a.json: 'artist' may be a name with its anchor, or say that a name follows",
+            "a.json: 'artist' may be a name with its anchor, or a key with names",
         ),
         (
             "a.json",
             '{"seed": 1, "concepts": "Kelly McKernan, Foo"}',
-            "a.json, line 1: 'Kelly McKernan, Foo' holds a comma; write 'concepts' as a list",
+            "a.json, line 1: 'Kelly McKernan, Foo' contains a comma; write 'concepts' as a list",
         ),
-        ("a.json", '{"cat": "dog", "Cat": "bird"}', "a.json: 'cat' stands twice in one object"),
-        ("a.json", '[{"concept": "cat",\n"kind": "animal"}]', "a.json, line 1: 'animal' is no kind"),
+        ("a.json", '{"cat": "dog", "Cat": "bird"}', "a.json: one object has 'cat' twice"),
+        ("a.json", '[{"concept": "cat",\n"kind": "animal"}]', "a.json, line 1: 'animal' is not a kind"),
         (
             "a.json",
             '[{"concept": "cat", "strength": "much"}]',
-            "a.json, line 1: the strength 'much' is no number",
+            "a.json, line 1: the strength 'much' is not a number",
         ),
         ("a.json", '[{"concept": "cat", "strength": 9}]', "a.json, line 1: the strength '9.0'"),
         ("a.json", "[" * 100_000, "a.json"),
         ("a.json", "[]", "a.json: nothing to erase"),
         ("a.yaml", "- cat\n* dog\n", "a.yaml, line 2: this is not YAML"),
-        ("a.yaml", "cat\ndog\n", "a.yaml: the file holds one text and no list"),
+        ("a.yaml", "cat\ndog\n", "a.yaml: the file contains one text instead of a list"),
         ("a.yaml", "- cat\n-\n", "a.yaml: entry 2 is empty"),
         ("a.yaml", "- cat\n- [dog:1.2]\n", "a.yaml"),
-        ("a.yaml", "", "a.yaml: the file holds empty"),
+        ("a.yaml", "", "a.yaml: the file contains empty"),
         (
             "a.yaml",
             "- !!python/object/apply:os.system ['x']\n",
-            "a.yaml, line 1: '.*os.system' asks for more than a list",
+            "a.yaml, line 1: the tag '.*os.system' is not allowed in a list",
         ),
-        ("a.yaml", "- cat\n- ['dog']\n- !x y\n", "a.yaml, line 3: '!x' asks for more"),
-        ("a.yaml", "cat: dog\nCat: bird\n", "a.yaml: 'cat' stands twice"),
+        ("a.yaml", "- cat\n- ['dog']\n- !x y\n", "a.yaml, line 3: the tag '!x' is not allowed"),
+        ("a.yaml", "cat: dog\nCat: bird\n", "a.yaml: one object has 'cat' twice"),
         (
             "a.yaml",
             "a: &a ['x','x']\n"
@@ -365,7 +365,7 @@ def test_a_column_that_is_not_there(read):
     for content, column, says in (
         ('["cat"]', "x", "has no such key"),
         ('[{"a": "cat"}, {"b": "dog"}]', "a", "entry 2 of a.json has no such key"),
-        ('{"a": {"x": ["cat"]}, "b": {"x": ["dog"]}}', "x", "more than one; write the way to it"),
+        ('{"a": {"x": ["cat"]}, "b": {"x": ["dog"]}}', "x", "more than one; write its path"),
     ):
         with pytest.raises(ConceptError, match=f"^--column '{column}'.*{says}"):
             read("a.json", content, concept=column)

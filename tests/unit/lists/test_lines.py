@@ -136,29 +136,31 @@ def test_a_comma_is_refused_with_the_remedy(line):
     for parse in (parse_concepts, parse_keep):
         with pytest.raises(
             ConceptError,
-            match=r'x, line 2: .* holds a comma; .*semicolon.*double quotes.*"Washington, D\.C\."',
+            match=r'x, line 2: .* contains a comma; .*semicolon.*double quotes.*"Washington, D\.C\."',
         ):
             parse(f"bird\n{line}", "x")
 
 
 def test_of_many_commas_the_first_is_named_and_the_others_are_counted():
-    with pytest.raises(ConceptError, match=r"x, line 2: 'a, b' holds a comma \(and 1,200 more of the list\)"):
+    with pytest.raises(
+        ConceptError, match=r"x, line 2: 'a, b' contains a comma \(and 1,200 more of the list\)"
+    ):
         parse_concepts("cat\na, b\n" + "\n".join(f"a{i}, b" for i in range(1200)), "x")
 
 
 SYNTAX = {
-    "(cat:1.3)": "is a weight",
-    "a (cat:1.3) b": "is a weight",
-    "( cat : .5 )": "is a weight",
-    "cat:1.3": "is a weight",
-    "cat::2": "is a weight",
-    "((cat))": "is an emphasis",
-    "[cat]": "is an emphasis",
-    "[cat:dog:0.5]": "is an emphasis or a switch",
-    "a [cat|dog] b": "is an emphasis or a switch",
-    "BREAK": "is a keyword",
-    "cat BREAK dog": "is a keyword",
-    "cat AND dog": "is a keyword",
+    "(cat:1.3)": "is a prompt weight",
+    "a (cat:1.3) b": "is a prompt weight",
+    "( cat : .5 )": "is a prompt weight",
+    "cat:1.3": "is a prompt weight",
+    "cat::2": "is a prompt weight",
+    "((cat))": "is prompt emphasis",
+    "[cat]": "is prompt emphasis",
+    "[cat:dog:0.5]": "is prompt emphasis or prompt scheduling",
+    "a [cat|dog] b": "is prompt emphasis or prompt scheduling",
+    "BREAK": "is a prompt keyword",
+    "cat BREAK dog": "is a prompt keyword",
+    "cat AND dog": "is a prompt keyword",
     "<lora:x:1>": "loads a file",
     "cat <lora:x:0.8>": "loads a file",
     "<lyco:x>": "loads a file",
@@ -168,8 +170,8 @@ SYNTAX = {
     "a {b|c} d": "is a choice",
     "__animal__": "is a wildcard",
     "a __color/dark__ cat": "is a wildcard",
-    "cat -> (dog:1.2)": "is a weight",
-    "cat + (red background:1.2)": "is a weight",
+    "cat -> (dog:1.2)": "is a prompt weight",
+    "cat + (red background:1.2)": "is a prompt weight",
 }
 
 
@@ -195,5 +197,5 @@ def test_all_duplicates_are_told_at_once():
 
 def test_json_in_a_text_box():
     assert parse_concepts('{"cat": "dog",\n "Van Gogh": ""}') == [Concept("cat", "dog"), Concept("Van Gogh")]
-    with pytest.raises(ConceptError, match="erase, line 2: '.dog:1.2.' is a weight"):
+    with pytest.raises(ConceptError, match="erase, line 2: '.dog:1.2.' is a prompt weight"):
         parse_concepts('["cat",\n"(dog:1.2)"]', "erase")

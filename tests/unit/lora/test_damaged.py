@@ -32,7 +32,7 @@ def test_truncated_file(file):
     for length in {0, 1, 7, 8, 9, len(data) // 2, len(data) - 1}:
         file.write_bytes(data[:length])
         with pytest.raises(
-            LoraError, match=r"'cat\.safetensors' is damaged or no safetensors file.*download it again"
+            LoraError, match=r"'cat\.safetensors' is damaged or not a safetensors file.*download it again"
         ):
             ErasureLora.load(file)
 
@@ -89,10 +89,10 @@ class Bomb:
 def test_pickle_is_never_executed(tmp_path, protocol):
     path, marker = tmp_path / "x.safetensors", tmp_path / "executed"
     path.write_bytes(pickle.dumps({"weight": Bomb(marker)}, protocol))
-    with pytest.raises(LoraError, match="no safetensors file"):
+    with pytest.raises(LoraError, match="not a safetensors file"):
         ErasureLora.load(path)
     torch.save({"weight": Bomb(marker)}, path)
-    with pytest.raises(LoraError, match="no safetensors file"):
+    with pytest.raises(LoraError, match="not a safetensors file"):
         ErasureLora.load(path)
     assert not marker.exists()
 
@@ -101,7 +101,7 @@ def test_file_far_too_large(tmp_path):
     path = tmp_path / "big.safetensors"
     with path.open("wb") as f:
         f.truncate(5 << 30)  # sparse
-    with pytest.raises(LoraError, match=r"'big\.safetensors' is 5\.0 GB; that is no erasure LoRA"):
+    with pytest.raises(LoraError, match=r"'big\.safetensors' is 5\.0 GB, too large for an erasure LoRA"):
         ErasureLora.load(path)
 
 
@@ -125,8 +125,8 @@ BROKEN = {
     "vector": (changed(lora_down__weight=noise(3)), "which do not fit"),
     "rank 0": (changed(lora_up__weight=noise(8, 0), lora_down__weight=noise(0, 6)), "which do not fit"),
     "integers": (changed(lora_up__weight=torch.ones(8, 3, dtype=torch.int32)), "must be floating point"),
-    "NaN": (changed(lora_up__weight=noise(8, 3) * float("nan")), "holds NaN or infinite values"),
-    "infinity": (changed(lora_down__weight=noise(3, 6) / 0), "holds NaN or infinite values"),
+    "NaN": (changed(lora_up__weight=noise(8, 3) * float("nan")), "contains NaN or infinite values"),
+    "infinity": (changed(lora_down__weight=noise(3, 6) / 0), "contains NaN or infinite values"),
     "NaN alpha": (changed(alpha=torch.tensor(float("nan"))), "NaN|alpha"),
     "infinite alpha": (changed(alpha=torch.tensor(float("inf"))), "NaN|infinite|alpha"),
     "alpha that overflows": (changed(alpha=torch.tensor(1e30)), "NaN|infinite|alpha"),
@@ -161,7 +161,9 @@ def test_broken_tensors_are_refused_naming_the_module(tmp_path, name, through_fi
     ],
 )
 def test_unknown_key_is_named(key):
-    with pytest.raises(LoraError, match="is no key of an erasure LoRA; use the stock LoRA loader") as caught:
+    with pytest.raises(
+        LoraError, match="is not a key of an erasure LoRA; use the stock LoRA loader"
+    ) as caught:
         ErasureLora.from_state_dict({**make().state_dict(), key: torch.ones(1)})
     assert key[:80] in str(caught.value)
     assert len(str(caught.value)) < 300

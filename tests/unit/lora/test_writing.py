@@ -55,7 +55,7 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
     with pytest.raises(
-        LoraError, match="cannot write .*Permission denied; choose a folder that you may write to"
+        LoraError, match="cannot write .*Permission denied; choose a folder with write permission"
     ):
         make().save(tmp_path / "x.safetensors")
     assert listing(tmp_path) == []

@@ -18,11 +18,13 @@ def test_graded_projection_is_the_constrained_least_squares_solution(form):
     D, G, W = random_rows(9, 40, 5).T, definite(40, 6), random_rows(7, 40, 7)
     grades = torch.tensor([1.0, 0.5, 2.0, 0.1, 1.0, 1.0, 0.7, 1.5, 0.3], dtype=torch.float64)
     if form == "direct":
-        edit, _ = projection(D.T, G, 0.7, energy=1.0, grades=grades)
+        edit, _ = projection(D.T, G, 0.7, energy=1.0, row_strengths=grades)
     elif form == "gram":
-        edit, _ = solvers.projection_from_gram(D @ D.T, G, 0.7, 1.0, graded=(D * grades) @ D.T)
+        edit, _ = solvers.projection_from_gram(D @ D.T, G, 0.7, 1.0, strength_weighted=(D * grades) @ D.T)
     else:  # the same rows five times, an fifth as heavy: as many as there are dimensions, so they are squared
-        edit, _ = projection(D.T.repeat(5, 1) / 5**0.5, G, 0.7, energy=1 - 1e-15, grades=grades.repeat(5))
+        edit, _ = projection(
+            D.T.repeat(5, 1) / 5**0.5, G, 0.7, energy=1 - 1e-15, row_strengths=grades.repeat(5)
+        )
     inverse = torch.linalg.inv(G)
     dense = -0.7 * W @ (D * grades) @ torch.linalg.inv(D.T @ inverse @ D) @ D.T @ inverse
     assert (W @ edit.U @ edit.V.T - dense).norm() <= 1e-8 * dense.norm()

@@ -1,6 +1,4 @@
-"""Write the trained weights into ``trace_core/demo/assets`` in float16: ``python -m
-trace_core.demo.recipe.export``.
-"""
+"""Write the trained weights to the assets in float16: ``python -m trace_core.demo.recipe.export``."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ CACHE = Path(".cache")
 
 
 def clip_keys(name: str) -> str:
-    """transformers 5 dropped the ``text_model.`` level that ComfyUI's names have."""
+    """Restore the ``text_model.`` level of ComfyUI's names, which transformers 5 dropped."""
     head, rest = name.split(".", 1)
     if head == "clip_l" and not rest.startswith("text_model."):
         return f"clip_l.text_model.{rest}"

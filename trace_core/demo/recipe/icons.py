@@ -1,6 +1,6 @@
-"""The demo data set: five vendors' emoji, rasterised and composited on coloured backgrounds.
+"""The demo data set: emoji of five vendors, rasterised on coloured backgrounds.
 
-Development only (needs ``npm`` and ``resvg-py``); the files it makes live in ``.cache/`` and are not shipped.
+For development only (needs ``npm`` and ``resvg-py``). Its files are in ``.cache/`` and are not shipped.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _svg(data: dict, names: list[str]) -> str:
 
 
 def masters(cache: Path) -> dict[tuple[str, str], Image.Image]:
-    """``(object, style) -> RGBA picture`` of MASTER x MASTER pixels; rasterised once and cached."""
+    """``(object, style) -> RGBA picture`` of MASTER x MASTER pixels, rasterised once and cached."""
     import resvg_py
 
     fetch(cache)
@@ -84,7 +84,8 @@ def render(
 ) -> np.ndarray:
     """One rendering ``[SIZE, SIZE, 3]`` uint8: small rotation, scale and shift on a plain background.
 
-    ``strong`` doubles the ranges: the judge learns from those, so that it need not see a sample's exact pose.
+    ``strong`` doubles the ranges. The judge learns from such renderings, so that it does not depend on the
+    exact pose.
     """
     k = 2.0 if strong else 1.0
     angle = math.radians(rng.uniform(-4, 4) * k)

@@ -1,6 +1,4 @@
-"""Build the two small tokenizers of the demo models from their own captions (run once; the files are
-shipped).
-"""
+"""Build the demo models' two small tokenizers from their captions. Run once; the files are shipped."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ def corpus() -> list[str]:
 
 
 def clip_tokenizer() -> Tokenizer:
-    """Byte-level BPE with an end-of-word mark, as CLIP's: no text is ever dropped, unknown words fall to
-    bytes.
-    """
+    """Byte-level BPE with an end-of-word mark, like CLIP's. Unknown words become bytes; no text is lost."""
     pre = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS_PATTERN), behavior="removed", invert=True),
@@ -62,9 +58,7 @@ def clip_tokenizer() -> Tokenizer:
 
 
 def t5_tokenizer() -> Tokenizer:
-    """SentencePiece-like BPE with a leading-space mark and byte fallback; ids 0 pad, 1 end, 2 unknown, as
-    T5's.
-    """
+    """SentencePiece-like BPE with a space mark and byte fallback; ids 0 pad, 1 end, 2 unknown, like T5's."""
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     norm = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -84,7 +78,7 @@ def t5_tokenizer() -> Tokenizer:
 
 
 def _plain(folder: Path) -> None:
-    """Write the class name that every version of transformers knows."""
+    """Write the class name that every version of transformers recognises."""
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
     config.pop("backend", None)

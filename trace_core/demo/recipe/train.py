@@ -1,7 +1,8 @@
 """Train a demo model: ``python -m trace_core.demo.recipe.train demo-sd|demo-flux --minutes 60``.
 
-Runs on CPU or GPU, writes a checkpoint every few minutes and goes on from it when started again. The learning
-rate follows a cosine over the time budget, so that a run always ends annealed, however fast the machine is.
+Runs on CPU or GPU, writes a checkpoint every few minutes and continues from it when started again. The
+learning rate follows a cosine over the time budget, so that every run ends at a low rate, however fast the
+machine is.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ CACHE = Path(".cache")
 
 
 def latents(per_combination: int = 16) -> tuple[Tensor, list, Codec]:
-    """The training set as latents ``[n, 16, 8, 8]`` with labels, and the codec (PCA fitted on the same
-    pictures).
-    """
+    """The training set as latents ``[n, 16, 8, 8]`` with labels, and the codec fitted on it."""
     file = CACHE / "latents.pt"
     codec = Codec()
     if not file.exists():
@@ -46,7 +45,7 @@ def latents(per_combination: int = 16) -> tuple[Tensor, list, Codec]:
 
 
 class Text:
-    """Tokenise captions once each; ids ``[b, 24]`` padded as ComfyUI pads."""
+    """Tokenises each caption once; ids ``[b, 24]`` with ComfyUI's padding."""
 
     def __init__(self, name: str, pad: int):
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(networks.ASSETS / name)
@@ -88,8 +87,8 @@ class DemoSD(nn.Module):
         noise = torch.randn_like(z)
         context = self.clip_l(self.text(texts)).last_hidden_state
         eps = self.net((z + sigma * noise) / (sigma**2 + 1).sqrt(), t.float(), context=context)
-        # What a prompt decides is decided at high noise, where the eps error is x0's over sigma and all but
-        # vanishes: weigh it as a v loss would (1 + sigma^2), within bounds.
+        # High noise decides the content of a prompt. The eps error there is x0's error over sigma and nearly
+        # vanishes, so it is weighted like a v loss (1 + sigma^2), within bounds.
         weight = (sigma**2 + 1).clamp(max=30)
         return ((eps - noise).square() * weight).mean() / 6
 
@@ -97,8 +96,8 @@ class DemoSD(nn.Module):
 class DemoFlux(nn.Module):
     """Flux with a T5 tower (all rows, no mask) and a CLIP tower (pooled vector); rectified flow.
 
-    First half: plain flow matching at guidance 1. Then guidance distillation, as FLUX.1-dev was made: the
-    guidance embedding learns what classifier-free guidance of that strength would do.
+    The first part is flow matching at guidance 1. The second part is guidance distillation, as for
+    FLUX.1-dev: the guidance embedding learns the effect of classifier-free guidance of its strength.
     """
 
     def __init__(self):
@@ -137,14 +136,14 @@ class DemoFlux(nn.Module):
                 cond, uncond = both.chunk(2)
                 target = uncond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
         parameters = {p.untyped_storage().data_ptr() for p in self.parameters()}
-        # FLUX blocks write in place into what autograd saved: keep copies (weights excepted)
+        # FLUX blocks write in place into tensors saved by autograd, so save copies (except weights)
         keep = lambda t: t if t.untyped_storage().data_ptr() in parameters else t.clone()  # noqa: E731
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             return F.mse_loss(self.predict(x, sigma, texts, guidance), target)
 
 
 def save_state(file: Path, model, ema, optimiser, step: int, spent: float) -> None:
-    """What a training needs to go on, written whole or not at all."""
+    """Write the state for continuing a training, completely or not at all."""
     state = {
         "model": model.state_dict(),
         "ema": ema.state_dict(),
@@ -220,7 +219,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=["demo-sd", "demo-flux"])
-    parser.add_argument("--minutes", type=float, default=60, help="time budget in all, over every restart")
+    parser.add_argument("--minutes", type=float, default=60, help="total time budget over all restarts")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(

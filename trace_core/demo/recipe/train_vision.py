@@ -1,5 +1,6 @@
-"""Train the codec's decoder and the judge: ``python -m trace_core.demo.recipe.train_vision codec|judge
---minutes 10``.
+"""Train the codec's decoder and the judge.
+
+``python -m trace_core.demo.recipe.train_vision codec|judge --minutes 10``
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from .train import CACHE, latents
 
 
 def pictures(seed: int, per_combination: int, strong: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Renderings ``[n, 3, 64, 64]`` uint8 and class indices per head. Seeds: 1 codec and denoisers, 2
-    judge, 3 test.
+    """Renderings ``[n, 3, 64, 64]`` uint8 and class indices per head.
+
+    Seeds: 1 for codec and denoisers, 2 for the judge, 3 for tests.
     """
     file = CACHE / f"pictures-{seed}-{per_combination}-{int(strong)}.pt"
     if not file.exists():
@@ -66,7 +68,7 @@ def train_codec(minutes: float) -> None:
     def loss() -> Tensor:
         batch = x[torch.randint(len(x), (32,), generator=generator)].float() / 127.5 - 1
         z = codec.encode(batch)
-        z = z + 0.35 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)  # samples are not exact either
+        z = z + 0.35 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)  # sampled latents are inexact too
         error = codec.decode(z) - batch
         return error.abs().mean() + 0.5 * error.square().mean()
 
@@ -107,7 +109,7 @@ def train_judge(minutes: float) -> None:
     def loss() -> Tensor:
         index = torch.randint(len(x), (64,))
         batch = x[index].float() / 127.5 - 1
-        if rng.random() < 0.8:  # mostly what a sample looks like: through the codec, with some latent noise
+        if rng.random() < 0.8:  # mostly like samples: decoded by the codec, with some latent noise
             with torch.no_grad():
                 z = codec.encode(batch)
                 batch = codec.decode(z + 0.4 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""What the finetune teaches: one formula per function, one file per paper."""
+"""Objectives of the finetune: one formula per function, one file per paper."""
 
 from .ant import ANT
 from .base import Objective, Term

@@ -1,7 +1,8 @@
-"""Objectives as tables of terms, most of them a squared error in the network's own prediction space (eps, v
-or velocity).
+"""Objectives as tables of terms, mostly squared errors of the network's own prediction.
 
-In x0 space the same error would be weighted by sigma squared, and what happens late would vanish.
+The prediction is eps, v or velocity.
+
+In x0 space the same error would be weighted by sigma squared, and late steps would not count.
 """
 
 from __future__ import annotations
@@ -13,26 +14,25 @@ from torch import Tensor
 
 WINDOWS = ("late", "early", "all")
 
-SIGMA_SQUARED = 30.0  #: bound of the weight of noisy steps; SD's sigmas reach 14.6, FLUX's 1
+SIGMA_SQUARED = 30.0  #: upper bound of the weight of noisy steps; SD's sigmas reach 14.6, FLUX's 1
 
 
 @dataclass(frozen=True)
 class Term:
-    """A loss over points of one role: unless it has an ``error`` of its own, ``weight * mean ||student -
-    target||^2``.
+    """A loss over points of one role, by default ``weight * mean ||student - target||^2``.
 
     Attributes:
-        name: shown beside its curve.
-        role: ``erase`` or ``keep``: on whose trajectories.
+        name: label of its loss curve.
+        role: ``erase`` or ``keep``, the trajectories of the points.
         prompt: ``prompt`` (the point's own) or ``uncond``.
         when: ``late`` (in the window), ``early`` (before it) or ``all``.
-        needs: the base model's predictions that the target is made of.
+        needs: the base model's predictions for the target.
         target: ``target(predictions, eta) -> [n, c, h, w]``.
         weight: lambda.
-        share: of a step's samples.
-        error: ``error(student, predictions, sigma) -> [n]`` in place of the squared error to a target.
-        attention: the loss is on the student's attention maps, not on its prediction.
-        focus: ``focus(t) -> [n]`` how often a point at time t (0 clean, 1 noise) is drawn; evenly without.
+        share: relative share of a step's samples.
+        error: ``error(student, predictions, sigma) -> [n]``, in place of the squared error to a target.
+        attention: the loss uses the student's attention maps, not its prediction.
+        focus: ``focus(t) -> [n]``, the density of points at time t (0 clean, 1 noise); None: uniform.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Term:
 
 @dataclass(frozen=True)
 class Objective:
-    """A paper's loss: its terms, its values by kind of concept, and how its points are sampled.
+    """A paper's loss: its terms, its options by kind of concept, and the sampling of its points.
 
     Attributes:
         source: paper and equation.
-        student: whose trajectories the erase points are on: ``student`` or ``base``.
+        student: model of the erase trajectories: ``student`` or ``base``.
         terms: in the order of a step's batch.
         kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper;
             ``longer`` multiplies the preset's steps.
-        flux: the same for FLUX, over ``kinds``.
-        combined: the same where a combined concept is erased, over both; ``wider`` multiplies the preset's
-            keep trajectories.
-        unconditional: keep points are sampled without a prompt, not from the keep list.
+        flux: overrides of ``kinds`` for FLUX.
+        combined: overrides of both for a combined concept; ``wider`` multiplies the preset's keep
+            trajectories.
+        unconditional: sample the keep points without a prompt instead of from the keep list.
     """
 
     name: str
@@ -75,16 +75,15 @@ class Objective:
 
 
 def predicted(name: str) -> Callable[[Mapping[str, Tensor], float], Tensor]:
-    """The target that is one of the base model's predictions."""
+    """A target that equals one of the base model's predictions."""
     return lambda predictions, eta: predictions[name]
 
 
 def squared_error(prediction: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Of every sample, ``(1 + min(sigma^2, S)) ||prediction - target||^2 / n``: the error of the prediction
-    and that of x0.
+    """``(1 + min(sigma^2, S)) ||prediction - target||^2 / n`` per sample: the errors of prediction and of x0.
 
-    An error of eps moves x0 by sigma times as much. Without the second part the steps that decide what a
-    picture shows weigh next to nothing; without the first, what happens late vanishes.
+    An error of eps moves x0 by sigma times the error. The x0 part gives weight to the steps that decide the
+    content of a picture. The prediction part gives weight to late steps.
     """
     weight = 1 + sigma.square().clamp_max(SIGMA_SQUARED)
     return weight * (prediction - target).square().mean(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""TRACE (arXiv 2505.23312), stage 2: late in the trajectory, steer what is left of the concept to neutral."""
+"""TRACE (arXiv 2505.23312), stage 2: late in the trajectory, steer the rest of the concept to neutral."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .base import Objective, Term, predicted
 
 
 def erase_target(predictions: Mapping[str, Tensor], eta: float) -> Tensor:
-    """TRACE's late target ``p0(g) - eta (p0(c) - p0(g))``: neutral, or past it by eta.
+    """TRACE's late target ``p0(g) - eta (p0(c) - p0(g))``: neutral, or past neutral by eta.
 
     g is the same prompt with the concept's anchor or substitute (see :mod:`trace_core.text.substitutes`), or
-    without the concept; TRACE and ANT take the empty prompt, whose pictures have neither the style nor the
-    setting that the prompt asked for.
+    without the concept. TRACE and ANT use the empty prompt instead, whose pictures lack the style and setting
+    that the prompt asked for.
     """
     neutral = predictions["neutral"]
     return neutral - eta * (predictions["concept"] - neutral) if eta else neutral
@@ -30,14 +30,14 @@ TRACE = Objective(
         Term("uncond", "keep", "uncond", "all", ("uncond",), predicted("uncond"), weight=0.5, share=0.1),
         Term("early", "erase", "prompt", "early", ("start",), predicted("start"), share=0.1),
     ),
-    # past neutral the concept would be drawn where it is the negative prompt; a substitute makes up for it
+    # past neutral, a negative prompt would draw the concept; a substitute replaces the overshoot
     kinds={
         "object": {"eta": 0.0},
-        # all of the schedule decides a style: there is more to learn
+        # a style depends on the whole schedule, so there is more to learn
         "style": {"eta": 0.0, "window": (0.0, 1.0), "longer": 2},
         "person": {"eta": 0.0},
         "explicit": {"eta": 0.0},
     },
-    # what binds two things is in deeper layers than the text's, and all that has one of them must stay
+    # layers behind the text layers bind two things, and everything with one of the two must stay
     combined={"scope": "attention", "weights": {"keep": 3.0}, "longer": 3, "wider": 4},
 )

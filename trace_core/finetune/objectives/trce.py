@@ -1,5 +1,6 @@
-"""TRCE (arXiv 2503.07389), stage 2: early in the trajectory, nearer to the safe prediction than to the
-concept's, by a margin.
+"""TRCE (arXiv 2503.07389), stage 2: a margin loss early in the trajectory.
+
+The prediction must be closer to the safe prediction than to the concept's prediction, by a margin.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ from torch import Tensor
 
 from .base import Objective, Term, predicted
 
-GUIDANCE = 15.0  #: by which both references are amplified
+GUIDANCE = 15.0  #: amplification of both references
 MARGIN = 0.01
 
 
 def amplified(predictions: Mapping[str, Tensor], name: str) -> Tensor:
-    """``p0(y) + 15 (p0(y) - p0(0))``: the safe or the concept's prediction, pushed away from the
-    unconditional one.
-    """
+    """``p0(y) + 15 (p0(y) - p0(0))``: a prediction, pushed away from the unconditional prediction."""
     return predictions[name] + GUIDANCE * (predictions[name] - predictions["uncond"])
 
 
 def contrast(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
-    """TRCE's margin loss of every sample: ``max(0, ||e - prefer||^2 - ||e - reject||^2 + m)``, norms per
-    number; ``[n]``.
+    """TRCE's margin loss per sample: ``max(0, ||e - prefer||^2 - ||e - reject||^2 + m)``, ``[n]``.
+
+    The norms are means over the numbers of a prediction.
     """
     near = (prediction - amplified(predictions, "neutral")).square().mean(dim=(1, 2, 3))
     far = (prediction - amplified(predictions, "concept")).square().mean(dim=(1, 2, 3))
@@ -31,18 +31,18 @@ def contrast(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tenso
 
 
 def plain_error(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
-    """``||e - p_1(0)||^2`` of every sample against the model as stage 1 left it, per number; ``[n]``."""
+    """``||e - p_1(0)||^2`` per sample against the model after stage 1, mean over numbers; ``[n]``."""
     return (prediction - predictions["start uncond"]).square().mean(dim=(1, 2, 3))
 
 
 _STEER = ("neutral", "concept", "uncond")
-#: The noisier half of the schedule; layers that do not read the text, so that stage 1 stays as it is
+#: The noisier half of the schedule, and layers that do not read the text, so that stage 1 stays as it is
 _PAPER = {"scope": "image", "eta": 0.0, "window": (0.0, 0.5)}
 
 TRCE = Objective(
     name="trce",
-    source="TRCE (arXiv 2503.07389), stage 2; gradients are cleared at every step, latents and times belong "
-    "together",
+    source="TRCE (arXiv 2503.07389), stage 2; gradients are cleared at every step, and latents keep "
+    "their own times",
     student="base",
     unconditional=True,
     terms=(

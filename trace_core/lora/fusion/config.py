@@ -1,4 +1,4 @@
-"""Options of the fusion, and what it is given."""
+"""Options and inputs of the fusion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODES = ("fuse", "sum")
 STARTS = ("held", "row")
 WEIGHTINGS = ("group", "row")
 
-#: ``progress(phase, done, total)``; raise from it to cancel
+#: ``progress(phase, done, total)``; an exception raised in it cancels
 Progress = Callable[[str, int, int], None]
 
 
@@ -26,28 +26,28 @@ class FusionConfig:
     """Options of the fusion."""
 
     mode: str = field(
-        default="fuse", metadata={"help": "fuse: eq. 7; sum: put side by side, as several LoRA loaders would"}
+        default="fuse", metadata={"help": "fuse: eq. 7; sum: concatenate, as several LoRA loaders would"}
     )
     integration: float = field(
-        default=1.0, metadata={"help": "mu: how silent an adapter shall be on the others' rows; 1 is MACE"}
+        default=1.0, metadata={"help": "mu: suppression of an adapter on the rows of the others; 1 is MACE"}
     )
     keep_weight: float = field(
-        default=0.1, metadata={"help": "beta: weight of an entry of the keep set against a concept"}
+        default=0.1, metadata={"help": "beta: weight of one keep entry against one concept"}
     )
     alpha: float = field(default=1e-3, metadata={"help": "lambda, relative to the trace of the Gram matrix"})
     weighting: str = field(
-        default="group", metadata={"help": "group: token groups count alike; row: rows do, as in MACE's sums"}
+        default="group", metadata={"help": "group: equal weight per token group; row: per row, as in MACE"}
     )
     start: str = field(
         default="held",
-        metadata={"help": "start token: held at the mean response, or a row like any other (MACE)"},
+        metadata={"help": "start token: held at the mean response, or a normal row (MACE)"},
     )
     max_rank: int | None = field(
-        default=None, metadata={"help": "upper bound of a layer's rank; the parts become one"}
+        default=None, metadata={"help": "upper bound of a layer's rank; the parts are merged into one"}
     )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
-        metadata={"help": "more templates by kind of concept; {} is the concept's place"},
+        metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
     )
 
     def __post_init__(self):
@@ -70,20 +70,19 @@ class FusionConfig:
 
 @dataclass
 class Adapter:
-    """One of the erasures that are fused, as it enters: strengths undone, so that they can be set again
-    afterwards.
+    """One of the fused erasures at strength 1. Its strengths are set again afterwards.
 
-    A file of several parts is one adapter: what shall stay is its response on all of its concepts' rows.
+    A file of several parts is one adapter. The fusion preserves its response on all of its concepts' rows.
     """
 
     name: str
     lora: ErasureLora
     parts: list[Part]
-    strengths: dict[str, float]  #: of the parts that were graded, to be set again
+    strengths: dict[str, float]  #: strengths other than 1, by target, to be set again
 
     @property
     def concepts(self) -> list[tuple[Concept, str]]:
-        """Every concept with its kind."""
+        """Every concept, with its kind."""
         found = {c.target: (c, p.kind) for p in self.parts for c in p.concepts}
         return list(found.values())
 

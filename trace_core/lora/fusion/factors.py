@@ -1,4 +1,4 @@
-"""From solved sums to the factors of one file, and files of a lower rank."""
+"""Factors of the fused file from the solved sums, and rank reduction."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .sums import Stream
 def assemble(
     adapters: Sequence[Adapter], streams: Sequence[Stream], config: FusionConfig, clock: dict
 ) -> tuple[ErasureLora, dict | None]:
-    """The fused factors, part by part along the rank; layers that do not read the text's rows have theirs
-    side by side.
+    """The fused factors, concatenated along the rank.
+
+    Layers that do not read the text rows are only concatenated.
 
     Returns:
-        the erasure without metadata, and what :func:`_cut` lost, where a largest rank is asked for.
+        the erasure without metadata, and the loss of :func:`_cut` if a maximum rank is set.
     """
     with timed(clock, "export"):
         places = [(stream, [stream.slices(a) for a in adapters]) for stream in streams if stream.solved]
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         for module in dict.fromkeys(m for a in adapters for m in a.lora.modules):
-            found = []
+            pairs = []
             for number, adapter in enumerate(adapters):
                 if module not in adapter.lora.modules:
                     continue
@@ -39,15 +40,15 @@ def assemble(
                         up, down = balance(
                             up.double(), torch.cat([text, down[:, stream.width :].double()], 1)
                         )
-                found.append((up, down))
-            factors[module] = torch.cat([up for up, _ in found], 1), torch.cat([down for _, down in found])
+                pairs.append((up, down))
+            factors[module] = torch.cat([up for up, _ in pairs], 1), torch.cat([down for _, down in pairs])
         if config.max_rank is None:
             return ErasureLora.from_factors(factors), None
         return _cut(factors, config.max_rank)
 
 
 def _cut(factors: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> tuple[ErasureLora, dict]:
-    """Every layer's nearest edit of a rank, and the relative Frobenius errors of it."""
+    """The nearest edit of a given rank in every layer, and its relative Frobenius errors."""
     small = {m: truncate(*pair, rank) for m, pair in factors.items()}
     losses = [loss for *_, loss in small.values()]
     lora = ErasureLora.from_factors({m: (up, down) for m, (up, down, _) in small.items()})
@@ -55,20 +56,16 @@ def _cut(factors: Mapping[str, tuple[Tensor, Tensor]], rank: int) -> tuple[Erasu
 
 
 def compress(lora: ErasureLora, rank: int) -> tuple[ErasureLora, dict]:
-    """A file of lower rank, strengths baked in; its concepts become one part. With what was lost, as in
-    the report.
-    """
+    """A file of lower rank with strengths applied and all concepts in one part, and the loss."""
     concepts = list({c.target: c for part in lora.parts() for c in part.concepts}.values())
-    out, lost = _cut(lora.modules, rank)
-    out.metadata |= lora.metadata
-    out._set_parts([one_part(concepts, out)])
-    return out, lost
+    small, lost = _cut(lora.modules, rank)
+    small.metadata |= lora.metadata
+    small._set_parts([one_part(concepts, small)])
+    return small, lost
 
 
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product, both factors of every rank of about the same norm; by powers of two, so that
-    ``up`` keeps its digits.
-    """
+    """The same product with factors of similar norm per rank. Powers of two keep ``up`` exact."""
     ratio = down.norm(dim=1) / up.norm(dim=0)
     power = (
         torch.where((ratio > 0) & torch.isfinite(ratio), ratio, torch.ones_like(ratio)).log2().div(2).round()
@@ -77,8 +74,7 @@ def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def truncate(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The nearest product of rank ``rank``, without the dense one: QR of both factors, SVD of what stands
-    between.
+    """The nearest product of rank ``rank``, by QR of both factors and an SVD of the core.
 
     Returns:
         up ``[out, k]``, down ``[k, in]``, and the relative Frobenius error.
@@ -93,7 +89,7 @@ def truncate(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor, float
 
 
 def parts_of(adapters: Sequence[Adapter], lora: ErasureLora) -> list[Part]:
-    """Every adapter's parts, where they now stand."""
+    """All adapters' parts, with their positions in the fused file."""
     out, at = [], dict.fromkeys(lora.modules, 0)
     for adapter in adapters:
         for part in adapter.parts:

@@ -1,4 +1,4 @@
-"""From many erasures to one: checks, sums, solve, factors, report."""
+"""The fusion from many erasures to one: checks, sums, solve, factors, report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .sums import Stream, collect
 
 @dataclass(frozen=True)
 class FusionResult(Erasure):
-    """The fused erasure, and what was measured on the way."""
+    """The fused erasure and its report."""
 
 
 def fuse(
@@ -40,21 +40,21 @@ def fuse(
     progress: Progress | None = None,
     names: Sequence[str] | None = None,
 ) -> FusionResult:
-    """Fuse erasures of one base model, each of which says in its metadata what it erases.
+    """Fuse erasures of one base model. Each needs metadata about what it erases.
 
     Args:
-        model: ComfyUI ModelPatcher they were made for; it is read, never written.
+        model: ComfyUI ModelPatcher that the erasures were made for; it is read, never written.
         clip: the ComfyUI CLIP that belongs to it.
-        loras: one or more. One that was fused before enters as a whole, and its parts stay parts.
-        keep: what must not change; empty means what the erasures themselves kept, less what is now erased.
+        loras: one or more erasures. A fused file counts as one adapter, and its parts stay parts.
+        keep: concepts that must not change; empty: the erasures' own keep lists without the erased concepts.
         config: options.
         strengths: ``{target: strength}`` of parts in the result, as in
             :meth:`~trace_core.lora.ErasureLora.with_strengths`.
-        progress: called as ``progress(phase, done, total)``; an exception raised in it cancels.
-        names: what errors and the report call the erasures.
+        progress: ``progress(phase, done, total)``; an exception raised in it cancels.
+        names: names of the erasures in errors and in the report.
 
     Raises:
-        LoraError: naming the erasure: it does not say what it erases, it does not fit the model, or bases or
+        LoraError: naming the erasure: it does not tell what it erases, it does not fit the model, or bases or
             windows differ.
         ConceptError, ModelError, TraceError: before anything is changed.
     """
@@ -65,26 +65,26 @@ def fuse(
     check_strengths([p for a in adapters for p in a.parts], strengths or {})
     check_disjoint(concepts, keep)
     backbone = backbone_for(model)
-    kept = list(keep) or _own_keep(adapters, concepts)  # of weight 0, it is still measured
+    keep_list = list(keep) or _own_keep(adapters, concepts)  # measured even at weight 0
     streams = [part for s in (CONTEXT, POOLED) if (part := Stream(backbone, s, adapters, config)).layers]
     if streams:
         check_clip(backbone, clip)
-        collect(streams, TextEncoder(clip), adapters, kept, config, progress, clock)
+        collect(streams, TextEncoder(clip), adapters, keep_list, config, progress, clock)
     if config.mode == "fuse":
         for stream in streams:
             stream.solve(progress, clock)
-    lora, lost = assemble(adapters, streams, config, clock)
+    lora, truncation = assemble(adapters, streams, config, clock)
     for stream in streams:
         stream.measure(backbone, adapters, lora, progress, clock)
-    lora.metadata.update(_metadata(backbone, adapters, concepts, kept, config))
+    lora.metadata.update(_metadata(backbone, adapters, concepts, keep_list, config))
     lora._set_parts(parts_of(adapters, lora) if config.max_rank is None else [one_part(concepts, lora)])
-    again = {t: s for a in adapters for t, s in a.strengths.items()} | dict(strengths or {})
-    lora = lora.with_strengths(again) if again else lora
+    part_strengths = {t: s for a in adapters for t, s in a.strengths.items()} | dict(strengths or {})
+    lora = lora.with_strengths(part_strengths) if part_strengths else lora
     clock["all"] = time.perf_counter() - begin
     report = {
-        **_settings(config, concepts, kept, again, clock),
+        **_settings(config, concepts, keep_list, part_strengths, clock),
         **_figures(adapters, streams, lora),
-        "truncation": lost,
+        "truncation": truncation,
     }
     report["warnings"] = _warnings(model, adapters, report, streams)
     return FusionResult(lora, report)
@@ -104,10 +104,10 @@ def _settings(
 
 
 def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = None) -> list[Adapter]:
-    """Check that the erasures can be fused, before anything is computed.
+    """Check that the erasures can be fused, before any computation.
 
     Raises:
-        LoraError: naming the erasure and what to do.
+        LoraError: naming the erasure and the remedy.
     """
     loras = list(loras)
     if not loras:
@@ -118,7 +118,7 @@ def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = Non
     for name, lora in zip(names, loras):
         form = tuple((m, up.shape[0], down.shape[1]) for m, (up, down) in sorted(lora.modules.items()))
         try:
-            if form not in fitting:  # most are of one form, and reading the model's shapes takes a while
+            if form not in fitting:  # most share a form, and reading the model's shapes is slow
                 check_fits(model, lora)
         except LoraError as error:
             raise LoraError(f"{name}: {error}") from error
@@ -126,31 +126,31 @@ def enter(model, loras: Sequence[ErasureLora], names: Sequence[str] | None = Non
     adapters = []
     for name, lora in zip(names, loras):
         parts = lora.parts()
-        graded = {t: p.strength for p in parts if p.strength != 1.0 for t in p.targets}
-        lora = lora.with_strengths(dict.fromkeys(graded, 1.0)) if graded else lora
-        adapters.append(Adapter(name, lora, lora.parts(), graded))
+        strengths = {t: p.strength for p in parts if p.strength != 1.0 for t in p.targets}
+        lora = lora.with_strengths(dict.fromkeys(strengths, 1.0)) if strengths else lora
+        adapters.append(Adapter(name, lora, lora.parts(), strengths))
     return adapters
 
 
 def check_compatible(loras: Sequence[ErasureLora], names: Sequence[str]) -> None:
-    """Whether erasures can be fused at all, without a model.
+    """Check without a model whether erasures can be fused.
 
     Raises:
-        LoraError: naming the first that cannot, and what to do.
+        LoraError: naming the first that cannot be fused, and the remedy.
     """
     for name, lora in zip(names, loras):
         if not lora.modules:
             raise LoraError(f"{name} changes nothing; leave it out")
         if not all(part.concepts for part in lora.parts()):
             raise LoraError(
-                f"{name} does not say what it erases, so nobody knows on which prompts it must act; only "
+                f"{name} does not say what it erases, so its prompts are unknown; only "
                 "erasures of TRACE can be fused: apply it beside the fused file, with a LoRA loader of its "
                 "own"
             )
         if lora.window != loras[0].window:
             raise LoraError(
-                f"{name} is for the window {lora.window}, {names[0]} for {loras[0].window}; one file has "
-                "one window: fuse those that agree, and apply the files one by one"
+                f"{name} is for the window {lora.window}, but {names[0]} is for {loras[0].window}; one file "
+                "has one window: fuse files of the same window, and apply the others one by one"
             )
     bases = {
         name: base
@@ -161,8 +161,8 @@ def check_compatible(loras: Sequence[ErasureLora], names: Sequence[str]) -> None
         first, other = next(iter(bases.items()))
         if base.get("kind") != other.get("kind"):
             raise LoraError(
-                f"{name} is for {base.get('kind')} models, {first} for {other.get('kind')}; fuse those of "
-                "one family"
+                f"{name} is for {base.get('kind')} models, but {first} is for {other.get('kind')}; fuse "
+                "files of one family"
             )
         if base.get("hash") != other.get("hash"):
             raise LoraError(
@@ -172,7 +172,7 @@ def check_compatible(loras: Sequence[ErasureLora], names: Sequence[str]) -> None
 
 
 def _own_keep(adapters: Sequence[Adapter], concepts: Sequence[Concept]) -> list[str]:
-    """What the erasures kept, less what is erased now; everyday things, if they do not say."""
+    """The erasures' keep lists without the erased concepts; everyday things if there are none."""
     lists = [a.lora.info().get("trace.keep") for a in adapters]
     found = dict.fromkeys(
         k for kept in lists if isinstance(kept, list) for k in kept if isinstance(k, str) and k.strip()
@@ -183,7 +183,7 @@ def _own_keep(adapters: Sequence[Adapter], concepts: Sequence[Concept]) -> list[
 def _metadata(
     backbone: Backbone, adapters: Sequence[Adapter], concepts, keep, config: FusionConfig
 ) -> dict[str, str]:
-    """As of any fresh erasure; base and window are those of what was fused."""
+    """Metadata of a new erasure, with the base and window of the fused ones."""
     options = {k: v for k, v in asdict(config).items() if k != "contexts"}
     options["methods"] = sorted({str(a.lora.info().get("trace.method", "")) for a in adapters})
     out = base_metadata(backbone, concepts, keep, config.mode, options, 0)
@@ -193,9 +193,7 @@ def _metadata(
 
 
 def _figures(adapters: Sequence[Adapter], streams: Sequence[Stream], lora: ErasureLora) -> dict:
-    """Layers by kind, ranks, and of every stream the residual and the change of the keep rows, fused and
-    summed.
-    """
+    """Layers by kind, ranks, and the residual and keep change of every stream, fused and summed."""
     fused = {layer.module: stream.name for stream in streams for layer in stream.layers}
     kinds: dict[str, dict] = {}
     for module, (up, down) in lora.modules.items():
@@ -225,7 +223,7 @@ def _figures(adapters: Sequence[Adapter], streams: Sequence[Stream], lora: Erasu
 
 
 def _warnings(model, adapters: Sequence[Adapter], report: dict, streams: Sequence[Stream]) -> list[str]:
-    """What a user should hear before sharing the result."""
+    """Warnings about the fused result."""
     out = list(dict.fromkeys(filter(None, (base_mismatch(model, a.lora) for a in adapters))))
     named: dict[str, str] = {}
     for adapter in adapters:
@@ -239,20 +237,20 @@ def _warnings(model, adapters: Sequence[Adapter], report: dict, streams: Sequenc
             named.setdefault(concept.target, adapter.name)
     notes = follow_anchors([c for a in adapters for c, _ in a.concepts])[1] if len(adapters) > 1 else []
     out += [
-        f"{note.split(', so ')[0]}: on its prompts that may be drawn; erase them in one list instead"
+        f"{note.split(', so ')[0]}; on its prompts that may be drawn, so erase these concepts in one list"
         for note in notes
         if ", so " in note
     ]
     beside = {kind: v for kind, v in report["layers"].items() if v["how"] == "side by side"}
     if beside and report["method"] == "fuse" and len(adapters) > 1:
         out.append(
-            f"{sum(v['layers'] for v in beside.values())} layers do not read the text's rows and cannot be "
-            f"fused by them ({', '.join(list(beside)[:4])}): there the erasures are added up"
+            f"{sum(v['layers'] for v in beside.values())} layers do not read the text rows and cannot be "
+            f"fused ({', '.join(list(beside)[:4])}); there the erasures add up"
         )
     for stream in streams:
         if report["parameters"]["max_rank"] is None and report["rank"] > stream.width:
             out.append(
                 f"rank {report['rank']} is more than the {stream.width} numbers of the {stream.name}: "
-                "max_rank makes it smaller, but its concepts can no longer be taken out one by one"
+                "max_rank makes it smaller, but its concepts can no longer be removed one by one"
             )
     return out

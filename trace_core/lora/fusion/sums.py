@@ -1,4 +1,4 @@
-"""The text rows of every adapter and of the keep set as sums, and eq. 7 solved with them."""
+"""Sums over the text rows of every adapter and of the keep set, and the solution of eq. 7."""
 
 from __future__ import annotations
 
@@ -24,45 +24,44 @@ from .config import Adapter, FusionConfig, Progress, timed
 
 
 class Packed:
-    """Symmetric matrices by number, their upper triangles only: half the memory of a square."""
+    """Symmetric matrices by number, stored as upper triangles: half the memory."""
 
-    LIMIT = 1 << 30  #: bytes of all; beyond it, they are rounded to float32
+    LIMIT = 1 << 30  #: total bytes beyond which matrices are rounded to float32
 
     def __init__(self, width: int, count: int):
-        """``width`` is d, ``count`` how many there will be."""
+        """``width``: d; ``count``: expected number of matrices."""
         first, second = torch.triu_indices(width, width)
         self.width, self._flat, self._diagonal = width, first * width + second, first == second
         self._dtype = torch.float64 if 8 * count * len(first) <= self.LIMIT else torch.float32
-        self._kept: list[Tensor] = []
+        self._triangles: list[Tensor] = []
 
     def add(self, matrix: Tensor) -> None:
-        self._kept.append(matrix.flatten()[self._flat].to(self._dtype))
+        self._triangles.append(matrix.flatten()[self._flat].to(self._dtype))
 
     def __getitem__(self, number: int) -> Tensor:
         """``[d, d]`` float64."""
         full = torch.zeros(self.width, self.width, dtype=torch.float64)
-        full.view(-1)[self._flat] = self._kept[number].double()
+        full.view(-1)[self._flat] = self._triangles[number].double()
         return full + full.triu(1).T
 
     def weigh(self, matrix: Tensor) -> list[float]:
-        """``<matrix, S>`` of every S, for a symmetric ``[d, d]`` float64."""
+        """``<matrix, S>`` for every stored S and a symmetric ``[d, d]`` float64 matrix."""
         doubled = matrix.flatten()[self._flat] * 2
         doubled[self._diagonal] /= 2
-        return [torch.dot(doubled, kept.double()).item() for kept in self._kept]
+        return [torch.dot(doubled, kept.double()).item() for kept in self._triangles]
 
 
 class Stream:
-    """All layers that read the same text (rows of tokens, or the pooled vector), and what eq. 7 needs to know
-    of it.
+    """All layers that read the same text (token rows, or the pooled vector), with the sums of eq. 7.
 
     Attributes:
-        layers: those of the model that at least one adapter changes.
-        products: for each adapter ``down_i S_i``, of all the layers on top of each other, ``[n, d]`` float64.
-        solved: the same of ``down_i S_i G_i^-1``, once it is solved.
-        gram: ``sum_i S_i`` ``[d, d]``; start rows are not in it where they are held.
+        layers: the model's layers that at least one adapter changes.
+        products: ``down_i S_i`` of each adapter, stacked over the layers, ``[n, d]`` float64.
+        solved: the same for ``down_i S_i G_i^-1``, after solving.
+        gram: ``sum_i S_i`` ``[d, d]``, without start rows if they are held.
         keep: ``P P^T``.
-        fixed: the start token's row ``[d]``, where it is held.
-        figures: what :meth:`measure` found.
+        fixed: the start token's row ``[d]``, if it is held.
+        figures: results of :meth:`measure`.
     """
 
     def __init__(self, backbone: Backbone, name: str, adapters: Sequence[Adapter], config: FusionConfig):
@@ -78,13 +77,13 @@ class Stream:
         self.gram = torch.zeros(self.width, self.width, dtype=torch.float64)
         self.keep, self.own = Gram(self.width), Packed(self.width, len(adapters))
         self.fixed: Tensor | None = None
-        self._weights: list[float] = []  # of every adapter, and below of the keep set: 1 is a concept
+        self._weights: list[float] = []  # weight per adapter; below, of the keep set; a concept has 1
         self._keep_weight = 0.0
-        self._held: list[Tensor] = []  # down_i f, [n, 1]
-        self._starts = 0.0  # trace of the start rows that are in the sums
+        self._held_responses: list[Tensor] = []  # down_i f, [n, 1]
+        self._starts = 0.0  # trace of the start rows in the sums
 
     def slices(self, adapter: Adapter) -> dict[str, slice]:
-        """Where an adapter's layers stand in :attr:`products` and :attr:`solved`."""
+        """Positions of an adapter's layers in :attr:`products` and :attr:`solved`."""
         out, at = {}, 0
         for layer in self.layers:
             if layer.module in adapter.lora.modules:
@@ -94,20 +93,21 @@ class Stream:
         return out
 
     def stacked(self, adapter: Adapter) -> Tensor:
-        """``down_i`` of all the layers on top of each other, text columns only, ``[n, d]`` float64."""
+        """``down_i`` stacked over the layers, text columns only, ``[n, d]`` float64."""
         found = [adapter.lora.modules[m][1][:, : self.width] for m in self.slices(adapter)]
         return torch.cat(found).double() if found else torch.zeros(0, self.width, dtype=torch.float64)
 
     def add_adapter(self, adapter: Adapter, own: Tensor, weight: float, starts: float) -> None:
-        """Take in ``S_i`` ``[d, d]`` of all the adapter's concepts, whose weights sum to ``weight``;
-        ``starts``: trace of start rows.
+        """Add an adapter's ``S_i`` ``[d, d]`` over all its concepts.
+
+        ``weight``: sum of the concepts' weights; ``starts``: trace of the start rows.
         """
         stacked = self.stacked(adapter)
         self.gram += own
         self.own.add(own)
         self.products.append(stacked @ own)
         if self.fixed is not None:
-            self._held.append(stacked @ self.fixed[:, None])
+            self._held_responses.append(stacked @ self.fixed[:, None])
         self._weights.append(weight)
         self._starts += starts
 
@@ -118,7 +118,7 @@ class Stream:
         self._keep_weight += share
 
     def solve(self, progress: Progress, clock: dict) -> None:
-        """``down_i S_i G_i^-1`` of every adapter, the start token's response held."""
+        """Compute ``down_i S_i G_i^-1`` of every adapter, with the start token's response held."""
         with timed(clock, "solve"):
             mu, beta = self.config.integration, self.config.keep_weight
             gram = self.gram + beta * self.keep.value()
@@ -132,7 +132,7 @@ class Stream:
                 solved = torch.cholesky_solve(product.T, factor).T
                 if self.fixed is not None:
                     share = weight / (weight + mu * (everyone - weight) + beta * self._keep_weight)
-                    solved = hold(solved, self.fixed, share * self._held[number], factor)
+                    solved = hold(solved, self.fixed, share * self._held_responses[number], factor)
                 self.solved.append(solved)
 
     def measure(
@@ -143,12 +143,10 @@ class Stream:
         progress: Progress,
         clock: dict,
     ) -> None:
-        """What the fused erasure, and the plain sum beside it, do on every adapter's rows and on the keep
-        rows.
+        """Measure the fused erasure and the plain sum on every adapter's rows and on the keep rows.
 
         ``||(dW* - dW_i) C_i||^2 = <dW*^T dW*, S_i> - 2 <up_i^T dW*, down_i S_i> + <up_i^T up_i, down_i S_i
-        down_i^T>``, summed over the
-        layers: the first matrix is the same for all adapters.
+        down_i^T>``, summed over the layers. The first matrix is the same for all adapters.
         """
         with timed(clock, "measure"):
             places = [self.slices(a) for a in adapters]
@@ -178,20 +176,23 @@ class Stream:
                     size[i] += ((up.T @ up) * (product @ down[:, : self.width].double().T)).sum()
                 add_symmetric(weights, weight[:, : self.width].float().cpu())
             squares, weights = [mirror(s) for s in squares], mirror(weights).double()
-            kept, size = self.keep.value(), size.tolist()
-            whole = (weights * kept).sum().item()
+            keep_gram, size = self.keep.value(), size.tolist()
+            total = (weights * keep_gram).sum().item()
             for kind, name in enumerate(("fused", "sum")):
                 response = self.own.weigh(squares[kind])
-                left = [_ratio(r - 2 * c + s, s) for r, c, s in zip(response, cross[kind].tolist(), size)]
+                residuals = [
+                    _ratio(r - 2 * c + s, s) for r, c, s in zip(response, cross[kind].tolist(), size)
+                ]
                 self.figures[name] = {
-                    "residual": left,
-                    "keep_change": _ratio((squares[kind] * kept).sum().item(), whole),
+                    "residual": residuals,
+                    "keep_change": _ratio((squares[kind] * keep_gram).sum().item(), total),
                 }
 
 
 def hold(rows: Tensor, fixed: Tensor, response: Tensor, factor: Tensor) -> Tensor:
-    """The rows ``[n, d]`` of least cost under G with ``rows fixed = response``: ``+ (response - rows f) (f^T
-    G^-1 f)^-1 f^T G^-1``.
+    """The rows ``[n, d]`` of least cost under G with ``rows fixed = response``.
+
+    ``rows + (response - rows f) (f^T G^-1 f)^-1 f^T G^-1``.
 
     Args:
         fixed: f ``[d]``.
@@ -211,7 +212,7 @@ def _dense(factors: Sequence[tuple[Tensor, Tensor]], width: int) -> Tensor:
 
 
 def _ratio(top: float, bottom: float) -> float:
-    """Of two squared norms; rounding can leave the first below zero."""
+    """Square root of the ratio of two squared norms. Rounding can make the first negative."""
     return math.sqrt(max(top, 0.0) / bottom) if bottom > 0 else 0.0
 
 
@@ -224,11 +225,10 @@ def collect(
     progress: Progress,
     clock: dict,
 ) -> None:
-    """Encode every adapter's prompts, one adapter at a time, and the keep set's, and fold their rows into the
-    streams' sums.
+    """Encode the prompts of each adapter and of the keep set, and add their rows to the streams' sums.
 
-    A concept's weights sum to its own weight, and every entry of the keep set has weight 1, as in the closed
-    form.
+    Adapters are encoded one at a time. A concept's weights sum to its own weight, and every entry of the keep
+    set has weight 1, as in the closed form.
 
     Raises:
         ConceptError: if the rows do not fit the model.
@@ -261,12 +261,12 @@ def collect(
             for stream in streams:
                 stream.add_adapter(adapter, own[stream.name].value(), weight, starts[stream.name])
     prompts = _keep_prompts(keep, config, [c for a in adapters for c, _ in a.concepts])
-    kept = encoder.encode_all(prompts)
+    keep_rows = encoder.encode_all(prompts)
     for number in range(len(prompts)):
         if number % 16 == 0:
             progress("encode keep set", number, len(prompts))
         with timed(clock, "rows"):
-            rows = next(kept)
+            rows = next(keep_rows)
         share = len(keep) / len(prompts)
         with timed(clock, "sums"):
             for stream in streams:
@@ -281,9 +281,7 @@ def _templates(concept: Concept, kind: str, config: FusionConfig) -> list[str]:
 def _keep_prompts(
     keep: Sequence[str], config: FusionConfig, concepts: Sequence[Concept]
 ) -> list[tuple[str, str]]:
-    """Some templates for every entry, others for the next, and the parts of combinations apart, as the
-    closed form does.
-    """
+    """Prompts of the keep set, including the separate parts of combinations, as in the closed form."""
     if not keep:
         return []
     return keep_prompts(
@@ -292,9 +290,7 @@ def _keep_prompts(
 
 
 def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) -> tuple[Tensor, Tensor, float]:
-    """What a stream reads of a prompt: rows ``[n, d]``, weights ``[n]`` that sum to ``share``, the start
-    rows' part of the trace.
-    """
+    """A stream's rows ``[n, d]``, their weights ``[n]`` with sum ``share``, and the start rows' trace."""
     if stream.name == POOLED:
         if rows.pooled is None:
             raise ConceptError(
@@ -304,7 +300,7 @@ def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) ->
         return rows.pooled[None, : stream.width], torch.tensor([share], dtype=torch.float64), 0.0
     if rows.embeddings.shape[1] != stream.width:
         raise ConceptError(
-            f"the text encoder gives rows of {rows.embeddings.shape[1]} numbers, the model reads "
+            f"the text encoder gives rows of {rows.embeddings.shape[1]} numbers, but the model reads "
             f"{stream.width}; connect the CLIP that belongs to this model"
         )
     groups = tuple(g for g in range(len(GROUPS)) if g != BOS or stream.fixed is None)

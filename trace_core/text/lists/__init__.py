@@ -1,11 +1,10 @@
-"""Lists as files: text, CSV and TSV, JSON, YAML, as people save them and as the research repositories publish
-them.
+"""List files: text, CSV, TSV, JSON and YAML, as people save them and as research repositories publish them.
 
-Read are lists of names, of ``[name, kind]``, of objects with a name and an anchor, objects ``{name:
-anchor}``, configuration files that hold such a list under a known name (``multi_concept`` and
+Supported are lists of names, of ``[name, kind]``, and of objects with a name and an anchor; objects
+``{name: anchor}``; configuration files with such a list under a known name (``multi_concept`` and
 ``mapping_concept`` of MACE, ``concepts`` and ``guide_concepts`` of UCE, ``target`` and ``neutral`` of LECO
-and SPM), and tables with a header. Where several things may be meant, the file is refused with the way to
-name the right one.
+and SPM); and tables with a header. An ambiguous file is refused, and the error names the option that selects
+a part.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ MAX_BYTES = 32 << 20
 def read(
     path: str | Path, source: str = "", columns: Columns | None = None, keep: bool = False
 ) -> tuple[list[Item], list[str]]:
-    """The entries of a list file, by its ending: .csv, .tsv, .json, .jsonl, .yaml, .yml, otherwise text.
+    """The entries of a list file. The ending decides: .csv, .tsv, .json, .jsonl, .yaml, .yml, otherwise text.
 
     Args:
-        source: what errors call the file; empty: its name.
-        columns: of a table or an object. With a column, a text file is a table.
-        keep: a keep list: of a file that has both, the other one.
+        source: name of the file in errors; empty: its path.
+        columns: columns of a table or keys of an object. With a column, a text file is read as a table.
+        keep: True to read the keep list of a file that has both lists.
 
     Returns:
-        the entries, and what was left out of the file, in sentences.
+        the entries, and sentences about dropped rows.
 
     Raises:
-        ConceptError: naming the file, the line where there is one, and the remedy.
+        ConceptError: naming the file, the line if known, and the remedy.
     """
     path, columns = Path(path), columns or Columns()
     source = source or str(path)
@@ -54,12 +53,12 @@ def read(
 def from_text(
     text: str, source: str, columns: Columns | None = None, keep: bool = False, numbered: bool = True
 ) -> list[Item]:
-    """The entries of a text, as of a file's or a text box's; JSON that was pasted into it is read as JSON."""
+    """The entries of a text from a file or a text box. Pasted JSON is parsed as JSON."""
     if text.lstrip("\ufeff \t\r\n")[:1] in ("[", "{"):
         try:
             data = json_data(text, source)
         except ConceptError:
-            data = None  # lines that begin with a bracket
+            data = None  # text lines that begin with a bracket
         if data is not None:
             return entries(data, source, columns or Columns(), keep)
     table = (
@@ -75,7 +74,7 @@ def _text(path: Path, source: str) -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise ConceptError(f"cannot read '{path}': {size / 2**20:,.0f} MB are too many for a list")
+            raise ConceptError(f"cannot read '{path}': {size / 2**20:,.0f} MB is too large for a list")
         data = path.read_bytes()
     except OSError as error:
         raise ConceptError(f"cannot read '{path}': {error.strerror or error}") from error
@@ -89,5 +88,5 @@ def _text(path: Path, source: str) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ConceptError(
-            f"{source}, line {line}: this is not UTF-8; save the file as UTF-8 ('CSV UTF-8' in a spreadsheet)"
+            f"{source}, line {line}: not UTF-8; save the file as UTF-8 ('CSV UTF-8' in a spreadsheet)"
         ) from error

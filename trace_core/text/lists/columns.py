@@ -1,4 +1,4 @@
-"""Which part of a table or an object holds what, by its name."""
+"""Known names of table columns and object keys, by role."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..syntax import key
 
-#: Names of columns and keys, without case, blanks, hyphens and underscores
+#: column and key names by role, without case, blanks, hyphens and underscores
 NAMES = {
     "concept": "concept concepts target targets targetconcept targetconcepts erase erased eraseconcept "
     "eraseconcepts eraselist editconcept "
@@ -24,14 +24,14 @@ NAMES = {
     "strength": "strength",
 }
 NAMES = {role: frozenset(words.split()) for role, words in NAMES.items()}
-#: What a table with one column may have as its header, and no list as its first entry
+#: headers of a table with one column; no list has these as its first entry
 HEADERS = frozenset(
     (
         "concept concepts target targets targetconcept targetconcepts eraseconcept eraseconcepts name names "
         "artistname"
     ).split()
 )
-#: Keys of objects that are settings and no concepts
+#: object keys that are settings, not concepts
 SETTINGS = frozenset(
     (
         "model modelid device seed lr output outputdir savepath path prompt rank steps version description "
@@ -51,8 +51,9 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table, or keys of an object, hold what: a name, or a number from 1. Empty: those
-    with a known name.
+    """Columns of a table or keys of an object, by role.
+
+    Each is a name or a number from 1. An empty one is looked up by the known names.
     """
 
     concept: str = ""
@@ -65,5 +66,5 @@ def word(text) -> str:
 
 
 def kind_named(text: str) -> str | None:
-    """The kind that a word of a list names; empty for none or auto, None if it is no kind."""
+    """The kind that a word names: empty for no kind or auto, None if the word is not a kind."""
     return "" if word(text) in ("", "auto", "none") else KIND_WORDS.get(word(text))

@@ -15,23 +15,23 @@ from .columns import NAMES, NONE, SETTINGS, Columns, kind_named, word
 
 MAX_DEPTH = 20
 MAX_ITEMS = 100_000
-DETAILS = NAMES["anchor"] | NAMES["kind"] | NAMES["strength"]  #: keys that say something of a name
+DETAILS = NAMES["anchor"] | NAMES["kind"] | NAMES["strength"]  #: keys that describe a name
 
 
 class Text(str):
-    """A string of a file that knows its line."""
+    """A string of a file, with its line number."""
 
     line = 0
 
 
 def json_data(text: str, source: str, lines: bool = False):
-    """The data of a JSON text, its strings with their lines.
+    """The data of a JSON text. Its strings carry their line numbers.
 
     Args:
-        lines: one value a line.
+        lines: True for JSON Lines, one value per line.
 
     Raises:
-        ConceptError: naming the line, or a name that an object holds twice.
+        ConceptError: naming the line, or a key that an object has twice.
     """
     decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: _object(pairs, source))
     plain, at, line = decoder.parse_string, 0, 1
@@ -39,10 +39,10 @@ def json_data(text: str, source: str, lines: bool = False):
     def string(s, end, strict=True):
         nonlocal at, line
         value, after = plain(s, end, strict)
-        found = Text(value)
-        line, at = line + s.count("\n", at, end), end  # strings come in their order
-        found.line = line
-        return found, after
+        text = Text(value)
+        line, at = line + s.count("\n", at, end), end  # the parser reads strings in order
+        text.line = line
+        return text, after
 
     decoder.parse_string = string
     decoder.scan_once = json.scanner.py_make_scanner(decoder)
@@ -60,18 +60,18 @@ def json_data(text: str, source: str, lines: bool = False):
             f"{source}, line {line if lines else error.lineno}: this is not JSON ({error.msg})"
         ) from error
     except RecursionError:
-        raise ConceptError(f"{source}: its brackets go too deep for a list") from None
+        raise ConceptError(f"{source}: the brackets are nested too deeply for a list") from None
 
 
 def _object(pairs, source: str) -> dict:
     twice = [name for name, count in Counter(key(name) for name, _ in pairs).items() if count > 1]
     if twice:
-        raise ConceptError(f"{source}: '{short(twice[0])}' stands twice in one object; remove one")
+        raise ConceptError(f"{source}: one object has '{short(twice[0])}' twice; remove one")
     return dict(pairs)
 
 
 def yaml_data(text: str, source: str):
-    """The data of a YAML text: every scalar is a string, so that `no` and `1984` are names."""
+    """The data of a YAML text. Every scalar is a string, so that `no` and `1984` are names."""
     try:
         import yaml
     except ImportError:
@@ -81,7 +81,7 @@ def yaml_data(text: str, source: str):
         ) from None
 
     try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)  # nodes with their lines; nothing is constructed
+        root = yaml.compose(text, Loader=yaml.BaseLoader)  # nodes with line numbers; constructs no objects
         return None if root is None else _of_node(root, {}, source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -90,43 +90,48 @@ def yaml_data(text: str, source: str):
             f"{source}{where}: this is not YAML ({getattr(error, 'problem', None) or 'damaged'})"
         ) from error
     except RecursionError:
-        raise ConceptError(f"{source}: its brackets go too deep for a list") from None
+        raise ConceptError(f"{source}: the brackets are nested too deeply for a list") from None
 
 
-def _of_node(node, done: dict, source: str):
-    """Strings with their lines, lists and objects of a YAML node; an alias is what it stands for."""
+def _of_node(node, converted: dict, source: str):
+    """The strings (with lines), lists and objects of a YAML node. An alias gives its target."""
     if node.tag.startswith("!") or ":python/" in node.tag:
         raise ConceptError(
-            f"{source}, line {node.start_mark.line + 1}: '{short(node.tag)}' asks for more than a list of "
-            "names; remove it"
+            f"{source}, line {node.start_mark.line + 1}: the tag '{short(node.tag)}' is not allowed in a "
+            "list of names; remove it"
         )
-    if id(node) not in done:
+    if id(node) not in converted:
         if node.id == "sequence":
-            done[id(node)] = [_of_node(value, done, source) for value in node.value]
+            converted[id(node)] = [_of_node(value, converted, source) for value in node.value]
         elif node.id == "mapping":
-            names = [_of_node(name, done, source) if name.id == "scalar" else "?" for name, _ in node.value]
-            done[id(node)] = _object(
-                [(name or "", _of_node(value, done, source)) for name, (_, value) in zip(names, node.value)],
+            names = [
+                _of_node(name, converted, source) if name.id == "scalar" else "?" for name, _ in node.value
+            ]
+            converted[id(node)] = _object(
+                [
+                    (name or "", _of_node(value, converted, source))
+                    for name, (_, value) in zip(names, node.value)
+                ],
                 source,
             )
         elif node.style is None and node.value.lower() in ("", "~", "null"):
-            done[id(node)] = None
+            converted[id(node)] = None
         else:
-            done[id(node)] = found = Text(node.value)
-            found.line = node.start_mark.line + 1
-    return done[id(node)]
+            converted[id(node)] = text = Text(node.value)
+            text.line = node.start_mark.line + 1
+    return converted[id(node)]
 
 
 def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
     """The entries of the data of a JSON or YAML file, checked.
 
     Raises:
-        ConceptError: naming the line where it is known, and the key where several may be meant.
+        ConceptError: naming the line where it is known, or the keys between which to choose.
     """
     found = []
     for item in _RecordReader(source, columns, keep).read(data):
         if not item.text.strip():
-            raise ConceptError(f"{item.where}: an entry is empty; remove it")
+            raise ConceptError(f"{item.where}: an entry is empty; fill it in or remove it")
         check(item)
         found.append(item)
         if len(found) > MAX_ITEMS:
@@ -135,7 +140,7 @@ def entries(data, source: str, columns: Columns, keep: bool) -> list[Item]:
 
 
 class _RecordReader:
-    """The entries of nested lists and objects."""
+    """Reads entries from nested lists and objects."""
 
     def __init__(self, source: str, columns: Columns, keep: bool):
         self.source, self.columns, self.keep = source, columns, keep
@@ -163,9 +168,9 @@ class _RecordReader:
         yield from self.values(data)
 
     def values(self, data, depth: int = 0) -> Iterator[Item]:
-        """What a value holds, whatever it is."""
+        """The entries in a value of any type."""
         if depth > MAX_DEPTH:
-            raise ConceptError(f"{self.source}: its brackets go too deep for a list")
+            raise ConceptError(f"{self.source}: the brackets are nested too deeply for a list")
         if isinstance(data, dict):
             yield from self.object(data, depth)
         elif isinstance(data, list):
@@ -182,23 +187,25 @@ class _RecordReader:
                     yield from self.values(value, depth + 1)
                 else:
                     raise ConceptError(
-                        f"{self.source}: entry {number} is {_said(value)}, not a name; write it in quotes, "
-                        "or give each name "
+                        f"{self.source}: entry {number} is {_described(value)}, not a name; write it in "
+                        "quotes, or give each name "
                         'with its kind, such as ["Van Gogh", "style"]'
                     )
         elif isinstance(data, str):
             raise ConceptError(
-                f"{self.source}: the file holds one text and no list; write one name a line, each after '- "
-                "' in YAML"
+                f"{self.source}: the file contains one text instead of a list; write one name per line, each "
+                "after '- ' in YAML"
             )
         else:
-            raise ConceptError(f"{self.source}: the file holds {_said(data)} and no list of names")
+            raise ConceptError(
+                f"{self.source}: the file contains {_described(data)} instead of a list of names"
+            )
 
     def item(self, text: str) -> Item:
         return Item(" ".join(text.split()), self.source, getattr(text, "line", 0), string=True)
 
     def object(self, data: dict, depth: int) -> Iterator[Item]:
-        """An entry, a mapping of names to anchors, or settings that hold a list."""
+        """The entries of an object: one entry, a mapping of names to anchors, or settings with a list."""
         chosen = [n for n in data if self.columns.concept and word(n) == word(self.columns.concept)]
         names = chosen or next(
             filter(None, ([n for n in data if word(n) in NAMES[role]] for role in self.roles)), []
@@ -211,7 +218,7 @@ class _RecordReader:
         maps = not self.keep and self._maps(data)
         if names and not chosen and maps and len(data) > 1 and not any(word(n) in DETAILS for n in data):
             raise ConceptError(
-                f"{self.source}: '{names[0]}' may be a name with its anchor, or say that a name follows; "
+                f"{self.source}: '{names[0]}' may be a name with its anchor, or a key with names; "
                 f"write the list as objects with 'concept' and 'anchor', or choose by {self.option}"
             )
         if names:
@@ -223,8 +230,8 @@ class _RecordReader:
         else:
             shown = ", ".join(repr(short(str(n))) for n in list(data)[:12]) or "nothing"
             raise ConceptError(
-                f"{self.source}: it is not plain which of its parts are the names; choose one by "
-                f"{self.option}. It has {shown}" + (" and more" if len(data) > 12 else "")
+                f"{self.source}: it is not clear which key holds the names; choose one by "
+                f"{self.option}. The keys are {shown}" + (" and more" if len(data) > 12 else "")
             )
 
     @staticmethod
@@ -250,13 +257,13 @@ class _RecordReader:
                 yield replace(entry, anchor=" ".join((value or "").split()))
 
     def _under(self, data: dict, name: str, depth: int = 0) -> Iterator[Item]:
-        """What stands under a name of an object, with the anchors and kinds that stand beside it."""
+        """The entries under a key of an object, with the anchors and kinds from its other keys."""
         value = data[name]
         if isinstance(value, str):
             if "," in masked(value) and word(name).endswith(("s", "list", "multiconcept")):
                 raise ConceptError(
-                    f"{self.item(value).where}: '{short(value)}' holds a comma; write '{name}' as a list, "
-                    "or a semicolon between two"
+                    f"{self.item(value).where}: '{short(value)}' contains a comma; write '{name}' as a list, "
+                    "or put a semicolon between two names"
                 )
             found = list(items(value, self.source)) if ";" in value else [self.item(value)]
             yield from (
@@ -264,7 +271,7 @@ class _RecordReader:
             )
             return
         found = list(self.values(value, depth + 1)) if value is not None else []
-        # of MACE, whose own code makes blanks of the hyphens, and that knows two kinds
+        # MACE's own code replaces the hyphens by blanks and knows two kinds
         if word(name) == "multiconcept":
             found = [
                 replace(i, text=i.text.replace("-", " "), kind="" if i.kind == "object" else i.kind)
@@ -274,8 +281,7 @@ class _RecordReader:
         if isinstance(anchors, list):
             if len(anchors) != len(found) or not all(a is None or isinstance(a, str) for a in anchors):
                 raise ConceptError(
-                    f"{self.source}: {len(found)} names and {len(anchors)} anchors; give as many of the one "
-                    "as of the other"
+                    f"{self.source}: {len(found)} names and {len(anchors)} anchors; give equally many of both"
                 )
             yield from (
                 self._details(replace(i, anchor=" ".join((a or "").split())), data, ("kind",))
@@ -285,7 +291,7 @@ class _RecordReader:
             yield from (self._details(i, data) for i in found)
 
     def _details(self, item: Item, data: dict, roles: Sequence[str] = ("anchor", "kind", "strength")) -> Item:
-        """An entry with what the object says of it, where it does not say so itself."""
+        """An entry with the details that its object gives and the entry itself lacks."""
         if self.keep:
             return item
         if (
@@ -302,8 +308,8 @@ class _RecordReader:
             kind = kind_named(value)
             if kind is None:
                 raise ConceptError(
-                    f"{item.where}: '{short(value)}' is no kind; use {', '.join(KINDS)}, or leave it out by "
-                    f"--kind-column {NONE}"
+                    f"{item.where}: '{short(value)}' is not a kind; use {', '.join(KINDS)}, or ignore the "
+                    f"kinds with --kind-column {NONE}"
                 )
             item = replace(item, kind=kind)
         if (
@@ -314,7 +320,9 @@ class _RecordReader:
             try:
                 item = replace(item, strength=float(value))
             except (TypeError, ValueError):
-                raise ConceptError(f"{item.where}: the strength {_said(value)} is no number") from None
+                raise ConceptError(
+                    f"{item.where}: the strength {_described(value)} is not a number"
+                ) from None
         return item
 
     def _beside(self, data: dict, role: str, given: str = ""):
@@ -323,24 +331,24 @@ class _RecordReader:
         names = [n for n in data if (word(n) == word(given) if given else word(n) in NAMES[role])]
         if len(names) > 1:
             raise ConceptError(
-                f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; leave one out"
+                f"{self.source}: {' and '.join(repr(str(n)) for n in names)} may both be meant; remove one"
             )
         return data[names[0]] if names else None
 
     def _named(self, data) -> tuple[dict, str]:
-        """The object that has the key of the option, which may be a way: ``MACE.multi_concept``."""
-        way = self.columns.concept.split(".")
-        for step in way[:-1]:
+        """The object that has the option's key, which may be a path: ``MACE.multi_concept``."""
+        path = self.columns.concept.split(".")
+        for step in path[:-1]:
             data = data.get(step) if isinstance(data, dict) else None
-        found = [] if data is None else list(_holders(data, way[-1]))
-        if len(found) != 1:
-            said = "more than one; write the way to it, such as settings.concepts" if found else "no such key"
-            raise ConceptError(f"{self.option} '{short(self.columns.concept)}': {self.source} has {said}")
-        return found[0], way[-1]
+        holders = [] if data is None else list(_holders(data, path[-1]))
+        if len(holders) != 1:
+            problem = "more than one; write its path, such as settings.concepts" if holders else "no such key"
+            raise ConceptError(f"{self.option} '{short(self.columns.concept)}': {self.source} has {problem}")
+        return holders[0], path[-1]
 
 
 def _holders(data, name: str, depth: int = 0) -> Iterator[dict]:
-    """Objects that have a key, not within each other."""
+    """Objects that have a key, excluding objects nested in such an object."""
     if isinstance(data, dict) and name in data:
         yield data
     elif isinstance(data, (dict, list)) and depth < MAX_DEPTH:
@@ -349,12 +357,12 @@ def _holders(data, name: str, depth: int = 0) -> Iterator[dict]:
 
 
 def _is_row(data) -> bool:
-    """A list of objects, each an entry: the option names a key of them all."""
+    """Whether data is a list of objects, one per entry, so that the option names a key of each."""
     return isinstance(data, list) and bool(data) and all(isinstance(v, dict) for v in data)
 
 
 def _is_pair(value: list) -> bool:
-    """``[name]`` or ``[name, kind]``."""
+    """Whether a list is ``[name]`` or ``[name, kind]``."""
     return (
         0 < len(value) <= 2
         and all(isinstance(v, str) for v in value)
@@ -362,7 +370,7 @@ def _is_pair(value: list) -> bool:
     )
 
 
-def _said(value) -> str:
+def _described(value) -> str:
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return {type(None): "empty", bool: "true or false"}.get(type(value), f"'{short(str(value))}'")

@@ -1,4 +1,4 @@
-"""Tables: CSV, TSV, whatever separates the columns."""
+"""Tables: CSV, TSV, and other column separators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..kinds import KINDS
 from ..syntax import Item, check, key, short
 from .columns import HEADERS, NAMES, NONE, Columns, kind_named, word
 
-#: First column of a header
+#: names by which a first column marks a header row
 KNOWN = frozenset().union(*NAMES.values()) | {
     "tag",
     "tags",
@@ -28,11 +28,12 @@ KNOWN = frozenset().union(*NAMES.values()) | {
 
 
 def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Item], list[str]]:
-    """The entries of a table, and what was left out: a name that comes again with the same anchor, since
-    tables have a row for every prompt.
+    """The entries of a table, and notes about dropped rows.
+
+    Tables often have a row per prompt, so a repeated name with the same anchor is dropped.
 
     Raises:
-        ConceptError: naming the line, and the columns where several may be meant.
+        ConceptError: naming the line, or the columns between which to choose.
     """
     lines = _lines(text, source)
     if not lines:
@@ -55,7 +56,7 @@ def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Ite
             shown = ", ".join(f"{i} '{short(c)}'" for i, c in enumerate(lines[0][1], start=1))
             raise ConceptError(
                 f"{source}: the table has {width} columns and none is named 'concept'; name the one to read "
-                f"by its number or header, such as {options['concept']} 1. Its first row: {shown}"
+                f"by its number or header, such as {options['concept']} 1. The first row: {shown}"
             )
         found["concept"] = 0
     if keep:
@@ -65,23 +66,23 @@ def rows(text: str, source: str, columns: Columns, keep: bool) -> tuple[list[Ite
         item = _row(cells, line, source, found, options)
         if seen.setdefault((key(item.text), key(item.anchor or ""), item.kind), item) is item:
             out.append(item)
-    again = len(lines) - bool(head) - len(out)
-    rows = "1 row repeats a name and was" if again == 1 else f"{again:,} rows repeat a name and were"
-    return out, [f"{source}: {rows} left out"] if again else []
+    repeated = len(lines) - bool(head) - len(out)
+    rows = "1 row repeats a name and was" if repeated == 1 else f"{repeated:,} rows repeat a name and were"
+    return out, [f"{source}: {rows} left out"] if repeated else []
 
 
 def _lines(text: str, source: str) -> list[tuple[int, list[str]]]:
-    """Rows with their line, without those that are empty."""
-    said = re.match(r"sep=(.)\r?\n", text)  # a spreadsheet's own first line
+    """Non-empty rows with their line numbers."""
+    separator_line = re.match(r"sep=(.)\r?\n", text)  # a spreadsheet's first line names the separator
     first = [line for line in text.splitlines() if line.strip()][:50]
     counts = {d: sum(re.sub('"[^"]*"', "", line).count(d) for line in first) for d in ",;\t|"}
-    delimiter = said[1] if said else max(counts, key=counts.get)
+    delimiter = separator_line[1] if separator_line else max(counts, key=counts.get)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     rows, before = [], 0
     try:
         for cells in reader:
             cells = [" ".join(c.split()) for c in cells]
-            if any(cells) and not (said and reader.line_num == 1):
+            if any(cells) and not (separator_line and reader.line_num == 1):
                 rows.append((before + 1, cells))
             before = reader.line_num
     except csv.Error as error:
@@ -104,8 +105,8 @@ def _row(
     kind = kind_named(cell("kind") or "")
     if kind is None:
         raise ConceptError(
-            f"{source}, line {line}: '{short(cell('kind'))}' is no kind; use {', '.join(KINDS)}, or leave "
-            f"that column out by {options['kind']} {NONE}"
+            f"{source}, line {line}: '{short(cell('kind'))}' is not a kind; use {', '.join(KINDS)}, or "
+            f"ignore that column with {options['kind']} {NONE}"
         )
     item = Item(name, source, line, cell("anchor"), kind, string=True)
     check(item)
@@ -113,12 +114,12 @@ def _row(
 
 
 def _head(first: Sequence[str], columns: Columns, width: int) -> list[str]:
-    """Names of the columns, or nothing if the first row is one of the list."""
+    """Names of the columns, or an empty list if the first row is an entry."""
     named = [
         c for c in (columns.concept, columns.anchor, columns.kind) if c and not c.isdigit() and key(c) != NONE
     ]
     words = [word(c) for c in first if c]
-    # of a row `Art Spiegelman, artist` the second says nothing
+    # in a row `Art Spiegelman, artist` only the first cell decides
     known = words[0] in (KNOWN if width > 1 else HEADERS)
     return list(first) if known or {word(n) for n in named} & set(words) else []
 
