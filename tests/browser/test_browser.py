@@ -182,7 +182,7 @@ def test_state_follows_into_a_subgraph(grouped):
 @pytest.mark.stages("own-classic", "own-new")
 def test_metadata_on_apply(play):
     shown = play("applied")["shown"]
-    for text in ("cat, kitty", "trace", "sd1", "the whole sampling"):
+    for text in ("cat, kitty", "projection", "sd1", "the whole sampling"):
         assert text in shown["metadata"]
 
 
