@@ -183,3 +183,15 @@ def test_a_costly_edit_is_announced(engine, tmp_path, capsys):
     arguments = ["--model", "demo-flux", "--erase", "cat", "--energy", "1", "--out", str(out)]
     assert main(["erase", *arguments]) == 0
     assert "so little other text is left; lower the energy" in capsys.readouterr().out
+
+
+def test_info_without_a_file_says_what_the_program_runs_on(engine, capsys):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert f"ComfyUI: {engine.version}" in said and "torch: " in said and "trace_core: " in said
+
+
+def test_info_of_a_file_is_in_order(erased, capsys):
+    assert main(["info", str(erased / "cat.safetensors")]) == 0
+    keys = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("trace.")]
+    assert keys == sorted(keys) and "trace.concepts" in keys

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from .. import __version__
 from ..closed_form import ClosedFormConfig
 from ..errors import TraceError
 from ..lora.erasure import ErasureLora
@@ -16,7 +17,7 @@ from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
 from . import inputs as intake
 from . import jobs, outputs, training, workers
-from .engine import PACK_ROOT, EngineNotFound, load
+from .engine import PACK_ROOT, EngineNotFound, find, load
 from .figures import table
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import write_text
@@ -331,10 +332,32 @@ def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, ba
 
 
 def info(args) -> dict:
-    found = ErasureLora.load(args.file).info()
+    found = dict(sorted(ErasureLora.load(args.file).info().items())) if args.file else versions()
     for key, value in found.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     return found
+
+
+def versions() -> dict:
+    """What a report of a problem needs: versions of this program and of what it runs on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    out = {"trace_core": __version__, "python": platform.python_version(), "system": platform.platform()}
+    out["torch"] = torch.__version__
+    for name in ("safetensors", "transformers", "peft"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "not installed"
+    try:
+        found = find()
+        out["ComfyUI"] = f"{found.version}, {'checkout' if found.full else 'model classes only'}"
+    except EngineNotFound as error:
+        out["ComfyUI"] = str(error)
+    return out
 
 
 def fuse(args) -> dict:

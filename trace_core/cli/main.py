@@ -222,8 +222,13 @@ def _export(commands) -> None:
 
 
 def _info(commands) -> None:
-    c = _command(commands, "info", "show what an erasure LoRA erases, how it was made, and its base model")
-    c.add_argument("file", help="a .safetensors file")
+    c = _command(
+        commands,
+        "info",
+        "show what an erasure LoRA erases, how it was made, and its base model; without a file, the versions "
+        "of this program and of what it runs on",
+    )
+    c.add_argument("file", nargs="?", help="a .safetensors file")
 
 
 def _bench(commands) -> None:

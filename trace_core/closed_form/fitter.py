@@ -73,11 +73,10 @@ class ClosedFormFitter:
         model: ComfyUI ModelPatcher; patches already on it count as part of its weights. It is read, never
             written.
         clip: the ComfyUI CLIP that belongs to it.
-        keep: concepts that must not change; empty: :func:`~trace_core.text.synonyms.everyday`.
+        keep: concepts that must not change; empty: the model's own, or everyday things.
         config: options.
         progress: ``progress(phase, done, total)``; an exception raised in it cancels.
         seed: written to the metadata; the closed form draws nothing at random.
-        model_defaults: use the model's own defaults for the keep list and the templates.
 
     Raises:
         ModelError: if the model or the CLIP is not supported.
@@ -91,11 +90,10 @@ class ClosedFormFitter:
         config: ClosedFormConfig | None = None,
         progress: Progress | None = None,
         seed: int = 0,
-        model_defaults: bool = True,
     ):
         self.model, self.clip, self.keep, self.seed = model, clip, list(keep), seed
         self.config = config or ClosedFormConfig()
-        self._own = defaults_of(model) if model_defaults else None
+        self._own = defaults_of(model)
         if self._own:
             contexts = {**self._own.contexts, **self.config.contexts}
             self.config = replace(self.config, contexts=contexts)
@@ -256,6 +254,5 @@ def erase(
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(list(concepts), keep)
-    return (
-        ClosedFormFitter(model, clip, keep, config, progress, seed).update(list(concepts))._fit(reuse=False)
-    )
+    fitter = ClosedFormFitter(model, clip, keep, config, progress, seed)
+    return fitter.update(list(concepts))._fit(reuse=False)
