@@ -21,7 +21,8 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # The ComfyUIs that the tests run on: what COMFYUI_PATH names, or the checkouts in the home folder.
 ENGINES ?= $(or $(COMFYUI_PATH),$(patsubst %/comfy/model_patcher.py,%,$(wildcard $(HOME)/ComfyUI/comfy/model_patcher.py $(HOME)/ComfyUI-*/comfy/model_patcher.py)))
 # Files are shared out to WORKERS processes, each with a ComfyUI of its own; the longest first (tests/conftest.py).
-WORKERS ?= 2
+# Three for two cores, because tests of the server and the page wait half of their time.
+WORKERS ?= 3
 PYTEST := $(VENV)/bin/pytest -rs -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 
@@ -80,7 +81,7 @@ $(BROWSER)/.installed: tests/browser/package-lock.json
 	@touch $@
 
 # A run for every ComfyUI, as a process can import only one; each runs whatever the others said. The unit tests and those
-# that are marked `once` are the same on all, and run once.
+# that are marked `once` are the same on all, and run once. Beside a ComfyUI the packaged classes get the quick tests alone.
 test: setup lint
 	-@$(MAKE) --no-print-directory browser
 	@if [ -n "$(ENGINES)" ]; then $(MAKE) --no-print-directory $(VENV)/.server-installed frontends; fi
@@ -88,7 +89,7 @@ test: setup lint
 	for engine in $(ENGINES); do \
 		COMFYUI_PATH=$$engine $(PYTEST) -m "$$marks" || status=$$?; marks="not unit and not once"; \
 	done; \
-	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not once"; fi; \
+	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not once and not slow"; fi; \
 	COMFYUI_PATH=$(CURDIR)/$(ENGINE) $(PYTEST) -m "$$marks" || status=$$?; \
 	exit $$status
 
