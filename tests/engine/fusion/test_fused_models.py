@@ -169,7 +169,7 @@ def test_progress_can_cancel(families):
 def test_what_cannot_be_fused(families):
     family, model = families["sd1"], families["sd1"].model()
     one, other = trained(family, model, "cat"), trained(families["flux"], families["flux"].model(), "cat")
-    with pytest.raises(LoraError, match="LoRA 2 is for flux models, LoRA 1 for sd1"):
+    with pytest.raises(LoraError, match="LoRA 2 is for flux models, but LoRA 1 is for sd1"):
         fuse(model, family.clip, [one, other])
     with pytest.raises(LoraError, match="wire 1: this LoRA was made for flux"):
         fuse(model, family.clip, [other], names=["wire 1"])
