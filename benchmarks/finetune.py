@@ -178,7 +178,7 @@ class Resampled(Probed):
             n = int((stops > at).sum())  # the others have arrived
             level = torch.full((2 * n,), sigmas[at], device=x.device)
             condition = self.prompts.batch([*prompts[:n], *[self.uncond] * n])
-            out = backbone.predict(torch.cat([x[:n], x[:n]]), level, condition)
+            out = condition.predict(torch.cat([x[:n], x[:n]]), level)
             x0 = backbone.denoised_of(x[:n], level[:n], out[n:] + cfg * (out[:n] - out[n:]))
             x[:n] += (x[:n] - x0) / sigmas[at] * (sigmas[at + 1] - sigmas[at])
         points = Points(x, torch.tensor(sigmas)[stops], torch.tensor(percents)[stops], *torch.tensor(pairs).T)
@@ -186,9 +186,7 @@ class Resampled(Probed):
         for name in needed:
             texts = {"prompt": points.prompt, "neutral": points.neutral, "uncond": [self.uncond] * len(pairs)}
             text = texts[REFERENCES[name][1]]
-            points.predictions[name] = backbone.predict(
-                x, points.sigma.to(x.device), self.prompts.batch(text)
-            )
+            points.predictions[name] = self.prompts.batch(text).predict(x, points.sigma.to(x.device))
         return points
 
 

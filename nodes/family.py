@@ -44,8 +44,7 @@ def picture_size(model, width: int, height: int, real: int | None = None) -> dic
     Raises:
         TraceError: naming a size that latents cannot have.
     """
-    kind = backbone_for(model).kind
-    own = 64 if demo_name(model) else real or (512 if kind in ("sd1", "sd2") else 1024)
+    own = 64 if demo_name(model) else real or backbone_for(model).traits.size
     for name, value in (("width", width), ("height", height)):
         if value and (value < 16 or value % 8):
             raise TraceError(
@@ -60,13 +59,10 @@ def sampler_config(model, size: dict[str, int], **chosen) -> SamplerConfig:
     Raises:
         TraceError: for cfg 0.
     """
-    defaults = {} if demo_name(model) else {"steps": 20, "cfg": 7.0, "batch": 1}
-    if backbone_for(model).kind.startswith("flux"):
-        defaults.pop("cfg", None)
     unset = {"steps": 0, "sampler": "auto", "scheduler": "auto"}
     given = {k: v for k, v in chosen.items() if (v >= 0 if k in ("cfg", "guidance") else v != unset[k])}
     if given.get("cfg") == 0:
         raise TraceError(
             "cfg is 0, which ignores the prompt. Use 1 for no guidance, or -1 for the model family's own"
         )
-    return SamplerConfig.for_model(model, **{**defaults, **size, **given})
+    return SamplerConfig.for_model(model, **{**size, **given})

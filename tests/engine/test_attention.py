@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine_cases import condition_of
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import SCOPES
 from trace_core.finetune import FinetuneConfig, finetune
@@ -34,7 +35,7 @@ def test_maps_are_the_networks_own(families, kind):
     family = families[kind]
     backbone = backbone_for(family.model())
     backbone.load()
-    given = [backbone.condition(family.clip, prompt, SHAPE[kind], 3.0) for prompt in ("a cat", "")]
+    given = [condition_of(backbone, family.clip, prompt, SHAPE[kind], 3.0) for prompt in ("a cat", "")]
     x = torch.randn(2, *SHAPE[kind], generator=torch.Generator().manual_seed(5))
     values, outputs, hooks = [], [], []
     if kind == "flux":
@@ -161,7 +162,7 @@ def test_whole_matrices_keep_what_is_not_salient(families):
     backbone = backbone_for(family.model())
     with training_mode(backbone.engine):
         backbone.load()
-        given = [backbone.condition(family.clip, p, SHAPE["sd1"], 3.0) for p in ("a cat", "")]
+        given = [condition_of(backbone, family.clip, p, SHAPE["sd1"], 3.0) for p in ("a cat", "")]
         condition = {k: torch.cat([g[k] for g in given]) for k in given[0]}
         x = torch.randn(2, *SHAPE["sd1"], generator=torch.Generator().manual_seed(5))
         with attached(backbone, backbone.lora_targets("text"), 2, dense=True) as adapters:

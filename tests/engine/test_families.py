@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field
 import pytest
 import torch
 
+from engine_cases import condition_of
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import CONTEXT, POOLED
 from trace_core.closed_form import erase
@@ -216,7 +217,7 @@ def test_raw_predictions_are_what_the_network_says(build, name):
     backbone, heard = backbone_for(model), []
     backbone.load()
     shape = backbone.latent_shape(32, 32)
-    condition = backbone.condition(clip, "a cat", shape, 3.0)
+    condition = condition_of(backbone, clip, "a cat", shape, 3.0)
     sigma = torch.tensor([backbone.sigma_at(0.5)])
     handle = backbone.network.register_forward_hook(lambda module, given, out: heard.append(out.float()))
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)) * sigma
@@ -230,7 +231,7 @@ def test_an_inpainting_model_is_given_what_comfyui_gives_it(tiny, build, name):
     """An empty latent and a full mask, as in ComfyUI's own sampling from nothing."""
     model, clip = build(name)
     backbone, heard = backbone_for(model), []
-    condition = backbone.condition(clip, "a cat", backbone.latent_shape(32, 32), 3.0)
+    condition = condition_of(backbone, clip, "a cat", backbone.latent_shape(32, 32), 3.0)
     entry = model.model.diffusion_model
 
     def given(module, args, kwargs):

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from engine_cases import condition_of
 from trace_core.backbones import backbone_for
 from trace_core.closed_form import erase
 from trace_core.errors import LoraError, TraceError
@@ -40,7 +41,7 @@ def inputs(family, backbone):
     sigma = torch.tensor(NOISE[family.kind])
     x = torch.randn(2, *SHAPE[family.kind], generator=generator) * (1 + sigma).view(-1, 1, 1, 1)
     conditions = [
-        backbone.condition(family.clip, prompt, SHAPE[family.kind], 3.0) for prompt in ("a cat", "")
+        condition_of(backbone, family.clip, prompt, SHAPE[family.kind], 3.0) for prompt in ("a cat", "")
     ]
     return x, sigma, {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
 

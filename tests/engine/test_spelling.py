@@ -102,7 +102,7 @@ def test_stock_t5_tokenizer_options(families, padding, length):
     case = families["flux"]
     clip, model = with_t5_options(case.clip, padding, length), case.model()
     encoder = TextEncoder(clip)
-    assert encoder.specials.pad == case.clip.tokenizer.t5xxl.pad_token
+    assert encoder.towers[0].pad == case.clip.tokenizer.t5xxl.pad_token
     prompts = ["a cat", "a photo of a cat on a red background", ""]
     for rows, prompt in zip(encoder.encode_all((p, "") for p in prompts), prompts):
         own = clip.encode_from_tokens(clip.tokenize(prompt))[0]
@@ -112,7 +112,8 @@ def test_stock_t5_tokenizer_options(families, padding, length):
     backbone = backbone_for(model)
     made = Prompts(backbone, clip, backbone.latent_shape(64, 64), 3.0)
     numbers = made.indices([("a photo of a cat", "cat"), ("a photo of a", ""), (prompts[1], "cat")])
-    rows = made.batch(numbers)["c_crossattn"]
+    ((_, condition),) = made.batch(numbers).parts
+    rows = condition["c_crossattn"]
     columns = made.columns([numbers[0], numbers[2]], ends=False)
     assert columns.shape == (2, rows.shape[1]) and columns.sum(1).tolist() == [1, 1]
     ends = made.columns([numbers[0]], ends=True)

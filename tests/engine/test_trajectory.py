@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trace_core.backbones import backbone_for
-from trace_core.errors import ConceptError, TraceError
+from trace_core.errors import TraceError
 from trace_core.finetune.trajectory import Points, Prompts, Sampling, TrajectoryBank, schedule, trajectories
 
 KINDS = ("sd1", "sdxl", "flux")
@@ -93,7 +93,7 @@ def test_predictions_belong_to_exactly_what_is_stored(loaded, kind, cfg):
         given = torch.cat([x, x]) if guided else x
         numbers_there = numbers + [bank.uncond] * 2 * guided
         with torch.no_grad():
-            out = backbone.predict(given, torch.full((len(given),), sigma), bank.prompts.batch(numbers_there))
+            out = bank.prompts.batch(numbers_there).predict(given, torch.full((len(given),), sigma))
         assert torch.equal(found["prompt"], out[:2])
         assert set(found) == ({"prompt", "uncond"} if guided else {"prompt"})
         assert not guided or torch.equal(found["uncond"], out[2:])
@@ -195,8 +195,8 @@ def test_stored_predictions_are_those_of_their_points(loaded, kind, student):
     ):
         for i in range(len(points)):
             with torch.no_grad():
-                out = backbone.predict(
-                    points.x[i : i + 1].float(), points.sigma[i : i + 1], bank.prompts.batch([prompt[i]])
+                out = bank.prompts.batch([prompt[i]]).predict(
+                    points.x[i : i + 1].float(), points.sigma[i : i + 1]
                 )
             stored = points.predictions[name][i : i + 1].float()
             assert (stored - out).norm() < 1e-3 * out.norm()
@@ -281,18 +281,32 @@ def test_a_prompt_is_encoded_once(loaded, kind, monkeypatch):
     monkeypatch.setattr(family.clip, "encode_from_tokens", lambda *a, **k: asked.append(a) or plain(*a, **k))
     numbers = [prompts.index(t) for t in ("a cat", "", "a cat", "a dog", "")]
     assert numbers == [0, 1, 0, 2, 1] and prompts.texts == ["a cat", "", "a dog"] and len(asked) == 3
-    made = prompts.batch(torch.tensor([2, 0, 2]))
+    ((_, made),) = prompts.batch(torch.tensor([2, 0, 2])).parts
     assert all(v.shape[0] == 3 and torch.equal(v[0], v[2]) for v in made.values())
     assert any(not torch.equal(v[0], v[1]) for v in made.values())
-    assert prompts.nbytes == sum(v.nbytes for v in prompts.batch([0, 1, 2]).values())
+    assert prompts.nbytes == sum(v.nbytes for v in prompts.batch([0, 1, 2]).parts[0][1].values())
 
 
-def test_a_prompt_of_more_rows_than_the_others_is_refused(loaded):
+def test_prompts_of_different_lengths_share_a_batch(loaded):
+    """Each sample gets the prediction that it has alone, and its own attention maps."""
     family, backbone = loaded("sd1")
     prompts = Prompts(backbone, family.clip, backbone.latent_shape(SIZE, SIZE), 3.0)
-    prompts.index("a cat")
-    with pytest.raises(ConceptError, match="takes more rows of text than the other prompts; shorten it"):
-        prompts.index("cat dog bird " * 30)
+    numbers = prompts.indices([("a cat", "cat"), ("cat dog bird " * 30, ""), ("a dog", "dog")])
+    numbers, generator = [*numbers, numbers[1]], torch.Generator().manual_seed(0)
+    x = torch.randn(4, *prompts._shape, generator=generator)
+    sigma, batch, maps = torch.tensor([5.0, 2.0, 0.5, 1.0]), prompts.batch(numbers), []
+    with torch.no_grad(), backbone.attention_maps(maps):
+        together = batch.predict(x, sigma)
+    assert len(batch.parts) == 2
+    places = []
+    for own, layers in batch.attention(maps, slice(1, 4)):
+        places += own
+        assert all(len(q) == len(k) == len(own) for q, k in layers)
+    assert sorted(places) == [0, 1, 2]
+    for at, number in enumerate(numbers):
+        with torch.no_grad():
+            alone = prompts.batch([number]).predict(x[at : at + 1], sigma[at : at + 1])
+        assert torch.allclose(together[at : at + 1], alone, atol=1e-5)
 
 
 def test_points_join_and_are_chosen_row_by_row():

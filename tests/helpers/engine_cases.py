@@ -8,6 +8,7 @@ import torch
 
 from trace_core.backbones import backbone_for
 from trace_core.lora import ErasureLora
+from trace_core.text.batching import encode
 
 #: as little work as a finetune can be
 LEAST_WORK = dict(
@@ -24,6 +25,11 @@ def least_work(**changes):
     training.options = lambda args, method: before(args, method) | LEAST_WORK | changes
     yield
     training.options = before
+
+
+def condition_of(backbone, clip, prompt: str, shape, guidance: float = 3.0) -> dict:
+    """The network's inputs for a prompt."""
+    return backbone.condition(encode(clip, clip.tokenize(prompt)).conditioning(), shape, guidance)
 
 
 def unload() -> None:

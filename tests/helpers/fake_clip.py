@@ -86,7 +86,7 @@ class FakeClip:
             tokens[tower] = [[(i, weight) for i in c + [pad] * (self.length - len(c))] for c in ids]
         return tokens
 
-    def encode_from_tokens(self, tokens: dict, return_pooled: bool = False):
+    def encode_from_tokens(self, tokens: dict, return_pooled: bool = False, return_dict: bool = False):
         name = "t5xxl" if self.bidirectional else self.towers[0]
         chunks = [self._rows([i for i, _ in chunk], chunk[0][1]) for chunk in tokens[name]]
         rows = torch.cat(chunks).float()[None]
@@ -96,6 +96,8 @@ class FakeClip:
             pooled = sum(
                 _noise(7 * i + 3, self.pooled) / (1 + 0.1 * at) for at, i in enumerate(first)
             ).float()[None]
+        if return_dict:
+            return {"cond": rows, "pooled_output": pooled}
         return (rows, pooled) if return_pooled else rows
 
     def _rows(self, ids: list[int], weight: float) -> Tensor:
@@ -121,6 +123,7 @@ class FakeBackbone:
     """
 
     kind = "sd1"
+    read_rows = None
 
     def __init__(self, layer, context: list[Tensor], pooled: list[Tensor] = ()):
         self._weights = [

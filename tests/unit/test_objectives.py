@@ -91,7 +91,7 @@ def test_papers_values_make_a_whole_configuration(name, kind):
         assert (
             all(getattr(config, k) is not None for k in config.__dataclass_fields__) and config.kind == kind
         )
-        flux = OBJECTIVES[name].flux.get(kind, {}) if model.startswith("flux") else {}
+        flux = OBJECTIVES[name].transformer.get(kind, {}) if model.startswith("flux") else {}
         for option, value in {**OBJECTIVES[name].kinds[kind], **flux}.items():
             if option == "eta" and model == "flux":
                 value /= config.guidance  # which distillation has multiplied the difference by

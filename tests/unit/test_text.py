@@ -161,7 +161,8 @@ def test_groups_of_t5(fake):
 
 def test_groups_of_a_tower_that_pads_with_zero(fake):
     encoder = TextEncoder(fake.FakeClip(8, 8, ("g",)))
-    assert (encoder.specials.start, encoder.specials.end, encoder.specials.pad) == (fake.START, fake.END, 0)
+    (tower,) = encoder.towers
+    assert (tower.start, tower.end, tower.pad) == ((fake.START,), (fake.END,), 0)
     assert names(encoder.encode("a cat", "cat")) == "BbSEpppp"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ModelError, TraceError
 from . import casting, compat
+from .kinds import Kind
 from .numerics import is_finite
 from .weights import effective, is_linear, original, shape_of
 
@@ -20,12 +21,13 @@ PREFIX = "diffusion_model."
 
 #: which linear layers get adapters
 SCOPES = {
-    "text": "layers that read the text: cross-attention keys and values (SD), the text input layers and the "
-    "text stream's qkv (FLUX), the pooled-vector layers",
+    "text": "layers that read the text alone: cross-attention keys and values (SD), the text's input layers "
+    "and its stream's qkv (transformers), the pooled-vector layers",
     "attention": "every attention projection",
     "linear": "every linear layer",
     "entry": "layers that read the text encoder's rows or pooled vector directly (UCE's layers)",
-    "keys": "keys of the text (SD), queries and keys of the text stream (FLUX; EraseAnything's layers)",
+    "keys": "keys of the text (SD), queries and keys of the text stream (transformers; EraseAnything's "
+    "layers)",
     "image": "self-attention and the picture's queries, which do not read the text (TRCE, stage 2)",
 }
 
@@ -87,6 +89,25 @@ class Backbone:
     def width(self, stream: str) -> int | None:
         """Text width of a stream, or None if the family has no such stream."""
         return next((layer.columns for layer in self.layers(stream)), None)
+
+    @property
+    def traits(self) -> Kind:
+        """What is known about this kind of model."""
+        return self._family.KINDS[self.kind]
+
+    @property
+    def text_width(self) -> int:
+        """Numbers per row of the text encoder that belongs to the model."""
+        own = getattr(self._family, "text_width", None)
+        return own(self.network) if own else self.width(CONTEXT)
+
+    def read_rows(self, rows: Tensor) -> Tensor:
+        """What the text layers read of a prompt: rows ``[n, text_width]`` float32 -> ``[n, width]``.
+
+        Some networks normalise or mix the text encoder's rows before the first layer that reads them.
+        """
+        own = getattr(self._family, "read_rows", None)
+        return own(self, rows) if own else rows
 
     @property
     def engine(self):
@@ -184,28 +205,52 @@ class Backbone:
         """Data type of the network's computations, whatever the type of its stored weights."""
         return self.patcher.model.manual_cast_dtype or self.patcher.model.get_dtype()
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of a side per latent cell."""
+        # older engines have no model with another size
+        return getattr(self.patcher.model.latent_format, "spacial_downscale_ratio", 8)
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """``[c, h, w]`` of the latent of a picture with this size in pixels."""
-        return self.patcher.model.latent_format.latent_channels, height // 8, width // 8
+        channels = self.patcher.model.latent_format.latent_channels
+        return channels, height // self.pixels, width // self.pixels
+
+    def with_frames(self, latents: Tensor) -> Tensor:
+        """Latents ``[b, c, h, w]`` as ComfyUI has them: ``[b, c, 1, h, w]`` if the network can draw videos."""
+        video = getattr(self.patcher.model.latent_format, "latent_dimensions", 2) == 3
+        return latents.unsqueeze(2) if video else latents
+
+    def without_frames(self, latents: Tensor) -> Tensor:
+        """The inverse of :meth:`with_frames`, for latents of one frame."""
+        return latents[:, :, 0] if latents.ndim == 5 else latents
 
     def sigma_at(self, percent: float) -> float:
         """Noise level after the fraction ``percent`` (0..1) of the schedule, at most the model's largest."""
         sampling = self.model_sampling
         return min(float(sampling.percent_to_sigma(percent)), float(sampling.sigma_max))
 
-    def condition(self, clip, prompt: str, shape: tuple[int, int, int], guidance: float) -> dict[str, Tensor]:
-        """The network's inputs for a prompt, as ComfyUI's sampler prepares them: name -> tensor of batch 1.
+    def condition(self, encoded: Mapping, shape: tuple[int, int, int], guidance: float) -> dict:
+        """The network's inputs for a prompt, as ComfyUI's sampler prepares them.
 
         Networks that also read a picture (inpainting, Fill, instructions) get ComfyUI's default: a fully
         masked empty latent.
+
+        Args:
+            encoded: the prompt as ``clip.encode_from_tokens`` with ``return_dict`` gives it.
+            shape: of the latent, ``[c, h, w]``.
+            guidance: for a network that embeds it.
+
+        Returns:
+            name -> tensor of batch 1, or a number that holds for the whole batch.
         """
-        rows, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
         # cloned, because they may be inference tensors
-        rows, pooled = rows.clone(), None if pooled is None else pooled.clone()
-        entries = self.engine.sampler_helpers.convert_cond(
-            [[rows, {"pooled_output": pooled, "guidance": guidance}]]
-        )
-        noise = torch.zeros(1, *shape, device=self.device)
+        extra = {k: v.clone() if isinstance(v, Tensor) else v for k, v in encoded.items()}
+        rows = extra.pop("cond")
+        if self.traits.embeds_guidance:
+            extra["guidance"] = guidance
+        entries = self.engine.sampler_helpers.convert_cond([[rows, extra]])
+        noise = self.with_frames(torch.zeros(1, *shape, device=self.device))
         model, empty = self.patcher.model, torch.zeros_like(noise)
         processed = self.engine.samplers.process_conds(
             model, noise, {"positive": entries}, self.device, empty, None, seed=0
@@ -214,9 +259,10 @@ class Backbone:
         conditions = {
             k: c.process_cond(batch_size=1, device=self.device, area=None).cond for k, c in conditions.items()
         }
-        return {k: v.to(self.device) for k, v in conditions.items() if isinstance(v, Tensor)}
+        tensors = {k: v.to(self.device) for k, v in conditions.items() if isinstance(v, Tensor)}
+        return tensors | {k: v for k, v in conditions.items() if isinstance(v, (int, float))}
 
-    def predict(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, condition: dict) -> Tensor:
         """The network's raw prediction (eps, v or velocity) ``[b, c, h, w]`` float32.
 
         Args:
@@ -226,8 +272,8 @@ class Backbone:
             condition: output of :meth:`condition`, of batch b.
         """
         self.evaluations += len(x)
-        x0 = self.patcher.model.apply_model(x, sigma, **condition, transformer_options={})
-        return self.prediction_of(x, sigma, x0)
+        x0 = self.patcher.model.apply_model(self.with_frames(x), sigma, **condition, transformer_options={})
+        return self.prediction_of(x, sigma, self.without_frames(x0))
 
     def prediction_of(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
         """The raw prediction (eps, v or velocity) for x0: the inverse of ComfyUI's ``calculate_denoised``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import ConceptError
-from .base import CONTEXT, POOLED
+from .base import POOLED
 
 
 def check_clip(backbone, clip) -> None:
@@ -29,7 +29,7 @@ def check_clip(backbone, clip) -> None:
             "none"
         )
     rows, pooled = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)[:2]
-    check_width(rows[0], backbone)
+    check_width(rows[0], backbone.text_width)
     if backbone.width(POOLED) is None:
         return
     if pooled is None:
@@ -43,14 +43,14 @@ def check_clip(backbone, clip) -> None:
         )
 
 
-def check_width(rows: Tensor, backbone) -> None:
-    """Refuse rows ``[n, d]`` of a width that the model does not read.
+def check_width(rows: Tensor, width: int) -> None:
+    """Refuse rows ``[n, d]`` of another width than the model reads.
 
     Raises:
         ConceptError: naming both widths.
     """
-    if rows.shape[1] != backbone.width(CONTEXT):
+    if rows.shape[1] != width:
         raise ConceptError(
-            f"the text encoder gives rows of {rows.shape[1]} numbers, but the model reads "
-            f"{backbone.width(CONTEXT)}; connect the CLIP that belongs to this model"
+            f"the text encoder gives rows of {rows.shape[1]} numbers, but the model reads {width}; connect "
+            "the CLIP that belongs to this model"
         )

@@ -20,12 +20,14 @@ class ModelDefaults:
         keep_list: function from concepts to the keep list that replaces an empty one.
         contexts: additional prompt templates, by kind of concept.
         finetune: options of the finetune.
+        sampling: options of :class:`~trace_core.backbones.sampling.SamplerConfig`.
         picture_size: pixels of the model's training pictures.
     """
 
     keep_list: Callable[[Sequence], list[str]]
     contexts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     finetune: Mapping = field(default_factory=dict)
+    sampling: Mapping = field(default_factory=dict)
     picture_size: int = 256
 
 

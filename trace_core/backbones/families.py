@@ -5,16 +5,20 @@ from __future__ import annotations
 from ..errors import ModelError
 from . import flux, unet
 from .base import Backbone, comfy_class, engine_of
+from .kinds import Kind
 
 #: Tried in this order with ``matches(patcher)``; the first match builds the backbone.
 FAMILIES = (unet, flux)
+
+#: every kind of model, by the name that files record
+KINDS: dict[str, Kind] = {name: kind for family in FAMILIES for name, kind in family.KINDS.items()}
 
 
 def backbone_for(patcher) -> Backbone:
     """The backbone of a ComfyUI model, by its family.
 
     Raises:
-        ModelError: naming the model, if its family is not supported.
+        ModelError: naming the model and the known families, if its family is not supported.
     """
     engine_of(patcher)
     if getattr(patcher.model, "diffusion_model", None) is not None:
@@ -24,7 +28,5 @@ def backbone_for(patcher) -> Backbone:
     name = comfy_class(patcher.model)
     if name in ("", "BaseModel"):
         name = type(getattr(patcher.model, "model_config", patcher.model)).__name__
-    raise ModelError(
-        f"{name} models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1 (including "
-        "inpainting models, unCLIP, SSD-1B, Vega, KOALA, and FLUX.1's Fill, Kontext and Krea)"
-    )
+    known = [family.SUPPORTED for family in FAMILIES]
+    raise ModelError(f"{name} models are not supported; use {', '.join(known[:-1])} or {known[-1]}")

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, comfy_class
+from .kinds import Kind
 from .weights import is_linear
 
+SUPPORTED = "FLUX.1 (including Fill, Kontext and Krea)"
+_FLUX = {"clip_type": "FLUX", "encoders": "clip_l and t5xxl"}
+KINDS = {
+    "flux": Kind("FLUX.1", "flux-1-dev/lora", "flux1", embeds_guidance=True, **_FLUX),
+    "flux-schnell": Kind("FLUX.1 schnell", "flux-1-schnell/lora", "flux1", steps=4, **_FLUX),
+}
 TEXT = r"^txt_in$|^vector_in\.in_layer$|^double_blocks\.\d+\.txt_attn\.qkv$"
 ATTENTION = r"_attn\.(qkv|proj)$|^single_blocks\.\d+\.linear[12]$"
 ENTRY = r"^txt_in$|^vector_in\.in_layer$"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TraceError
+from ..text.batching import encode
 from .base import engine_of
 from .defaults import defaults_of
 from .families import backbone_for
@@ -20,8 +21,8 @@ class SamplerConfig:
 
     Attributes:
         steps: sampling steps.
-        cfg: classifier-free guidance; 1 switches it off, as FLUX needs.
-        guidance: FLUX guidance embedding.
+        cfg: classifier-free guidance; 1 switches it off.
+        guidance: strength for a network that embeds it.
         sampler, scheduler: names as in ComfyUI's KSampler.
         width, height: pixels.
         batch: pictures sampled at once.
@@ -40,10 +41,14 @@ class SamplerConfig:
 
     @classmethod
     def for_model(cls, model, **changes) -> SamplerConfig:
-        """Defaults of the model's family: CFG for SD, guidance embedding without CFG for FLUX."""
-        if backbone_for(model).kind.startswith("flux"):
-            changes = {"cfg": 1.0, "sampler": "euler", "scheduler": "simple", **changes}
-        return cls(**changes)
+        """The settings that the model is meant to be sampled with: its family's, or a demo model's own."""
+        traits, own = backbone_for(model).traits, defaults_of(model)
+        settings = {"cfg": traits.cfg, "sampler": traits.sampler, "scheduler": traits.scheduler}
+        if own:
+            settings |= own.sampling
+        else:
+            settings |= {"steps": traits.steps, "width": traits.size, "height": traits.size, "batch": 1}
+        return cls(**{**settings, **changes})
 
 
 def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
@@ -59,21 +64,26 @@ class Conditioner:
 
     def __init__(self, clip):
         self.clip = clip
-        self._cache: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._cache: dict[str, dict] = {}
 
     def __call__(self, prompts: Sequence[str], **extra) -> list:
         encoded = [self._encode(p) for p in prompts]
-        rows = max(e[0].shape[1] for e in encoded)
-        if any(e[0].shape[1] != rows for e in encoded):
-            raise TraceError(
-                "prompts of different lengths in tokens cannot be sampled in one batch; shorten the longest"
-            )
-        pooled = None if encoded[0][1] is None else torch.cat([e[1] for e in encoded])
-        return [[torch.cat([e[0] for e in encoded]), {"pooled_output": pooled, **extra}]]
+        joined = {
+            k: torch.cat([e[k] for e in encoded]) if isinstance(v, Tensor) else v
+            for k, v in encoded[0].items()
+        }
+        return [[joined.pop("cond"), {**joined, **extra}]]
 
-    def _encode(self, prompt: str):
+    def batches(self, prompts: Sequence[str], size: int) -> list[list[int]]:
+        """Places of the prompts in batches of at most ``size`` prompts with the same number of rows."""
+        by_rows: dict[int, list[int]] = {}
+        for at, prompt in enumerate(prompts):
+            by_rows.setdefault(self._encode(prompt)["cond"].shape[1], []).append(at)
+        return [p[i : i + size] for p in by_rows.values() for i in range(0, len(p), size)]
+
+    def _encode(self, prompt: str) -> dict:
         if prompt not in self._cache:
-            self._cache[prompt] = self.clip.encode_from_tokens(self.clip.tokenize(prompt), return_pooled=True)
+            self._cache[prompt] = encode(self.clip, self.clip.tokenize(prompt)).conditioning()
         return self._cache[prompt]
 
 
@@ -86,7 +96,7 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
     step: Callable | None = None,
 ) -> Tensor:
-    """Latents ``[n, c, h/8, w/8]`` of prompt i with seed i. A picture does not depend on its batch.
+    """Latents ``[n, c, h, w]`` of prompt i with seed i. A picture does not depend on its batch.
 
     ``progress(done, total)`` is called per batch of pictures, and ``step`` per sampling step, like ComfyUI's
     callback. An exception from either cancels.
@@ -97,19 +107,16 @@ def sample(
     if len(prompts) != len(seeds):
         raise TraceError(f"{len(prompts)} prompts and {len(seeds)} seeds; give equally many of both")
     config = config or SamplerConfig.for_model(model)
-    conditioner = Conditioner(clip)
-    fmt = model.model.latent_format
-    shape = (fmt.latent_channels, config.height // 8, config.width // 8)
-    out = []
-    for start in range(0, len(prompts), config.batch):
-        part = slice(start, start + config.batch)
-        latents = _sample_batch(
-            model, conditioner, prompts[part], noise_for(seeds[part], shape), config, step
-        )
-        out.append(latents)
+    conditioner, backbone = Conditioner(clip), backbone_for(model)
+    shape = backbone.latent_shape(config.width, config.height)
+    out: dict[int, Tensor] = {}
+    for places in conditioner.batches(prompts, config.batch):
+        noise = backbone.with_frames(noise_for([seeds[at] for at in places], shape))
+        latents = _sample_batch(model, conditioner, [prompts[at] for at in places], noise, config, step)
+        out |= zip(places, backbone.without_frames(latents))
         if progress:
-            progress(min(start + config.batch, len(prompts)), len(prompts))
-    return torch.cat(out)
+            progress(len(out), len(prompts))
+    return torch.stack([out[at] for at in range(len(prompts))])
 
 
 class FirstStep:
@@ -147,8 +154,9 @@ def _sample_batch(
     config: SamplerConfig,
     step: Callable | None = None,
 ) -> Tensor:
-    positive = conditioner(prompts, guidance=config.guidance)
-    negative = conditioner([config.negative], guidance=config.guidance)
+    guidance = {"guidance": config.guidance} if backbone_for(model).traits.embeds_guidance else {}
+    positive = conditioner(prompts, **guidance)
+    negative = conditioner([config.negative], **guidance)
     empty = torch.zeros_like(noise)
     with torch.no_grad():  # loading applies patches to the weights, and fp8 rounding has no gradient
         return engine_of(model).sample.sample(

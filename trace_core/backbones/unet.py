@@ -9,9 +9,24 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, bare_name, comfy_class
+from .kinds import Kind
 
+SUPPORTED = "Stable Diffusion 1.x, 2.x and SDXL (including inpainting models, unCLIP, SSD-1B, Vega and KOALA)"
+_SD = {
+    "cfg": 7.0,
+    "training_cfg": 3.0,
+    "sampler": "dpmpp_2m",
+    "scheduler": "karras",
+    "transformer": False,
+}
+KINDS = {
+    "sd1": Kind("Stable Diffusion 1.x", "stable-diffusion-v1/lora", "sd_v1", size=512, **_SD),
+    "sd2": Kind("Stable Diffusion 2.x", "stable-diffusion-v2/lora", "sd_v2", size=512, **_SD),
+    "sdxl": Kind(
+        "SDXL", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0", encoders="clip_l and clip_g", **_SD
+    ),
+}
 SDXL_SIZE_EMBEDDING = 6 * 256  #: columns that SDXL appends to the pooled vector: sizes and crops
-
 
 TEXT = r"\.attn2\.to_[kv]$|^label_emb\.0\.0$"
 ATTENTION = r"\.attn[12]\.to_(q|k|v|out\.0)$"

@@ -63,15 +63,8 @@ def run(args) -> None:
 
 def sampler_of(args, model, demo: bool):
     """Sampler settings: command-line options over the defaults of the model family."""
-    from ..backbones import backbone_for
     from ..backbones.sampling import SamplerConfig
 
-    kind = backbone_for(model).kind
-    defaults = {} if demo else {"steps": 20, "cfg": 7.0, "width": 1024, "height": 1024, "batch": 1}
-    if kind in ("sd1", "sd2") and not demo:
-        defaults |= {"width": 512, "height": 512}
-    if kind.startswith("flux"):
-        defaults.pop("cfg", None)
     chosen = {
         k: v
         for k, v in (("steps", args.steps), ("cfg", args.cfg), ("guidance", args.guidance))
@@ -79,7 +72,7 @@ def sampler_of(args, model, demo: bool):
     }
     if args.size:
         chosen |= {"width": args.size, "height": args.size}
-    return SamplerConfig.for_model(model, **{**defaults, **chosen})
+    return SamplerConfig.for_model(model, **chosen)
 
 
 def with_loras(

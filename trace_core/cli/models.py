@@ -147,8 +147,8 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
             )
     if not source.clip and not has["clip"]:
         raise TraceError(
-            f"'{path.name}' has no text encoder; give its files with --clip, one option per file (FLUX: "
-            "clip_l and t5xxl; SDXL: clip_l and clip_g; SD: one), or use a full checkpoint"
+            f"'{path.name}' has no text encoder; give its files with --clip, one option per file "
+            f"({', '.join(_encoders())}), or use a full checkpoint"
         )
     if vae and not source.vae and not has["vae"]:
         raise TraceError(f"'{path.name}' has no VAE, which pictures need; give a VAE file with --vae")
@@ -158,6 +158,13 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
         clip = _clip(model, source.clip)
     _check_clip(model, clip, source)
     return model, clip, _vae(source.vae) if source.vae else decoder
+
+
+def _encoders() -> list[str]:
+    """The text encoder files of every kind of model."""
+    from ..backbones.families import KINDS
+
+    return list(dict.fromkeys(f"{kind.title}: {kind.encoders}" for kind in KINDS.values()))
 
 
 def _contents(path: Path) -> dict[str, bool]:
@@ -245,11 +252,7 @@ def _clip(model, files: Sequence[str]):
 
     from ..backbones import backbone_for
 
-    kind = (
-        comfy.sd.CLIPType.FLUX
-        if backbone_for(model).kind.startswith("flux")
-        else comfy.sd.CLIPType.STABLE_DIFFUSION
-    )
+    kind = getattr(comfy.sd.CLIPType, backbone_for(model).traits.clip_type)
     if any(Path(f).suffix == ".gguf" for f in files):
         loader = gguf().CLIPLoaderGGUF()
         return _loaded(

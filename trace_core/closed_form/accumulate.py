@@ -64,7 +64,7 @@ class Accumulator:
         context, policy = sums[CONTEXT], self.policy
         before = context.count
         for (pairs, weights, erased, wanted), substitute in self._prompts(concept, words):
-            check_width(pairs.erase, self.backbone)
+            check_width(pairs.erase, self.backbone.width(CONTEXT))
             rows, prompt = substitute or (None, None)
             context.add_pairs(
                 pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength, rows

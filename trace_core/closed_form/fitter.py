@@ -102,7 +102,7 @@ class ClosedFormFitter:
         self.backbone = backbone_for(model)
         check_weights(model)
         check_clip(self.backbone, clip)
-        self.encoder = TextEncoder(clip)
+        self.encoder = TextEncoder(clip, read=self.backbone.read_rows)
         self._states: dict[str, _State] = {}
 
     def update(self, concepts: str | Sequence[Concept]) -> ClosedFormFitter:

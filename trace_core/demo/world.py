@@ -49,4 +49,5 @@ def keep_list(concepts: Sequence[Concept]) -> list[str]:
 
 def defaults(name: str) -> ModelDefaults:
     """The defaults of a demo model."""
-    return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], FINETUNE[name]["width"])
+    sampling = {"cfg": 3.0} if name == "demo-sd" else {}
+    return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], sampling, FINETUNE[name]["width"])

@@ -155,14 +155,17 @@ class Rewritten:
     def tokenize(self, text: str) -> tuple[str, dict]:
         return text, self._clip.tokenize(text)
 
-    def encode_from_tokens(self, tokens: tuple[str, dict], return_pooled: bool = True):
+    def encode_from_tokens(
+        self, tokens: tuple[str, dict], return_pooled: bool = True, return_dict: bool = False
+    ):
         text, tokens = tokens
-        rows, pooled = self._clip.encode_from_tokens(tokens, return_pooled=True)
+        found = self._clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+        rows, pooled = found["cond"], found["pooled_output"]
         if text:
             rows = (rows.double() @ self._maps[CONTEXT].to(rows.device).T).to(rows.dtype)
             if POOLED in self._maps and pooled is not None:
                 pooled = (pooled.double() @ self._maps[POOLED].to(pooled.device).T).to(pooled.dtype)
-        return rows, pooled
+        return {**found, "cond": rows, "pooled_output": pooled} if return_dict else (rows, pooled)
 
 
 # ------------------------------------------------------------------------------------------- inverted rows
@@ -198,7 +201,9 @@ class _Attack:
 
     def show(self) -> None:
         """Use the current rows for the prompt."""
-        self.prompts.put(self.number, {k: v.detach() for k, v in self.condition().items()})
+        self.prompts.put(
+            self.number, {k: v.detach() if isinstance(v, Tensor) else v for k, v in self.condition().items()}
+        )
 
     def step(self, points: tuple[Tensor, ...]) -> None:
         """One step of Adam on a batch of points: x, sigma, and the base network's predictions."""
@@ -206,7 +211,10 @@ class _Attack:
         drawn = torch.randint(len(points[0]), (BATCH,), generator=self.generator)
         x, sigma, wanted = (t[drawn] for t in points)
         with saved_apart(self.backbone.network):
-            condition = {k: v.expand(len(x), *v.shape[1:]) for k, v in rows_condition.items()}
+            condition = {
+                k: v.expand(len(x), *v.shape[1:]) if isinstance(v, Tensor) else v
+                for k, v in rows_condition.items()
+            }
             out = self.backbone.predict(x, sigma, condition)
             squared = (out - wanted).square().mean(dim=(1, 2, 3))
             error = ((1 + sigma.square().clamp_max(30)) * squared).mean()

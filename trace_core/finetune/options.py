@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..backbones.base import SCOPES
+from ..backbones.families import KINDS as KINDS_OF_MODEL
 from ..errors import TraceError
 from ..text.kinds import KINDS
 from .objectives import OBJECTIVES
 from .windows import check_window
 
 LEARNING_RATE = 5e-4  #: for objectives without their own (ANT's value)
+SAMPLING_STEPS = 12  #: of a trajectory, unless the model needs fewer for a whole picture
 WHOLE = 0.3  #: factor of the learning rate for full matrices, where a step moves every entry by the rate
 AUTO = "auto"  #: a window measured on the base model's own trajectories
 
@@ -75,11 +77,13 @@ class FinetuneConfig:
     weights: Mapping[str, float] = field(
         default_factory=dict, metadata={"help": "weights of the objective's terms by name"}
     )
-    sampling_steps: int = field(default=12, metadata={"help": "steps of a trajectory"})
-    cfg: float | None = field(
-        default=None, metadata={"help": "guidance of the trajectories (3; FLUX: 1, none)"}
+    sampling_steps: int | None = field(
+        default=None, metadata={"help": "steps of a trajectory (12, or fewer for a model of few steps)"}
     )
-    guidance: float = field(default=3.0, metadata={"help": "FLUX's guidance embedding"})
+    cfg: float | None = field(
+        default=None, metadata={"help": "guidance of the trajectories (3; 1, none, for a distilled model)"}
+    )
+    guidance: float = field(default=3.0, metadata={"help": "strength for a network that embeds guidance"})
     width: int = field(default=512, metadata={"help": "width of the training pictures in pixels"})
     height: int = field(default=512, metadata={"help": "height of the training pictures in pixels"})
     checkpointing: bool = field(default=False, metadata={"help": "less memory, a third slower"})
@@ -158,10 +162,10 @@ class FinetuneConfig:
         ``anchored``: an anchor needs no overshoot.
         """
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
-        objective = OBJECTIVES[self.objective]
+        objective, traits = OBJECTIVES[self.objective], KINDS_OF_MODEL[kind_of_model]
         paper = {
             **objective.kinds[kind],
-            **(objective.flux.get(kind, {}) if kind_of_model.startswith("flux") else {}),
+            **(objective.transformer.get(kind, {}) if traits.transformer else {}),
             **(objective.combined if combined else {}),
         }
         weights = {**paper.pop("weights", {}), **self.weights}
@@ -171,7 +175,7 @@ class FinetuneConfig:
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
         # distilled guidance already amplifies p0(c) - p0(g)
-        if kind_of_model == "flux" and "eta" in values:
+        if traits.embeds_guidance and "eta" in values:
             values["eta"] /= max(1.0, self.guidance)
         if self.window is None:
             values.setdefault("window", AUTO)
@@ -180,5 +184,7 @@ class FinetuneConfig:
         if self.scope is None:
             values.setdefault("scope", "text")
         if self.cfg is None:
-            values["cfg"] = 1.0 if kind_of_model.startswith("flux") else 3.0
+            values["cfg"] = traits.training_cfg
+        if self.sampling_steps is None:
+            values["sampling_steps"] = min(SAMPLING_STEPS, traits.steps)
         return replace(self, kind=kind, weights=weights, **values)

@@ -133,7 +133,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
         )
     check_trainable(model)
     check_clip(backbone, clip)
-    encoder = TextEncoder(clip)
+    encoder = TextEncoder(clip, read=backbone.read_rows)
     warnings = check_spelling(encoder, concepts)
     kinds = kinds_of(concepts, config.kind)
     names = {k["kind"] for k in kinds}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -221,13 +221,14 @@ class Trainer:
         device, maps = self.backbone.device, []
         x = torch.cat([points.x for _, points in drawn]).to(device).float()
         sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
+        batch = self.prompts.batch(numbers)
         with self.backbone.attention_maps(maps) if any(t.attention for t, _ in drawn) else nullcontext():
-            out = self.backbone.predict(x, sigma, self.prompts.batch(numbers))
+            out = batch.predict(x, sigma)
         total, errors, at = 0.0, {}, 0
         for term, points in drawn:
             part = slice(at, at + len(points))
             if term.attention:
-                error = self._attention([(q[part], k[part]) for q, k in maps], points)
+                error = self._attention(batch.attention(maps, part), points)
             else:
                 error = self._error(term, points, out[part])
             error = error.mean()
@@ -249,19 +250,27 @@ class Trainer:
             target = predictions["concept"] + strength * (target - predictions["concept"])
         return squared_error(out, target, sigma)
 
-    def _attention(self, layers: list[tuple[Tensor, Tensor]], points: Points) -> Tensor:
-        """Attention to the concept inside its region, per sample, ``[n]``, end and pad rows included."""
-        device = layers[0][0].device
-        if self.region is not None:
-            region = (
-                F.interpolate(self.region, points.x.shape[-2:], mode="nearest")
-                .expand(len(points), -1, -1, -1)
-                .to(device)
-            )
-        else:
-            # for a style: everywhere
-            region = points.predictions[REGION].to(device) if REGION in points.predictions else None
-        return suppression(layers, region, self.prompts.columns(points.prompt, True).to(device))
+    def _attention(self, parts: Iterable[tuple[list[int], list]], points: Points) -> Tensor:
+        """Attention to the concept inside its region, per sample, ``[n]``, end and pad rows included.
+
+        ``parts``: samples with prompts of one length, and their queries and keys in every layer.
+        """
+        places, errors = [], []
+        for own, layers in parts:
+            chosen, device = points[torch.tensor(own)], layers[0][0].device
+            if self.region is not None:
+                region = (
+                    F.interpolate(self.region, points.x.shape[-2:], mode="nearest")
+                    .expand(len(own), -1, -1, -1)
+                    .to(device)
+                )
+            else:
+                # for a style: everywhere
+                region = chosen.predictions[REGION].to(device) if REGION in chosen.predictions else None
+            columns = self.prompts.columns(chosen.prompt, True).to(device)
+            errors.append(suppression(layers, region, columns))
+            places += own
+        return torch.cat(errors)[torch.tensor(places).argsort().to(errors[0].device)]
 
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine to a twentieth (Loshchilov and Hutter, arXiv 1608.03983)."""

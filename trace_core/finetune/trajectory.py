@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..errors import ConceptError, TraceError
-from ..text.batching import BatchEncoder, Given
+from ..errors import TraceError
+from ..text.batching import BatchEncoder, Encoded
 from ..text.encoding import FIRST_EOT, PAD, SUBJECT, TextEncoder, escape
 from ..text.spelling import same_length
 from .attention import focus_region
@@ -35,11 +35,7 @@ class Prompts:
         self.texts: list[str] = []
 
     def index(self, prompt: str, subject: str = "") -> int:
-        """The number of a prompt. A new prompt is encoded. ``subject``: its concept, for :meth:`columns`.
-
-        Raises:
-            ConceptError: if it has more rows than the other prompts, because a batch cannot hold both.
-        """
+        """The number of a prompt. A new prompt is encoded. ``subject``: its concept, for :meth:`columns`."""
         return self.indices([(prompt, subject)])[0]
 
     def indices(self, prompts: Sequence[tuple[str, str]]) -> list[int]:
@@ -51,16 +47,12 @@ class Prompts:
         for start in range(0, len(new), TOGETHER):
             part = new[start : start + TOGETHER]
             for prompt, encoded in zip(part, self._batch([same_length(self._clip, escape(p)) for p in part])):
-                self._add(prompt, Given(*encoded))
+                self._add(prompt, encoded)
         self._subjects |= {self._index[prompt]: subject for prompt, subject in prompts if subject}
         return [self._index[prompt] for prompt, _ in prompts]
 
-    def _add(self, prompt: str, clip: Given) -> None:
-        condition = self._backbone.condition(clip, prompt, self._shape, self._guidance)
-        if self._conditions and {k: v.shape for k, v in condition.items()} != {
-            k: v.shape for k, v in self._conditions[0].items()
-        }:
-            raise ConceptError(f"'{prompt[:60]}' takes more rows of text than the other prompts; shorten it")
+    def _add(self, prompt: str, encoded: Encoded) -> None:
+        condition = self._backbone.condition(encoded.conditioning(), self._shape, self._guidance)
         self._index[prompt] = len(self._conditions)
         self._conditions.append(condition)
         self.texts.append(prompt)
@@ -80,18 +72,74 @@ class Prompts:
                 self._conditions[n]["c_crossattn"].shape[1],
             )
             # the padding may be longer here, see same_length
-            self._groups[n] = (groups + (PAD,) * rows)[:rows]
+            padding = (PAD,) * (rows - len(groups))
+            left = self._backbone.traits.pads_left
+            self._groups[n] = padding + groups if left else (groups + padding)[:rows]
         wanted = torch.tensor([SUBJECT, FIRST_EOT, PAD] if ends else [SUBJECT])
         return torch.stack([torch.isin(torch.tensor(self._groups[int(n)]), wanted) for n in numbers])
 
-    def batch(self, numbers: Tensor | Sequence[int]) -> dict[str, Tensor]:
-        """The conditions of several prompts, concatenated: name -> ``[n, ...]``."""
+    def batch(self, numbers: Tensor | Sequence[int]) -> ConditionBatch:
+        """The conditions of several prompts, together where they have the same shape."""
+        groups: dict[tuple, list[int]] = {}
         numbers = [int(n) for n in numbers]
-        return {k: torch.cat([self._conditions[n][k] for n in numbers]) for k in self._conditions[0]}
+        for at, n in enumerate(numbers):
+            shape = tuple((k, getattr(v, "shape", v)) for k, v in self._conditions[n].items())
+            groups.setdefault(shape, []).append(at)
+        parts = []
+        for places in groups.values():
+            first = self._conditions[numbers[places[0]]]
+            condition = {
+                k: torch.cat([self._conditions[numbers[at]][k] for at in places])
+                if isinstance(v, Tensor)
+                else v
+                for k, v in first.items()
+            }
+            parts.append((places, condition))
+        return ConditionBatch(self._backbone, parts)
 
     @property
     def nbytes(self) -> int:
-        return sum(v.nbytes for condition in self._conditions for v in condition.values())
+        return sum(
+            v.nbytes for condition in self._conditions for v in condition.values() if isinstance(v, Tensor)
+        )
+
+
+@dataclass(frozen=True)
+class ConditionBatch:
+    """Conditions of a batch of prompts, in parts of equal shape.
+
+    Language models do not pad their prompts, and a pass of the network cannot hold rows of different lengths.
+
+    Attributes:
+        parts: places in the batch, and their joint condition.
+    """
+
+    backbone: Backbone
+    parts: Sequence[tuple[list[int], dict]]
+
+    def predict(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The network's raw predictions ``[b, c, h, w]`` at x ``[b, c, h, w]`` and sigma ``[b]``."""
+        if len(self.parts) == 1:
+            return self.backbone.predict(x, sigma, self.parts[0][1])
+        out = [self.backbone.predict(x[places], sigma[places], c) for places, c in self.parts]
+        order = torch.tensor([at for places, _ in self.parts for at in places])
+        return torch.cat(out)[order.argsort().to(x.device)]
+
+    def attention(self, maps: list, wanted: slice) -> Iterator[tuple[list[int], list[tuple[Tensor, Tensor]]]]:
+        """The attention maps of a pass over the batch, for a range of its samples.
+
+        Args:
+            maps: what :meth:`Backbone.attention_maps` collected during :meth:`predict`.
+
+        Yields:
+            places within the range, and their queries and keys in every layer.
+        """
+        layers = len(maps) // len(self.parts)
+        for number, (places, _) in enumerate(self.parts):
+            own = maps[number * layers : (number + 1) * layers]
+            rows = [i for i, at in enumerate(places) if wanted.start <= at < wanted.stop]
+            if rows:
+                yield [places[i] - wanted.start for i in rows], [(q[rows], k[rows]) for q, k in own]
 
 
 @dataclass
@@ -201,7 +249,7 @@ def trajectories(
         x = x.to(sampling.dtype).float()  # so that the predictions belong to the stored latents
         doubled = torch.cat([x, x]) if sampling.guided else x
         level = torch.full((len(doubled),), sigma, device=x.device)
-        out = backbone.predict(doubled, level, condition)
+        out = condition.predict(doubled, level)
         predictions = {"prompt": out[: len(x)]}
         guided = predictions["prompt"]
         if sampling.guided:
@@ -343,16 +391,18 @@ class TrajectoryBank:
 
     def _predicted(self, points: Points, numbers) -> Tensor:
         x, sigma = points.x.to(self.backbone.device).float(), points.sigma.to(self.backbone.device)
-        return self.backbone.predict(x, sigma, self.prompts.batch(numbers))
+        return self.prompts.batch(numbers).predict(x, sigma)
 
     def _region(self, points: Points, numbers) -> Tensor:
         """``[n, 1, h, w]``: where the network itself attends to the concept."""
-        layers: list = []
-        with self.backbone.attention_maps(layers):
-            self._predicted(points, numbers)
-        return focus_region(
-            layers, self.prompts.columns(numbers, False).to(self.backbone.device), points.x.shape[-2:]
-        )
+        maps, batch, device = [], self.prompts.batch(numbers), self.backbone.device
+        with self.backbone.attention_maps(maps):
+            batch.predict(points.x.to(device).float(), points.sigma.to(device))
+        out = torch.zeros(len(points), 1, *points.x.shape[-2:], device=device)
+        for places, layers in batch.attention(maps, slice(0, len(points))):
+            columns = self.prompts.columns([numbers[i] for i in places], False).to(device)
+            out[places] = focus_region(layers, columns, points.x.shape[-2:])
+        return out
 
 
 REGION = "region"  #: region of the concept from the base model's attention, stored like a prediction

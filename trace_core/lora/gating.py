@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..backbones import backbone_for
 from ..backbones.base import PREFIX, engine_of
+from ..backbones.families import KINDS
 from ..backbones.other_patches import check_patches_reach
 from ..backbones.running import called_model, eager
 from ..backbones.weights import is_linear, layer_at, shape_of
 from ..errors import LoraError, ModelError
 from . import rounding
 from .erasure import ErasureLora
-from .metadata import ARCHITECTURES
 
 #: key of ``model_options``: a tuple with one dict per erasure on the model, in order
 RECORD = "trace_erasures"
@@ -39,8 +39,8 @@ def check_fits(model, lora: ErasureLora) -> None:
     engine_of(model)
     base = lora.info().get("trace.base")  # untrusted, from the file
     made_for = (
-        base["kind"]
-        if isinstance(base, dict) and str(base.get("kind")) in ARCHITECTURES
+        KINDS[str(base["kind"])].title
+        if isinstance(base, dict) and str(base.get("kind")) in KINDS
         else "another architecture"
     )
     for module, (up, down) in lora.modules.items():
@@ -49,8 +49,8 @@ def check_fits(model, lora: ErasureLora) -> None:
         if wanted is None or up.shape[0] != wanted[0] or down.shape[1] != wanted[1:].numel():
             found = "has no such layer" if wanted is None else f"has {tuple(wanted)} there"
             raise LoraError(
-                f"this LoRA was made for {made_for} and does not fit this {backbone_for(model).kind} model: "
-                f"{module} is {up.shape[0]} x {down.shape[1]}, the model {found}"
+                f"this LoRA was made for {made_for} and does not fit this "
+                f"{backbone_for(model).traits.title} model: {module} is {up.shape[0]} x {down.shape[1]}, the model {found}"
             )
 
 
@@ -70,8 +70,8 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
         return None
     title = lora.metadata.get("modelspec.title", "this erasure")
     return (
-        f"'{title[:80]}' was made on another {backbone.kind} model ({made_on[:16]}) than this one ({own}), "
-        "or on this one at another precision; it mostly works between finetunes of one base, so check the "
+        f"'{title[:80]}' was made on another {backbone.traits.title} model ({made_on[:16]}) than this one "
+        f"({own}), or on this one at another precision; it mostly works between finetunes of one base, so check the "
         "pictures"
     )
 

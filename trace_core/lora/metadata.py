@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from math import isfinite
 
 from .. import __version__
+from ..backbones.families import KINDS
 from .parts import entry_of
 
 FORMAT = "trace-erasure-1"
-ARCHITECTURES = {
-    "sd1": ("stable-diffusion-v1/lora", "sd_v1"),
-    "sd2": ("stable-diffusion-v2/lora", "sd_v2"),
-    "sdxl": ("stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
-    "flux": ("flux-1-dev/lora", "flux1"),
-    "flux-schnell": ("flux-1-schnell/lora", "flux1"),
-}
 
 
 def title_of(targets: Sequence[str]) -> str:
@@ -28,7 +22,7 @@ def base_metadata(
     backbone, concepts: Sequence, keep: Sequence[str], method: str, parameters: dict, seed: int
 ) -> dict[str, str]:
     """Metadata of a new erasure: concepts, method and base, with the keys that LoRA browsers display."""
-    architecture, version = ARCHITECTURES[backbone.kind]
+    traits = KINDS[backbone.kind]
     return {
         "trace.format": json.dumps(FORMAT),
         "trace.version": json.dumps(__version__),
@@ -40,10 +34,10 @@ def base_metadata(
         "trace.base": json.dumps({"kind": backbone.kind, "hash": backbone.model_hash()}),
         "trace.seed": json.dumps(seed),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture,
+        "modelspec.architecture": traits.architecture,
         "modelspec.implementation": "TRACE concept erasure",
         "modelspec.title": title_of([c.target for c in concepts]),
-        "ss_base_model_version": version,
+        "ss_base_model_version": traits.base_version,
         "ss_network_module": "networks.lora",
         "ss_training_comment": f"concept erasure by TRACE {__version__}, method {method}; no images were "
         "used",

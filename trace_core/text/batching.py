@@ -8,10 +8,11 @@ patches, hooks and the towers' own casts work as for one prompt.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,8 +25,41 @@ BATCH_ROWS = 2048  #: rows of text per pass: 26 prompts of CLIP, 8 of T5
 #: and get one prompt at a time.
 AGREE = 1e-4
 
-#: rows ``[n, d]`` and pooled vector ``[p]`` of one prompt, as the CLIP gives them
-Encoded = tuple[Tensor, "Tensor | None"]
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as a CLIP encodes it.
+
+    Attributes:
+        rows: ``[n, d]``.
+        pooled: ``[p]``, or None.
+        extra: what else the model's conditioning gets (attention mask), each of batch 1.
+    """
+
+    rows: Tensor
+    pooled: Tensor | None
+    extra: Mapping = field(default_factory=dict)
+
+    def conditioning(self) -> dict:
+        """As ``clip.encode_from_tokens`` with ``return_dict`` gives it."""
+        pooled = None if self.pooled is None else self.pooled[None]
+        return {"cond": self.rows[None], "pooled_output": pooled, **self.extra}
+
+
+def encode(clip, tokens: Mapping) -> Encoded:
+    """Encode one tokenised prompt."""
+    rows, pooled, extra = _call(clip, tokens)
+    return Encoded(rows[0], None if pooled is None else pooled[0], extra)
+
+
+def _call(clip, tokens: Mapping) -> tuple[Tensor, Tensor | None, dict]:
+    """Rows ``[1, n, d]``, pooled vector ``[1, p]``, and what else the model's conditioning gets."""
+    known = inspect.signature(clip.encode_from_tokens).parameters
+    if "return_dict" not in known:  # a wrapper of another pack
+        return *clip.encode_from_tokens(tokens, return_pooled=True)[:2], {}
+    found = dict(clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True))
+    found.pop("hooks", None)  # they act in ComfyUI's sampler alone
+    return found.pop("cond"), found.pop("pooled_output"), found
 
 
 class BatchEncoder:
@@ -81,36 +115,22 @@ class BatchEncoder:
         joined = {name: [t[name][0] for t in tokens] for name in tokens[0]}
         try:
             with _capture_pooled(self.clip.cond_stage_model, pooled_by_tower.append):
-                rows, pooled = self.clip.encode_from_tokens(joined, return_pooled=True)[:2]
+                rows, pooled, extra = _call(self.clip, joined)
         except torch.OutOfMemoryError as error:
             log.debug("several prompts at once: %s", error)
             self._can_batch = False
             return None
-        if rows.ndim != 3 or rows.shape[0] != 1 or rows.shape[1] % count:
+        # what else an encoder gives belongs to all prompts together, so each is encoded alone
+        if rows.ndim != 3 or rows.shape[0] != 1 or rows.shape[1] % count or extra:
             return None
         each = rows.reshape(count, -1, rows.shape[-1])
         if pooled is None:
-            return [(r, None) for r in each]
+            return [Encoded(r, None) for r in each]
         vectors = next((v for v in pooled_by_tower if _starts_with_pooled(v, pooled, count)), None)
-        return None if vectors is None else list(zip(each, vectors))
+        return None if vectors is None else [Encoded(*both) for both in zip(each, vectors)]
 
     def _alone(self, tokens: Mapping) -> Encoded:
-        rows, pooled = self.clip.encode_from_tokens(tokens, return_pooled=True)[:2]
-        return rows[0], None if pooled is None else pooled[0]
-
-
-@dataclass(frozen=True)
-class Given:
-    """A stand-in for a CLIP, with the encoded rows of one prompt."""
-
-    rows: Tensor
-    pooled: Tensor | None
-
-    def tokenize(self, text: str) -> str:
-        return text
-
-    def encode_from_tokens(self, tokens, return_pooled: bool = True) -> Encoded:
-        return self.rows[None], None if self.pooled is None else self.pooled[None]
+        return encode(self.clip, tokens)
 
 
 def rows_of(tokens: Mapping) -> int:
@@ -169,8 +189,10 @@ def _starts_with_pooled(vectors: Tensor, pooled: Tensor, count: int) -> bool:
 
 def _agree(a: Encoded, b: Encoded) -> bool:
     """Whether two encodings of one prompt agree up to rounding, row by row."""
-    pairs = [(a[0], b[0]), *([(a[1][None], b[1][None])] if a[1] is not None and b[1] is not None else [])]
-    if (a[1] is None) != (b[1] is None) or any(x.shape != y.shape for x, y in pairs):
+    if (a.pooled is None) != (b.pooled is None):
+        return False
+    pairs = [(a.rows, b.rows), *([] if a.pooled is None else [(a.pooled[None], b.pooled[None])])]
+    if any(x.shape != y.shape for x, y in pairs):
         return False
     return all(
         bool(((x.float() - y.float()).norm(dim=-1) <= AGREE * y.float().norm(dim=-1) + 1e-6).all())

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
 
 from ..errors import ConceptError
 from .batching import BATCH_ROWS, BatchEncoder, Encoded, rows_of
-from .spelling import pad_id
+from .towers import Tower, row_ids, spellings, token_ids, towers_of
 
 BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
 REMEMBERED = 256 << 20  #: bytes of cached rows per encoder: 1,100 prompts of SD1.5, 60 of FLUX
@@ -31,15 +31,25 @@ class TextRows:
 
     Attributes:
         embeddings: ``[n, d]`` float32 on the CPU, the rows of the conditioning.
-        ids: ``[n]`` token ids of the tower that made the rows (T5 for FLUX, CLIP otherwise).
+        ids: ``[n]`` token ids of the towers that made the rows.
         groups: ``[n]`` group of each row, an index into :data:`GROUPS`.
         pooled: ``[p]`` pooled vector, or None if the model has none.
+        lengths: rows of each tower; empty if there is one.
     """
 
     embeddings: Tensor
     ids: tuple[int, ...]
     groups: tuple[int, ...]
     pooled: Tensor | None
+    lengths: tuple[int, ...] = ()
+
+    def by_tower(self) -> list[TextRows]:
+        """The rows of each tower."""
+        if len(self.lengths) < 2:
+            return [self]
+        ends = list(accumulate(self.lengths))
+        parts = [slice(end - length, end) for end, length in zip(ends, self.lengths)]
+        return [TextRows(self.embeddings[p], self.ids[p], self.groups[p], self.pooled) for p in parts]
 
     @property
     def bytes(self) -> int:
@@ -51,15 +61,6 @@ class TextRows:
         return [i for i, g in enumerate(self.groups) if g == group]
 
 
-@dataclass(frozen=True)
-class Specials:
-    """Special token ids of one tower, read from its encoding of the empty prompt."""
-
-    start: int | None
-    end: int
-    pad: int
-
-
 def escape(prompt: str) -> str:
     """Escape parentheses so that ComfyUI does not read them as weights. Escaped ones stay as they are."""
     return re.sub(r"\\?([()])", r"\\\1", prompt)
@@ -68,58 +69,43 @@ def escape(prompt: str) -> str:
 class TextEncoder:
     """Encode prompts with a ComfyUI CLIP object and cache their rows.
 
+    Args:
+        read: what the model's layers read of the rows, ``[n, d]`` -> ``[n, width]``
+            (:meth:`~trace_core.backbones.Backbone.read_rows`); None: the rows.
+
     Attributes:
         limit: bytes of cached rows, :data:`REMEMBERED` by default. The least recently used prompt with a
             subject is dropped first. Neutral prompts recur with every concept and are dropped only when no
             other is left.
+        unaligned: subjects that were not found in a prompt's tokens. All words of such a prompt count as the
+            subject.
     """
 
-    def __init__(self, clip, limit: int | None = None):
+    def __init__(self, clip, limit: int | None = None, read: Callable[[Tensor], Tensor] | None = None):
         self.clip = clip
         self.limit = REMEMBERED if limit is None else limit
+        self.unaligned: dict[str, None] = {}
+        self.towers = towers_of(clip)
+        self._read = read or (lambda rows: rows)
         self._cache: OrderedDict[tuple[str, str], TextRows] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._batch = BatchEncoder(clip)
-        empty = self._tokens("")
-        bidirectional = "t5xxl" in clip.tokenize("")
-        #: each row depends on later words too, so rows before the concept change with the concept
-        self.bidirectional = bidirectional
-        if bidirectional:
-            self.specials = Specials(None, empty[0], empty[1] if len(empty) > 1 else pad_id(clip, "t5xxl"))
-        else:
-            self.specials = Specials(empty[0], empty[1], empty[-1])
 
-    def _tokens(self, prompt: str) -> list[int]:
-        """Token ids of a single-chunk prompt, padding included."""
-        tokens = self.clip.tokenize(escape(prompt))
-        chunks = (
-            tokens["t5xxl"]
-            if "t5xxl" in tokens
-            else next(iter(tokens[k] for k in ("l", "g", "h") if k in tokens))
-        )
-        if len(chunks) > 1:
-            raise ConceptError(
-                f"'{prompt[:57]}...' is {sum(len(c) for c in chunks)} tokens long and does not fit into one "
-                f"prompt of {len(chunks[0])}; shorten the concept"
-            )
-        ids = [token[0] for token in chunks[0]]
-        if not all(isinstance(i, int) for i in ids):
-            raise ConceptError(f"'{prompt}' uses a textual-inversion embedding; erase a concept by its words")
-        return ids
+    @property
+    def bidirectional(self) -> bool:
+        """Whether rows depend on later words too, so that rows before the concept change with it."""
+        return not all(tower.causal for tower in self.towers)
 
     def content_ids(self, text: str) -> list[int]:
-        """Token ids of a text without start, end and padding.
+        """Ids of a text without start, end and padding, of the tower that reads most.
 
         Raises:
             ConceptError: if no token is left, or the text does not fit into one prompt.
         """
-        ids = self._tokens(text)
-        first = 0 if self.specials.start is None else 1
-        return ids[first : self._end(ids, first)]
-
-    def _end(self, ids: Sequence[int], first: int) -> int:
-        """Row of the first end token, or the length if there is none."""
-        return next((i for i in range(first, len(ids)) if ids[i] == self.specials.end), len(ids))
+        tower = self.towers[-1]
+        ids = token_ids(self.clip, escape(text), tower.name)
+        first, stop = tower.content(ids)
+        return ids[first:stop]
 
     def encode(self, prompt: str, subject: str = "") -> TextRows:
         """Rows of a prompt. ``subject``, if given, is located by its token ids and marked as a group.
@@ -158,59 +144,85 @@ class TextEncoder:
     def _encode(self, keys: Sequence[tuple[str, str]]) -> list[TextRows]:
         """Encode prompts with their subjects, each prompt once."""
         prompts = list(dict.fromkeys(prompt for prompt, _ in keys))
-        ids = {prompt: self._tokens(prompt) for prompt in prompts}
-        groups = [self._groups(ids[prompt], prompt, subject) for prompt, subject in keys]
+        ids = {p: [token_ids(self.clip, escape(p), tower.name) for tower in self.towers] for p in prompts}
+        groups = {key: self._all_groups(ids[key[0]], *key) for key in keys}
         encoded = dict(zip(prompts, self._batch([self.clip.tokenize(escape(prompt)) for prompt in prompts])))
-        plain = {prompt: self._float_rows(prompt, ids[prompt], *encoded[prompt]) for prompt in prompts}
-        return [TextRows(plain[p][0], tuple(ids[p]), g, plain[p][1]) for (p, _), g in zip(keys, groups)]
+        plain = {prompt: self._float_rows(prompt, encoded[prompt]) for prompt in prompts}
+        return [self._rows(key[0], ids[key[0]], groups[key], *plain[key[0]]) for key in keys]
 
-    def _float_rows(self, prompt: str, ids: list[int], rows: Tensor, pooled: Tensor | None) -> Encoded:
+    def _rows(
+        self, prompt: str, ids: list[list[int]], groups: list[list[int]], rows: Tensor, pooled: Tensor | None
+    ) -> TextRows:
+        """Rows with the ids and groups that belong to them.
+
+        Raises:
+            ConceptError: if the number of rows and tokens differ.
+        """
+        if len(ids) == 1:
+            kept = [row_ids(self.towers[0], ids[0], len(rows), prompt)]
+        else:
+            kept = [tuple(i) for i in ids]
+            if sum(map(len, kept)) != len(rows):
+                raise ConceptError(
+                    f"'{prompt}' gives {len(rows)} rows for {sum(map(len, kept))} tokens; this CLIP is not "
+                    "supported"
+                )
+        lengths = tuple(map(len, kept))
+        parts = [tuple(g[len(g) - n :]) for g, n in zip(groups, lengths)]
+        read = self._read(rows)
+        return TextRows(read, sum(kept, ()), sum(parts, ()), pooled, lengths if len(lengths) > 1 else ())
+
+    def _float_rows(self, prompt: str, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
         """Copies of a prompt's rows and pooled vector as float32 on the CPU.
 
         Raises:
-            ConceptError: if the number of rows and tokens differ, or a value is NaN.
+            ConceptError: if a value is NaN.
         """
-        if len(rows) != len(ids):
-            raise ConceptError(
-                f"'{prompt}' gives {len(rows)} rows for {len(ids)} tokens; this CLIP is not supported"
-            )
+        rows, pooled = encoded.rows, encoded.pooled
         if not (torch.isfinite(rows).all() and (pooled is None or torch.isfinite(pooled).all())):
             raise ConceptError(
                 f"the text encoder returns NaN for '{prompt}'; load it in float32 or another precision"
             )
         return tuple(None if t is None else t.detach().float().cpu().clone() for t in (rows, pooled))
 
-    def _groups(self, ids: list[int], prompt: str, subject: str) -> tuple[int, ...]:
-        first = 0 if self.specials.start is None else 1
-        end = self._end(ids, first)
-        at, length = self._locate(ids[first:end], prompt, subject)
+    def _all_groups(self, ids: list[list[int]], prompt: str, subject: str) -> list[list[int]]:
+        """Groups of each tower's tokens."""
+        return [self._groups(tower, own, prompt, subject) for tower, own in zip(self.towers, ids)]
+
+    def _groups(self, tower: Tower, ids: list[int], prompt: str, subject: str) -> list[int]:
+        first, stop = tower.content(ids)
+        at, length = self._locate(tower, ids[first:stop], prompt, subject)
         groups = []
         for i in range(len(ids)):
             if i < first:
                 groups.append(BOS)
-            elif i == end:
+            elif stop <= i < stop + len(tower.end):
                 groups.append(FIRST_EOT)
-            elif i > end:
+            elif i >= stop:
                 groups.append(PAD)
             elif at is None or i < first + at:
                 groups.append(BEFORE)
             else:
                 groups.append(SUBJECT if i < first + at + length else AFTER)
-        return tuple(groups)
+        return groups
 
-    def _locate(self, content: list[int], prompt: str, subject: str) -> tuple[int | None, int]:
+    def _locate(self, tower: Tower, content: list[int], prompt: str, subject: str) -> tuple[int | None, int]:
         """Position and length of the subject's ids in a prompt's content ids (its last occurrence)."""
         if not subject:
             return None, 0
-        wanted = self.content_ids(subject)
-        if not wanted:
+        wanted = spellings(self.clip, tower, subject, escape)
+        if not wanted[0]:
             raise ConceptError(
                 f"the tokenizer drops '{subject}' entirely; write the concept in words that it knows"
             )
-        for ids in (wanted, wanted[:-1]):  # T5 joins a last digit with a comma behind it: "R2-D", "2,"
-            for at in range(len(content) - len(wanted), -1, -1):
+        for ids in wanted:
+            length = len(ids) if tower.chat else len(wanted[0])
+            for at in range(len(content) - length, -1, -1):
                 if ids and content[at : at + len(ids)] == ids:
-                    return at, len(wanted)
+                    return at, length
+        if tower.chat and content:
+            self.unaligned[subject] = None
+            return 0, len(content)
         raise ConceptError(
             f"the tokens of '{subject}' cannot be found in '{prompt}'; remove punctuation from the concept"
         )
@@ -241,6 +253,8 @@ def align(erase: TextRows, want: TextRows) -> Pairs:
     token backwards. If the anchor is shorter, its first row repeats. Without an anchor, the row after the
     common beginning is used. Pads beyond the length of the other prompt are paired with its last row.
     """
+    if len(erase.lengths) > 1:
+        return _joined([align(*pair) for pair in zip(erase.by_tower(), want.by_tower())], want.lengths)
     n = len(want.ids)
     start = _common_prefix(erase, want)
     tail = _common_suffix(erase, want, start)
@@ -254,6 +268,17 @@ def align(erase: TextRows, want: TextRows) -> Pairs:
         else:
             partner.append(min(other_stop + i - stop, n - 1))
     return Pairs(erase.embeddings, want.embeddings[partner], erase.groups, tuple(partner))
+
+
+def _joined(pairs: Sequence[Pairs], lengths: Sequence[int]) -> Pairs:
+    """The pairs of all towers. ``lengths``: the counterpart's rows by tower."""
+    starts = [0, *accumulate(lengths)]
+    return Pairs(
+        torch.cat([p.erase for p in pairs]),
+        torch.cat([p.want for p in pairs]),
+        sum((p.groups for p in pairs), ()),
+        tuple(start + i for p, start in zip(pairs, starts) for i in p.partners),
+    )
 
 
 def _content_end(rows: TextRows) -> int:

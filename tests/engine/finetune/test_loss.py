@@ -58,9 +58,7 @@ class Step:
         """The error by the paper's formula in float64."""
         if term.attention:
             return Step.independent_attention(trainer, points, numbers)
-        out = trainer.backbone.predict(
-            points.x.float(), points.sigma, trainer.prompts.batch(numbers)
-        ).double()
+        out = trainer.prompts.batch(numbers).predict(points.x.float(), points.sigma).double()
         p = {k: v.double() for k, v in points.predictions.items()}
         if trainer.objective.name == "trce":
             amplified = lambda name: 16 * p[name] - 15 * p["uncond"]  # noqa: E731
@@ -84,7 +82,7 @@ class Step:
         """
         maps, total = [], 0.0
         with trainer.backbone.attention_maps(maps):
-            trainer.backbone.predict(points.x.float(), points.sigma, trainer.prompts.batch(numbers))
+            trainer.prompts.batch(numbers).predict(points.x.float(), points.sigma)
         columns = trainer.prompts.columns(numbers, True)
         assert columns.any(1).all() and not columns.all(1).any()
         for q, k in maps:

@@ -132,5 +132,7 @@ def test_patches_count_as_part_of_the_model(families):
     edited, points = backbone_for(patched), seen["points"]
     edited.load()
     with torch.no_grad():
-        out = edited.predict(points.x.float(), points.sigma, seen["prompts"].batch(points.prompt))
+        out = replace(seen["prompts"].batch(points.prompt), backbone=edited).predict(
+            points.x.float(), points.sigma
+        )
     assert (points.predictions["concept"].float() - out).norm() < 1e-3 * out.norm()

@@ -27,7 +27,8 @@ class Student:
             plain(trainer, adapters, *rest)
             sigma = torch.tensor([0.9, 0.3])
             x = torch.randn(2, *trainer.shape, generator=generator)
-            self.given = x, sigma, trainer.prompts.batch([trainer.erase_pairs[0][0], trainer.uncond])
+            ((_, condition),) = trainer.prompts.batch([trainer.erase_pairs[0][0], trainer.uncond]).parts
+            self.given = x, sigma, condition
             with torch.no_grad():
                 for state in ("student", "base"):
                     adapters.use(state)

@@ -58,7 +58,7 @@ class Objective:
         terms: in the order of a step's batch.
         kinds: kind of concept -> values of :class:`~trace_core.finetune.FinetuneConfig`, as in the paper;
             ``longer`` multiplies the preset's steps.
-        flux: overrides of ``kinds`` for FLUX.
+        transformer: overrides of ``kinds`` for transformers (FLUX).
         combined: overrides of both for a combined concept; ``wider`` multiplies the preset's keep
             trajectories.
         unconditional: sample the keep points without a prompt instead of from the keep list.
@@ -69,7 +69,7 @@ class Objective:
     student: str
     terms: tuple[Term, ...]
     kinds: Mapping[str, Mapping] = field(default_factory=dict)
-    flux: Mapping[str, Mapping] = field(default_factory=dict)
+    transformer: Mapping[str, Mapping] = field(default_factory=dict)
     combined: Mapping = field(default_factory=dict)
     unconditional: bool = False
 

@@ -37,5 +37,5 @@ MACE = Objective(
         Term("attention", "erase", "prompt", "all", ("region",), None, attention=True, focus=focal_density),
     ),
     kinds=dict.fromkeys(KINDS, _PAPER),
-    flux=dict.fromkeys(KINDS, _FLUX),
+    transformer=dict.fromkeys(KINDS, _FLUX),
 )

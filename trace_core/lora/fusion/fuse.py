@@ -69,7 +69,9 @@ def fuse(
     streams = [part for s in (CONTEXT, POOLED) if (part := Stream(backbone, s, adapters, config)).layers]
     if streams:
         check_clip(backbone, clip)
-        collect(streams, TextEncoder(clip), adapters, keep_list, config, progress, clock)
+        collect(
+            streams, TextEncoder(clip, read=backbone.read_rows), adapters, keep_list, config, progress, clock
+        )
     if config.mode == "fuse":
         for stream in streams:
             stream.solve(progress, clock)
