@@ -195,15 +195,15 @@ def test_too_little_memory_for_several_prompts(clips, monkeypatch):
     batch, tokens = BatchEncoder(clip), [clip.tokenize(p) for p in PROMPTS]
     before = batch(tokens)
     limit[0] = 1
-    for (rows, _), (own, _) in zip(batch(tokens), before):
-        assert furthest(rows, own) < 1e-5
+    for found, own in zip(batch(tokens), before):
+        assert furthest(found.rows, own.rows) < 1e-5
 
 
 def test_weights_and_long_prompts_go_alone(clips):
     clip = clips["sd1"]
     prompts = ["a cat", "a (cat:1.3)", "a dog", "a photo of a cat and a dog " * 6]
-    for (rows, _), prompt in zip(BatchEncoder(clip)([clip.tokenize(p) for p in prompts]), prompts):
-        assert furthest(rows, clip.encode_from_tokens(clip.tokenize(prompt))[0]) < 1e-5
+    for found, prompt in zip(BatchEncoder(clip)([clip.tokenize(p) for p in prompts]), prompts):
+        assert furthest(found.rows, clip.encode_from_tokens(clip.tokenize(prompt))[0]) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["sd1", "flux"])

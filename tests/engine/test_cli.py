@@ -156,7 +156,7 @@ def test_unwritable_path_is_refused_before_the_work(engine, out, tmp_path, capsy
 def test_a_lora_for_another_architecture_is_refused(erased, tmp_path, capsys):
     arguments = ["--model", "demo-flux", "--lora", str(erased / "cat.safetensors"), "--prompt", "a cat"]
     assert main(["generate", *arguments, "--out", str(tmp_path / "x.png")]) == 2
-    assert "made for sd1 and does not fit this flux model" in capsys.readouterr().err
+    assert "made for Stable Diffusion 1.x and does not fit this FLUX.1 model" in capsys.readouterr().err
 
 
 def test_a_model_that_is_no_model_is_refused(engine, tmp_path, capsys):

@@ -12,7 +12,7 @@ from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.errors import ConceptError, ModelError
 from trace_core.finetune import finetune
 from trace_core.finetune.options import FinetuneConfig
-from trace_core.finetune.trajectory import Prompts
+from trace_core.finetune.prompts import Prompts
 from trace_core.text.concepts import Concept
 from trace_core.text.encoding import PAD, SUBJECT, TextEncoder
 from trace_core.text.spelling import unknown_ids, unspelled

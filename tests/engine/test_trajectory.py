@@ -9,7 +9,8 @@ import torch
 
 from trace_core.backbones import backbone_for
 from trace_core.errors import TraceError
-from trace_core.finetune.trajectory import Points, Prompts, Sampling, TrajectoryBank, schedule, trajectories
+from trace_core.finetune.prompts import Prompts
+from trace_core.finetune.trajectory import Points, Sampling, TrajectoryBank, schedule, trajectories
 
 KINDS = ("sd1", "sdxl", "flux")
 SIZE = 32

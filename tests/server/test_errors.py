@@ -27,7 +27,7 @@ from server_prompts import applied, base, erased, node, picture, tuned
                 "flux": node("TRACE_LoadDemoModel", name="demo-flux"),
                 "apply": applied(("flux", 0), lora=("erase", 1)),
             },
-            "does not fit this flux model",
+            "does not fit this FLUX.1 model",
         ),
         (
             {"save": node("TRACE_SaveErasureLora", lora=("erase", 1), name="../../x")},

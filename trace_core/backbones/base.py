@@ -217,7 +217,7 @@ class Backbone:
         return channels, height // self.pixels, width // self.pixels
 
     def with_frames(self, latents: Tensor) -> Tensor:
-        """Latents ``[b, c, h, w]`` as ComfyUI has them: ``[b, c, 1, h, w]`` if the network can draw videos."""
+        """Latents ``[b, c, h, w]`` as ComfyUI has them: ``[b, c, 1, h, w]`` if a network draws videos."""
         video = getattr(self.patcher.model.latent_format, "latent_dimensions", 2) == 3
         return latents.unsqueeze(2) if video else latents
 

@@ -13,7 +13,7 @@ from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, comfy_class
 from .kinds import Kind
 from .weights import is_linear
 
-SUPPORTED = "FLUX.1 (including Fill, Kontext and Krea)"
+SUPPORTED = "FLUX.1 (with Fill, Kontext and Krea)"
 _FLUX = {"clip_type": "FLUX", "encoders": "clip_l and t5xxl"}
 KINDS = {
     "flux": Kind("FLUX.1", "flux-1-dev/lora", "flux1", embeds_guidance=True, **_FLUX),

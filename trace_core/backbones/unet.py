@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, bare_name, comfy_class
 from .kinds import Kind
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and SDXL (including inpainting models, unCLIP, SSD-1B, Vega and KOALA)"
+SUPPORTED = "Stable Diffusion 1.x, 2.x, SDXL (with inpainting models, unCLIP, SSD-1B, Vega and KOALA)"
 _SD = {
     "cfg": 7.0,
     "training_cfg": 3.0,

@@ -21,7 +21,8 @@ from ..closed_form.solvers import cholesky
 from ..errors import ConceptError
 from ..finetune.adapters import attached
 from ..finetune.gradients import saved_apart, training_mode
-from ..finetune.trajectory import Prompts, Sampling, trajectories
+from ..finetune.prompts import Prompts
+from ..finetune.trajectory import Sampling, trajectories
 from ..lora.erasure import ErasureLora
 from ..lora.gating import apply
 from .metrics import top1

@@ -26,8 +26,9 @@ from .objectives import OBJECTIVES, Term
 from .objectives.base import squared_error
 from .options import AUTO, FinetuneConfig
 from .progress import Diverged, Progress
+from .prompts import Prompts
 from .resume import TrainingState, identity
-from .trajectory import REGION, Points, Prompts, Sampling, TrajectoryBank, trajectories
+from .trajectory import REGION, Points, Sampling, TrajectoryBank, trajectories
 from .windows import auto_window, inside
 
 

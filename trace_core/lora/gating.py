@@ -47,10 +47,11 @@ def check_fits(model, lora: ErasureLora) -> None:
         layer = layer_at(model.model, module) if module.startswith(PREFIX) else None
         wanted = None if layer is None else shape_of(layer)
         if wanted is None or up.shape[0] != wanted[0] or down.shape[1] != wanted[1:].numel():
+            own = backbone_for(model).traits.title
             found = "has no such layer" if wanted is None else f"has {tuple(wanted)} there"
             raise LoraError(
-                f"this LoRA was made for {made_for} and does not fit this "
-                f"{backbone_for(model).traits.title} model: {module} is {up.shape[0]} x {down.shape[1]}, the model {found}"
+                f"this LoRA was made for {made_for} and does not fit this {own} model: "
+                f"{module} is {up.shape[0]} x {down.shape[1]}, the model {found}"
             )
 
 
@@ -71,8 +72,8 @@ def base_mismatch(model, lora: ErasureLora) -> str | None:
     title = lora.metadata.get("modelspec.title", "this erasure")
     return (
         f"'{title[:80]}' was made on another {backbone.traits.title} model ({made_on[:16]}) than this one "
-        f"({own}), or on this one at another precision; it mostly works between finetunes of one base, so check the "
-        "pictures"
+        f"({own}), or on this one at another precision; it mostly works between finetunes of one base, so "
+        "check the pictures"
     )
 
 

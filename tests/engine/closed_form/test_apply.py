@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from closed_form_cases import CAT, KEEP, KINDS, fingerprint, patched_weights
+from trace_core.backbones import families
 from trace_core.closed_form import erase
 from trace_core.errors import LoraError
 from trace_core.lora import ErasureLora
@@ -45,8 +46,10 @@ def test_lora_for_another_architecture_is_refused_by_name(one, made_for, used_on
     other = one(used_on)[1]
     before = fingerprint(other)
     for strength in (1.0, 0.0):
+        titles = [families.KINDS[kind].title for kind in (made_for, used_on)]
         with pytest.raises(
-            LoraError, match=f"made for {made_for} and does not fit this {used_on} model: diffusion_model"
+            LoraError,
+            match=f"made for {titles[0]} and does not fit this {titles[1]} model: diffusion_model",
         ):
             apply(other, lora, strength)
     assert fingerprint(other) == before
@@ -56,7 +59,8 @@ def test_lora_for_another_width_is_refused(one, tiny):
     family, model = one("sd1")
     lora = erase(model, family.clip, [CAT], KEEP).lora
     with pytest.raises(
-        LoraError, match=r"does not fit this sd1 model: .*to_k is \d+ x 256, the model has \(\d+, 64\) there"
+        LoraError,
+        match=r"this Stable Diffusion 1.x model: .*to_k is \d+ x 256, the model has \(\d+, 64\) there",
     ):
         apply(tiny.tiny_sd(context_dim=64), lora)
 
@@ -69,5 +73,5 @@ def test_lora_whose_metadata_lies_is_refused_all_the_same(one, base):
     family, model = one("sd1")
     lora = ErasureLora(erase(model, family.clip, [CAT], KEEP).lora.modules, {"trace.base": base})
     assert apply(model, lora).patches
-    with pytest.raises(LoraError, match="does not fit this flux model"):
+    with pytest.raises(LoraError, match="does not fit this FLUX.1 model"):
         apply(one("flux")[1], lora)

@@ -59,7 +59,7 @@ def test_model_of_an_unknown_family_is_refused_by_name(engine):
 
     cpu = torch.device("cpu")
     with pytest.raises(
-        ModelError, match="Mystery models are not supported; use Stable Diffusion 1.x, 2.x, SDXL or FLUX.1"
+        ModelError, match="Mystery models are not supported; use Stable Diffusion 1.x, 2.x, SDXL"
     ):
         backbone_for(comfy.model_patcher.ModelPatcher(Mystery(), cpu, cpu))
 

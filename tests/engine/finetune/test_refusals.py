@@ -12,7 +12,6 @@ from trace_core.backbones import Backbone, backbone_for
 from trace_core.errors import ConceptError, LoraError, ModelError, TraceError
 from trace_core.finetune import finetune
 from trace_core.lora.gating import apply
-from trace_core.text.concepts import Concept
 
 REFUSED = {
     "no concept": (dict(concepts=[]), ConceptError, "nothing to erase; name at least one concept"),
@@ -20,7 +19,6 @@ REFUSED = {
     "rank": (dict(config=replace(SMALL, rank=999)), LoraError, "rank 999 exceeds the narrowest layer"),
     "bank": (dict(config=replace(SMALL, bank_limit=10)), TraceError, "more than the bank's 0 MB"),
     "scope": (dict(config=replace(SMALL, scope="all")), TraceError, "scope 'all' is unknown"),
-    "long": (dict(concepts=[Concept("cat dog bird " * 30)]), ConceptError, "takes more rows of text"),
 }
 
 

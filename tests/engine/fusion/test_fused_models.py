@@ -171,7 +171,7 @@ def test_what_cannot_be_fused(families):
     one, other = trained(family, model, "cat"), trained(families["flux"], families["flux"].model(), "cat")
     with pytest.raises(LoraError, match="LoRA 2 is for flux models, but LoRA 1 is for sd1"):
         fuse(model, family.clip, [one, other])
-    with pytest.raises(LoraError, match="wire 1: this LoRA was made for flux"):
+    with pytest.raises(LoraError, match="wire 1: this LoRA was made for FLUX.1"):
         fuse(model, family.clip, [other], names=["wire 1"])
     with pytest.raises(LoraError, match="LoRA 2 does not say what it erases"):
         fuse(model, family.clip, [one, ErasureLora(one.modules)])

@@ -53,7 +53,7 @@ def test_another_base_is_announced_by_name(models, families, caplog):
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         applied = apply(other, lora, 1.0, 0.5, 1.0)
-    assert "'Erased: cat' was made on another sd1 model" in caplog.text
+    assert "'Erased: cat' was made on another Stable Diffusion 1.x model" in caplog.text
     assert erasures_on(applied)
 
 
