@@ -142,7 +142,8 @@ class Backbone:
         """
         if scope not in SCOPES:
             raise TraceError(f"scope '{scope}' is unknown; use one of {', '.join(SCOPES)}")
-        linear = [name for name, module in self.network.named_modules() if is_linear(module)]
+        # a layer with one output or input has no low-rank edit
+        linear = [n for n, m in self.network.named_modules() if is_linear(m) and min(shape_of(m)) > 1]
         wanted = "" if scope == "linear" else getattr(self._family, scope.upper())
         return [
             name

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..errors import ModelError
-from . import flux, unet
+from . import chroma, flux, flux2, krea2, qwen_image, sd3, unet, z_image
 from .base import Backbone, comfy_class, engine_of
 from .kinds import Kind
 
 #: Tried in this order with ``matches(patcher)``; the first match builds the backbone.
-FAMILIES = (unet, flux)
+FAMILIES = (unet, flux, flux2, z_image, qwen_image, krea2, sd3, chroma)
 
 #: every kind of model, by the name that files record
 KINDS: dict[str, Kind] = {name: kind for family in FAMILIES for name, kind in family.KINDS.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base import CONTEXT, POOLED, PREFIX, Backbone, Layer, bare, comfy_class
 from .kinds import Kind
+from .rotary import rotated
 from .weights import is_linear
 
 SUPPORTED = "FLUX.1 (with Fill, Kontext and Krea)"
@@ -84,16 +85,10 @@ def attention_maps(network, found: list[tuple[Tensor, Tensor]]) -> Iterator[None
 
             def text(module, args, out, place=place):  # called after the picture's hook
                 count = out[1].shape[2]
-                keys = _rotated(torch.cat((out[1], place["k"]), dim=2), place["pe"])
-                found.append((_rotated(place["q"], place["pe"][:, :, count:]), keys))
+                keys = rotated(torch.cat((out[1], place["k"]), dim=2), place["pe"])
+                found.append((rotated(place["q"], place["pe"][:, :, count:]), keys))
 
             hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
             hooks.callback(block.img_attn.norm.register_forward_hook(image).remove)
             hooks.callback(block.txt_attn.norm.register_forward_hook(text).remove)
         yield
-
-
-def _rotated(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) by FLUX's matrices ``[b, 1, n, d/2, 2, 2]``."""
-    pairs = x.to(pe.dtype).unflatten(-1, (-1, 1, 2))
-    return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)

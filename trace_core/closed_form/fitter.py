@@ -20,6 +20,7 @@ from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of, same, with_default_anchor
 from ..text.encoding import TextEncoder
 from ..text.grammar import parse_concepts
+from ..text.spelling import alignment_warnings
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
 from .accumulate import Accumulator, Progress
@@ -228,6 +229,7 @@ class ClosedFormFitter:
             "side_effects": effects,
             "warnings": [
                 *plan.spelling,
+                *alignment_warnings(self.encoder),
                 *weight_warnings(self.backbone, solved, layers, collateral),
                 *effect_warnings(effects, plan.keep, plan.words),
                 *negative_prompt_warnings(config, plan.concepts),

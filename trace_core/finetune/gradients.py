@@ -105,7 +105,12 @@ class _Recomputed(torch.autograd.Function):
             out = ctx.run([t.clone() for t in leaves])
             outputs = [out] if isinstance(out, Tensor) else list(out)
             wanted = [t for t in leaves if t.requires_grad] + list(ctx.trained)
-            pairs = [(o, g) for o, g in zip(outputs, gradients) if o.requires_grad and g is not None]
+            # SD 3's last block has no text to return
+            pairs = [
+                (o, g)
+                for o, g in zip(outputs, gradients)
+                if o is not None and o.requires_grad and g is not None
+            ]
             if not (wanted and pairs):
                 return (None,) * (3 + ctx.count + len(ctx.trained))
             outputs, gradients = zip(*pairs)

@@ -58,12 +58,14 @@ def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, 
         if part in parts.setdefault(name, {}):
             raise LoraError(f"'{key[:80]}' is a second {part} for the same layer; the file is damaged")
         parts[name][part] = tensor
-    own_names = names.unet_from_diffusers([n for n in parts if names.IN_DIFFUSERS_UNET.match(n)])
+    # names behind ComfyUI's prefix are the network's own; Qwen-Image's are those of FLUX in diffusers
+    other = [n for n in parts if not keys[n].startswith(PREFIX)]
+    own_names = names.unet_from_diffusers([n for n in other if names.IN_DIFFUSERS_UNET.match(n)])
     modules: dict[str, tuple[Tensor, Tensor]] = {}
     fused: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
     places = {}
     for name in parts:
-        flux = names.IN_DIFFUSERS_FLUX.match(name)
+        flux = name in other and names.IN_DIFFUSERS_FLUX.match(name)
         places[name] = names.flux_from_diffusers(name) if flux else (own_names.get(name, name), None)
         if places[name] is None or places[name][0] is None:
             raise _not_ours(keys[name], "no network of ComfyUI has a layer of that name")

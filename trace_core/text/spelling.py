@@ -85,3 +85,12 @@ def check_spelling(encoder: TextEncoder, concepts: Sequence[Concept], remedy: st
             "in the unknown characters are erased with it, so write the name in Latin letters as well"
         )
     return out
+
+
+def alignment_warnings(encoder: TextEncoder) -> list[str]:
+    """Warnings about names that the encoder did not find in the tokens of a prompt."""
+    return [
+        f"'{name}' cannot be found in the tokens of every prompt with it, so all of their words count "
+        "as the concept; write it as a word of its own"
+        for name in encoder.unaligned
+    ]
