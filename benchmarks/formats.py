@@ -56,8 +56,10 @@ def quantised(state: dict[str, Tensor], name: str, engine) -> tuple[dict[str, Te
     """
     algorithm, layout = QUANTISED[name]
     tensor_class, out, layers = engine.quant_ops.QuantizedTensor, {}, {}
+    # packed weights have half the width, by which the loader recognises txt_in
+    plain = WAYS_IN_AND_OUT if name == "nvfp4" else WAYS_IN_AND_OUT[:1] + WAYS_IN_AND_OUT[5:]
     for key, value in state.items():
-        if is_matrix(key, value) and not key.startswith(WAYS_IN_AND_OUT[:1] + WAYS_IN_AND_OUT[5:]):
+        if is_matrix(key, value) and not key.startswith(plain):
             options = {"scale": "recalculate"} if "fp8" in name and name != "mxfp8" else {}
             out |= tensor_class.from_float(value.to(torch.bfloat16), layout, **options).state_dict(key)
             layers[key.removesuffix(".weight")] = {"format": algorithm}

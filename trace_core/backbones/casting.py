@@ -18,10 +18,15 @@ from .weights import is_linear, is_plain, shape_of, storage_of
 
 
 def needs_cast(module: nn.Module) -> bool:
-    """Whether a layer's weight or bias has a format without products or gradients."""
+    """Whether a layer's weight or bias has a format without products or gradients.
+
+    Files with quantised layers leave some as they are. ComfyUI's class for all of them is no ``nn.Linear``,
+    so PEFT knows these layers only in a wrapper.
+    """
     if not is_linear(module) and not isinstance(module, nn.Conv2d):
         return False
-    return module.weight is not None and not (is_plain(module.weight) and is_plain(module.bias))
+    known = isinstance(module, (nn.Linear, nn.Conv2d))
+    return module.weight is not None and not (known and is_plain(module.weight) and is_plain(module.bias))
 
 
 def weight_and_bias(engine, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
