@@ -7,7 +7,7 @@ import torch
 
 from ..trace_core.backbones import backbone_for
 from ..trace_core.backbones.clips import check_clip
-from ..trace_core.backbones.sampling import sample
+from ..trace_core.backbones.sampling import decode, sample
 from ..trace_core.errors import TraceError
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
@@ -241,7 +241,7 @@ def decoded(vae, latents: torch.Tensor, live: Live, label: str) -> torch.Tensor:
     out = []
     for part in latents.split(8):
         live.phase(f"decode {label}", len(out), -(-len(latents) // 8))
-        out.append(vae.decode(part)[..., :3].cpu().float())
+        out.append(decode(vae, part)[..., :3].cpu().float())
     return torch.cat(out)
 
 

@@ -52,6 +52,10 @@ TOOLTIPS = {
     "scope": "Layers that get adapters. auto takes the objective's own, and the help page lists the others.",
     "saliency": "Above 0 trains whole weight matrices, but only this share of each, where gradients are "
     "large (ANT takes 0.5). The result is cut to rank, so set rank to 64.",
+    "sampling_steps": "Sampling steps of the trajectories that it trains on. 0 takes 12, or fewer for a "
+    "model that is made for few steps. Set it for a Turbo or Lightning model.",
+    "cfg": "Guidance of these trajectories. -1 takes the model family's own. Set 1 for a Turbo or Lightning "
+    "model.",
     "mask": "Where in the picture the concept is, for objective mace. Without a mask the model's own "
     "attention says where.",
 }
@@ -87,7 +91,8 @@ class LateStageFinetune:
     )
     FUNCTION = "train"
     ADVANCED = tuple(
-        "window window_start window_end steps rank lr eta width height checkpointing scope saliency".split()
+        "window window_start window_end steps rank lr eta width height checkpointing scope saliency "
+        "sampling_steps cfg".split()
     )
 
     @classmethod
@@ -120,6 +125,8 @@ class LateStageFinetune:
                 "scope": widgets.choice_or_auto(SCOPES),
                 "saliency": widgets.number(0.0, 0.0, 1.0, 0.05),
                 "mask": widgets.socket("MASK"),
+                "sampling_steps": widgets.integer(0, 0, 1000),
+                "cfg": widgets.number(-1.0, -1.0, 30.0, 0.1),
             },
             advanced=cls.ADVANCED,
         )
@@ -149,6 +156,8 @@ class LateStageFinetune:
         scope="auto",
         saliency=0.0,
         mask=None,
+        sampling_steps=0,
+        cfg=-1.0,
     ):
         concepts, kept = wire.concepts_of(erase, keep)
         custom_window = None if window == "auto" else (window_start, window_end)
@@ -165,6 +174,8 @@ class LateStageFinetune:
             "preview_every": preview_every,
             "scope": None if scope == "auto" else scope,
             "saliency": saliency,
+            "sampling_steps": sampling_steps or None,
+            "cfg": None if cfg < 0 else cfg,
             **finetune_options(model, width, height, lr),
         }
         eraser = Eraser(objective, kept, seed, closed_form=None, finetune=options, per_concept=False)
@@ -243,5 +254,7 @@ class Previews:
         if fmt.latent_rgb_factors is None:
             return latents[:, :1].sigmoid().movedim(1, -1).expand(-1, -1, -1, 3)
         bias = getattr(fmt, "latent_rgb_factors_bias", None)
+        reshape = getattr(fmt, "latent_rgb_factors_reshape", None)  # FLUX.2 packs four pixels into one
+        latents = latents if reshape is None else reshape(latents)
         rgb = latents.movedim(1, -1) @ torch.tensor(fmt.latent_rgb_factors) + torch.tensor(bias or [0.0] * 3)
         return ((rgb + 1) / 2).clamp(0, 1)

@@ -12,8 +12,9 @@ import torch
 from engine_cases import LEAST_WORK, condition_of, unload
 from trace_core.backbones import backbone_for
 from trace_core.backbones.base import CONTEXT, POOLED
-from trace_core.backbones.sampling import SamplerConfig, sample
+from trace_core.backbones.sampling import SamplerConfig, decode, sample
 from trace_core.closed_form import ClosedFormConfig, erase
+from trace_core.errors import ModelError
 from trace_core.finetune import FinetuneConfig, finetune
 from trace_core.finetune.adapters import attached
 from trace_core.finetune.attention import focus_region
@@ -334,3 +335,37 @@ def test_few_steps_and_no_guidance_for_distilled_models(case):
         assert (training.sampling_steps, training.cfg) == (steps, 1.0)
     config = FinetuneConfig().resolved("object", "sd3")
     assert (config.sampling_steps, config.cfg) == (12, 3.0)
+
+
+@pytest.mark.parametrize("changes", [dict(pad_tokens_multiple=None), dict(clip_text_dim=16)])
+def test_relatives_of_z_image_are_refused(tiny, engine, changes):
+    """Lumina Image 2.0 and NewBie: the same class, other ways in."""
+    import tiny_families
+
+    if why := tiny_families.missing("z-image"):
+        pytest.skip(why)
+    with pytest.raises(ModelError, match="Lumina2 models are not supported; use .*Z-Image, Qwen-Image"):
+        backbone_for(tiny_families.model("z-image", **changes))
+
+
+def test_lcm_models_are_sampled_in_few_steps_without_guidance(tiny, families):
+    nodes = pytest.importorskip(
+        "comfy_extras.nodes_model_advanced", reason="this engine has no sampling nodes"
+    )
+    model = nodes.ModelSamplingDiscrete().patch(families["sd1"].model(), "lcm", False)[0]
+    config = SamplerConfig.for_model(model)
+    assert (config.steps, config.cfg, config.sampler, config.scheduler) == (8, 1.0, "lcm", "sgm_uniform")
+    assert FinetuneConfig().resolved("object", backbone_for(model).traits).sampling_steps == 8
+
+
+@pytest.mark.parametrize("kind", ["qwen-image", "krea2"])
+def test_latents_of_one_frame_are_decoded_by_a_vae_of_videos(case, kind):
+    class Vae:
+        latent_dim = 3
+
+        def decode(self, latents):
+            assert latents.ndim == 5 and latents.shape[2] == 1
+            return torch.zeros(latents.shape[0], 1, 8, 8, 3)
+
+    model, _ = case(kind)
+    assert decode(Vae(), torch.zeros(2, *backbone_for(model).latent_shape(SIZE, SIZE))).shape == (2, 8, 8, 3)

@@ -312,12 +312,12 @@ def missing(kind: str) -> str | None:
     return None if hasattr(comfy.supported_models, name) else f"this ComfyUI has no {name}"
 
 
-def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32):
+def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
     """A ModelPatcher of the tiny model."""
     import importlib
 
     tiny = TINY[kind]
-    options = dict(tiny.unet)
+    options = {**tiny.unet, **changes}
     if tiny.params:
         module, name = tiny.params
         fields = getattr(importlib.import_module(f"comfy.ldm.{module}.model"), name).__dataclass_fields__

@@ -92,8 +92,10 @@ class Backbone:
 
     @property
     def traits(self) -> Kind:
-        """What is known about this kind of model."""
-        return self._family.KINDS[self.kind]
+        """What is known about this kind of model, and about the sampling that a node may have set."""
+        traits = self._family.KINDS[self.kind]
+        # ComfyUI's sampling of LCM models, which skips most of the noise levels
+        return traits.of_few_steps() if hasattr(self.model_sampling, "skip_steps") else traits
 
     @property
     def text_width(self) -> int:

@@ -15,7 +15,7 @@ from .rotary import rotated
 from .weights import is_linear
 
 SUPPORTED = "FLUX.1 (with Fill, Kontext and Krea)"
-_FLUX = {"clip_type": "FLUX", "encoders": "clip_l and t5xxl"}
+_FLUX = {"clip_type": "FLUX", "encoders": "clip_l and t5xxl", "references": True}
 KINDS = {
     "flux": Kind("FLUX.1", "flux-1-dev/lora", "flux1", embeds_guidance=True, **_FLUX),
     "flux-schnell": Kind("FLUX.1 schnell", "flux-1-schnell/lora", "flux1", steps=4, **_FLUX),

@@ -10,7 +10,7 @@ from .kinds import Kind
 from .weights import is_linear
 
 SUPPORTED = "FLUX.2 (dev and klein)"
-_FLUX2 = {"clip_type": "FLUX2", "pads_left": True}
+_FLUX2 = {"clip_type": "FLUX2", "references": True, "pads_left": True}
 KINDS = {
     "flux2-dev": Kind(
         "FLUX.2 dev", "flux-2-dev/lora", "flux2_dev", embeds_guidance=True, encoders="mistral_3", **_FLUX2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Kind:
         encoders: text encoder files that it needs.
         transformer: whether the objectives' values for transformers apply.
         embeds_guidance: whether the network reads a guidance strength, which amplifies the prompt.
+        references: whether it can also read reference pictures.
         pads_left: whether the model puts empty rows before a prompt's rows.
     """
 
@@ -38,4 +39,9 @@ class Kind:
     encoders: str = "one text encoder"
     transformer: bool = True
     embeds_guidance: bool = False
+    references: bool = False
     pads_left: bool = False
+
+    def of_few_steps(self) -> Kind:
+        """The same kind distilled by latent consistency (LCM, Luo et al., arXiv 2310.04378)."""
+        return replace(self, steps=8, cfg=1.0, training_cfg=1.0, sampler="lcm", scheduler="sgm_uniform")

@@ -21,7 +21,9 @@ from .weights import is_linear
 SUPPORTED = "Krea 2"
 KINDS = {
     # Turbo is recognised by nothing that Raw has not, and is used far more
-    "krea2": Kind("Krea 2", "krea-2/lora", "krea2", steps=8, clip_type="KREA2", encoders="qwen_3_vl_4b")
+    "krea2": Kind(
+        "Krea 2", "krea-2/lora", "krea2", steps=8, clip_type="KREA2", encoders="qwen_3_vl_4b", references=True
+    )
 }
 TEXT = r"^txtfusion\..*\.(w[qkvo]|gate|up|down)$|^txtmlp\.[13]$"
 ATTENTION = r"^blocks\.\d+\.attn\.w[qkvo]$"

@@ -25,6 +25,7 @@ KINDS = {
         training_cfg=2.5,
         clip_type="QWEN_IMAGE",
         encoders="qwen_2.5_vl_7b",
+        references=True,
     )
 }
 TEXT = r"^txt_in$|^transformer_blocks\.\d+\.attn\.add_[qkv]_proj$"

@@ -119,6 +119,13 @@ def sample(
     return torch.stack([out[at] for at in range(len(prompts))])
 
 
+def decode(vae, latents: Tensor) -> Tensor:
+    """Pictures ``[n, 8h, 8w, 3]`` in 0..1 of latents ``[n, c, h, w]``, also by a VAE of videos."""
+    video = getattr(vae, "latent_dim", 2) == 3
+    pictures = vae.decode(latents.unsqueeze(2) if video else latents)
+    return pictures[:, 0] if pictures.ndim == 5 else pictures
+
+
 class FirstStep:
     """A model's prediction after one step from pure noise, close to the mean of its pictures of a prompt.
 

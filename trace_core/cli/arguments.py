@@ -138,6 +138,18 @@ def finetune(c: argparse.ArgumentParser) -> None:
         "image: layers that do not read the text",
     )
     t.add_argument(
+        "--sampling-steps",
+        type=int,
+        default=None,
+        help="sampling steps of the trajectories (default: 12, or fewer for a model of few steps)",
+    )
+    t.add_argument(
+        "--sampling-cfg",
+        type=float,
+        default=None,
+        help="guidance of the trajectories; 1 for Turbo and Lightning models (default: the family's own)",
+    )
+    t.add_argument(
         "--saliency",
         type=float,
         default=0.0,

@@ -222,7 +222,7 @@ def _closed_form_options(args, method) -> dict:
 
 
 def generate(args) -> dict:
-    from ..backbones.sampling import sample
+    from ..backbones.sampling import decode, sample
     from ..evaluate.grid import grid
 
     if Path(args.out).suffix.lower() != ".png":
@@ -241,7 +241,7 @@ def generate(args) -> dict:
             bars("sampling", 0, len(seeds))
             latents = sample(variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b))
             args.clock.enter("decode")
-            rows.append((f"{label}\nseed {args.seed + row}", vae.decode(latents)))
+            rows.append((f"{label}\nseed {args.seed + row}", decode(vae, latents)))
     bars.close()
     args.clock.enter("save")
     sheet = grid(rows, args.prompt, scale=2 if config.width <= 128 else 1)

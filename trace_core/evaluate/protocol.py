@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..backbones.sampling import SamplerConfig, sample
+from ..backbones.sampling import SamplerConfig, decode, sample
 from ..errors import ConceptError
 from ..text.concepts import Concept, same
 from .metrics import drift, h_c, h_o, mean_probability, top1
@@ -86,7 +86,7 @@ class Evaluator:
         latents = sample(
             model, self.clip, prompts, seeds, self.config, lambda a, b: self.progress(phase, a, b)
         )
-        return latents, self.vae.decode(latents)
+        return latents, decode(self.vae, latents)
 
     def base(self, name: str, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The base model's pictures of a prompt list, cached by name.

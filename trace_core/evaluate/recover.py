@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.base import CONTEXT, POOLED
-from ..backbones.sampling import SamplerConfig, sample
+from ..backbones.sampling import SamplerConfig, decode, sample
 from ..closed_form.solvers import cholesky
 from ..errors import ConceptError
 from ..finetune.adapters import attached
@@ -84,7 +84,7 @@ def recoverability(
     erased = apply(model, lora)
 
     def recognised(latents: Tensor) -> float:
-        return top1(domain.judge(vae.decode(latents), head), classes.index(name))
+        return top1(domain.judge(decode(vae, latents), head), classes.index(name))
 
     results = {}
     for label, maps in (("plain", None), ("adversarial_rows", adversarial_maps(model, erased))):

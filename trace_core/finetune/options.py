@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ..backbones.base import SCOPES
 from ..backbones.families import KINDS as KINDS_OF_MODEL
+from ..backbones.kinds import Kind
 from ..errors import TraceError
 from ..text.kinds import KINDS
 from .objectives import OBJECTIVES
@@ -155,14 +156,17 @@ class FinetuneConfig:
             check_window(*self.window)
 
     def resolved(
-        self, kind: str, kind_of_model: str, anchored: bool = False, combined: bool = False
+        self, kind: str, model: Kind | str, anchored: bool = False, combined: bool = False
     ) -> FinetuneConfig:
         """The options with every None replaced, except that a window to be measured stays ``auto``.
 
-        ``anchored``: an anchor needs no overshoot.
+        ``model``: its kind, or the kind's name. ``anchored``: an anchor needs no overshoot.
         """
         values = {k: v for k, v in PRESETS[self.preset].items() if getattr(self, k) is None}
-        objective, traits = OBJECTIVES[self.objective], KINDS_OF_MODEL[kind_of_model]
+        objective, traits = (
+            OBJECTIVES[self.objective],
+            KINDS_OF_MODEL[model] if isinstance(model, str) else model,
+        )
         paper = {
             **objective.kinds[kind],
             **(objective.transformer.get(kind, {}) if traits.transformer else {}),

@@ -145,7 +145,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     if config.objective == "trace" and config.eta is None:
         chosen = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
     config = config.resolved(
-        min(names), backbone.kind, any(c.anchor for c in concepts), any(c.parts for c in concepts)
+        min(names), backbone.traits, any(c.anchor for c in concepts), any(c.parts for c in concepts)
     )
     return _Plan(backbone, config, concepts, keep, chosen, kinds, notes, warnings)
 
@@ -160,6 +160,13 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
     )
     mask[rows] = True
     return mask
+
+
+def reference_notes(backbone: Backbone) -> list[str]:
+    """What the training leaves out on a model that also reads reference pictures."""
+    if not backbone.traits.references:
+        return []
+    return ["the training used no reference pictures; the erasure also acts on prompts that come with one"]
 
 
 def negative_prompt_warnings(config: FinetuneConfig, concepts: Sequence[Concept]) -> list[str]:
@@ -219,7 +226,7 @@ def _result(
         "rank": lora.rank,
         "truncation": truncation,
         "kinds": plan.kinds,
-        "notes": plan.notes,
+        "notes": [*plan.notes, *reference_notes(backbone)],
         "warnings": [*plan.warnings, *negative_prompt_warnings(config, plan.concepts)],
         "trained_share": trainer.kept_share,
     }
