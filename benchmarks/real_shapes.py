@@ -6,9 +6,9 @@ stock LoRA loader, two sampling steps, one finetune step. It prints the seconds 
 the keys that the loader left, and whether the base is bit for bit as it was. Results are kept by engine
 (``COMFYUI_PATH``) and case; cases that are there are not run again.
 
-SD 1.5 and SDXL are whole. FLUX.1 dev has its real widths, but one double and one single block instead of 19
-and 38, and a T5 of one narrow layer on its real vocabulary and width: neither would fit this machine whole.
-The seconds of its text encoder mean nothing.
+SD 1.5, SDXL and SD 3.5 medium are whole. The other transformers have their real widths and few blocks, and
+text encoders of their real width and few narrow layers: neither would fit this machine whole. The seconds of
+such a text encoder mean nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from trace_core.text.templates import TEMPLATES
 
 sys.path.insert(0, str(Path(__file__).parent))
 import formats  # noqa: E402
-from shape_files import CASES, load, write  # noqa: E402
+import shape_transformers  # noqa: E402
+from shape_files import CASES, CHECKPOINTS, load, write  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "real_shapes.json"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trace-real-shapes"
@@ -141,9 +142,12 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
         "storage": storage(model),
         "after_load": peak(),
     }
+    if CASES[name].family in shape_transformers.TRANSFORMERS:
+        out["parameters"] = shape_transformers.parameters(CASES[name].family)
+        out["parameters_here"] = sum(p.numel() for p in model.model.diffusion_model.parameters())
     before = fingerprint(model)
     keep = everyday([CONCEPT])
-    if small or CASES[name].family == "FLUX.1-dev":
+    if small or CASES[name].family not in CHECKPOINTS:
         keep = FEW
         TEMPLATES.update({kind: prompts[:1] for kind, prompts in TEMPLATES.items()})
     pixels = 64 if small else 128
@@ -195,6 +199,8 @@ def missing(name: str, small: bool) -> str | None:
     case = CASES[name]
     if small and case.family == "FLUX.1-dev" and importlib.util.find_spec("comfy.quant_ops") is None:
         return "this ComfyUI takes FLUX's width for granted, so it loads no small FLUX"
+    if case.family in shape_transformers.TRANSFORMERS and (why := shape_transformers.missing(case.family)):
+        return why
     if case.fmt in formats.QUANTISED:
         import comfy.ops
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import formats
+import shape_transformers
 import torch
+from shape_transformers import TRANSFORMERS
 from training_memory import SHAPES
 
 from trace_core import engine
@@ -34,7 +36,10 @@ CASES = {
     "FLUX bf16, weight_dtype fp8_e4m3fn": Case("FLUX.1-dev", "bf16", torch.float8_e4m3fn),
     **{f"FLUX {fmt}": Case("FLUX.1-dev", fmt) for fmt in ("scaled fp8", *formats.QUANTISED, *formats.GGUF)},
     "SDXL fp16": Case("SDXL", "fp16", torch.float16),
+    **{f"{family} bf16": Case(family, "bf16", torch.bfloat16) for family in TRANSFORMERS},
+    **{f"{family} fp8 e4m3": Case(family, "fp8 e4m3", torch.float8_e4m3fn) for family in TRANSFORMERS},
 }
+CHECKPOINTS = ("SD1.5", "SDXL")  #: families whose files hold everything
 
 
 def network(family: str, small: bool) -> tuple[object, dict]:
@@ -43,6 +48,8 @@ def network(family: str, small: bool) -> tuple[object, dict]:
     """
     import comfy.supported_models
 
+    if family in TRANSFORMERS:
+        return None, random_weights(shape_transformers.network(family), torch.bfloat16)
     name, config, _ = SHAPES[family]
     config = dict(config)
     if family == "FLUX.1-dev":
@@ -134,7 +141,7 @@ def write(name: str, folder: Path, small: bool) -> Path:
         state = formats.scaled_float8(state)
     elif case.fmt in formats.QUANTISED:
         state, metadata = formats.quantised(state, case.fmt, comfy)
-    if case.family != "FLUX.1-dev":
+    if case.family in CHECKPOINTS:
         state = with_towers(config, state, case.family)
     save_file({k: v.contiguous() for k, v in state.items()}, str(path), metadata)
     return path
@@ -146,10 +153,13 @@ def load(name: str, path: Path, small: bool):
 
     case = CASES[name]
     options = {"dtype": case.kept} if case.kept else {}
-    if case.family != "FLUX.1-dev":
+    if case.family in CHECKPOINTS:
         return comfy.sd.load_checkpoint_guess_config(
             str(path), output_vae=False, output_clip=True, model_options=options
         )[:2]
+    if case.family in TRANSFORMERS:
+        model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        return model, TRANSFORMERS[case.family].clip()
     if case.fmt in formats.GGUF:
         return formats.load_gguf(engine.find().path, path), narrow_t5(small)
     return comfy.sd.load_diffusion_model(str(path), model_options=options), narrow_t5(small)
