@@ -182,7 +182,7 @@ def storage(model) -> str:
     from trace_core.backbones.weights import storage_of, stored
 
     backbone = backbone_for(model)
-    name = next(n for n in backbone.lora_targets("linear") if "attn" in n)
+    name = next(n for n in backbone.lora_targets("linear") if "att" in n)
     return storage_of(stored(backbone.patcher, f"diffusion_model.{name}.weight"))
 
 

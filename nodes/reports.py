@@ -112,6 +112,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
         ),
         ("size", _size(lora), ""),
         ("method", f"{report['method']} ({report['solver']})", ""),
+        ("model", report["model"], ""),
     ]
     lines += [f"**{verdict}**", "", table(("figure", "value", "measured as"), figures), ""]
     lines += _kinds_and_notes(report)
@@ -185,6 +186,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
     losses = [(t, f"{first[t]:.5f}", f"{last[t]:.5f}") for t in terms]
     figures = [
         ("objective", f"{report['method']}: {report['source']}"),
+        ("model", report["model"]),
         ("window, in shares of the sampling schedule", "{:.2f} to {:.2f}".format(*report["window"])),
         ("model evaluations", report["evaluations"]),
         ("cached latents and predictions", f"{report['bank_bytes'] / 2**20:.1f} MB"),

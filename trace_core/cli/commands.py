@@ -325,10 +325,20 @@ def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, ba
 
 
 def info(args) -> dict:
-    found = dict(sorted(ErasureLora.load(args.file).info().items())) if args.file else versions()
+    found = described(ErasureLora.load(args.file)) if args.file else versions()
     for key, value in found.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     return found
+
+
+def described(lora: ErasureLora) -> dict:
+    """A file's metadata, with the name of the model family that it was made for."""
+    from ..backbones.families import KINDS
+
+    found = dict(sorted(lora.info().items()))
+    base = found.get("trace.base")
+    kind = KINDS.get(str(base.get("kind"))) if isinstance(base, dict) else None
+    return {"model family": kind.title, **found} if kind else found
 
 
 def versions() -> dict:

@@ -214,6 +214,7 @@ class ClosedFormFitter:
         policy = plan.groups[-1][0]
         plain = any(not c.parts for c in plan.concepts)
         return {
+            "model": self.backbone.traits.title,
             "method": policy.name,
             "solver": POLICIES[config.policy].solver if plain else policy.solver,
             "parameters": asdict(config),

@@ -210,6 +210,7 @@ def _result(
         }
         lora.metadata["trace.parameters"] = json.dumps({"start": first, **options})
     report = {
+        "model": backbone.traits.title,
         "method": config.objective,
         "source": trainer.objective.source,
         "parameters": options,
