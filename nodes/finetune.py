@@ -164,18 +164,11 @@ class LateStageFinetune:
         start = None if lora is None else wire.erasure_of(lora)
         refuse_doubled(model, start)
         options = {
-            "preset": preset,
-            "kind": kind,
-            "window": custom_window,
-            "steps": steps or None,
-            "rank": rank,
-            "eta": None if eta < 0 else eta,
-            "checkpointing": checkpointing,
-            "preview_every": preview_every,
+            **dict(preset=preset, kind=kind, window=custom_window, rank=rank, saliency=saliency),
+            **dict(checkpointing=checkpointing, preview_every=preview_every),
+            **dict(steps=steps or None, sampling_steps=sampling_steps or None),
+            **dict(eta=None if eta < 0 else eta, cfg=None if cfg < 0 else cfg),
             "scope": None if scope == "auto" else scope,
-            "saliency": saliency,
-            "sampling_steps": sampling_steps or None,
-            "cfg": None if cfg < 0 else cfg,
             **finetune_options(model, width, height, lr),
         }
         eraser = Eraser(objective, kept, seed, closed_form=None, finetune=options, per_concept=False)

@@ -318,6 +318,7 @@ def test_side_effects_stand_in_the_report(part):
         "solver": "projection",
         "parameters": {"strength": 1.0},
         "method": "trace",
+        "model": "SDXL",
         "layers": {"a": {"residual": 0.1, "keep_change": 0.2}},
         "keep": ["boat"],
         "contrast": {"Van Gogh": ["van"]},

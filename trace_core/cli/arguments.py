@@ -138,18 +138,6 @@ def finetune(c: argparse.ArgumentParser) -> None:
         "image: layers that do not read the text",
     )
     t.add_argument(
-        "--sampling-steps",
-        type=int,
-        default=None,
-        help="sampling steps of the trajectories (default: 12, or fewer for a model of few steps)",
-    )
-    t.add_argument(
-        "--sampling-cfg",
-        type=float,
-        default=None,
-        help="guidance of the trajectories; 1 for Turbo and Lightning models (default: the family's own)",
-    )
-    t.add_argument(
         "--saliency",
         type=float,
         default=0.0,
@@ -165,9 +153,7 @@ def finetune(c: argparse.ArgumentParser) -> None:
         metavar="TERM=X",
         help="weight of one term of the loss; repeatable",
     )
-    t.add_argument(
-        "--size", type=int, default=None, help="edge of the training pictures in pixels (512, demo 64)"
-    )
+    training_pictures(t)
     t.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: less memory, a third slower"
     )
@@ -175,6 +161,25 @@ def finetune(c: argparse.ArgumentParser) -> None:
         "--resume",
         metavar="FILE",
         help="training state: loaded if the file exists, written at every refresh, deleted at the end",
+    )
+
+
+def training_pictures(t) -> None:
+    """How the pictures are sampled that a finetune trains on."""
+    t.add_argument(
+        "--size", type=int, default=None, help="edge of the training pictures in pixels (512, demo 64)"
+    )
+    t.add_argument(
+        "--sampling-steps",
+        type=int,
+        default=None,
+        help="sampling steps of the trajectories (default: 12, or fewer for a model of few steps)",
+    )
+    t.add_argument(
+        "--sampling-cfg",
+        type=float,
+        default=None,
+        help="guidance of the trajectories; 1 for Turbo and Lightning models (default: the family's own)",
     )
 
 

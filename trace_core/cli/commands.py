@@ -13,6 +13,7 @@ from .. import __version__
 from ..closed_form import ClosedFormConfig
 from ..errors import TraceError
 from ..lora.erasure import ErasureLora
+from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
 from . import inputs as intake
@@ -325,20 +326,14 @@ def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, ba
 
 
 def info(args) -> dict:
-    found = described(ErasureLora.load(args.file)) if args.file else versions()
+    found = versions()
+    if args.file:
+        found = dict(sorted(ErasureLora.load(args.file).info().items()))
+        family = model_family(found)
+        found = ({"model family": family} if family else {}) | found
     for key, value in found.items():
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     return found
-
-
-def described(lora: ErasureLora) -> dict:
-    """A file's metadata, with the name of the model family that it was made for."""
-    from ..backbones.families import KINDS
-
-    found = dict(sorted(lora.info().items()))
-    base = found.get("trace.base")
-    kind = KINDS.get(str(base.get("kind"))) if isinstance(base, dict) else None
-    return {"model family": kind.title, **found} if kind else found
 
 
 def versions() -> dict:

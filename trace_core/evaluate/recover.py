@@ -25,6 +25,7 @@ from ..finetune.prompts import Prompts
 from ..finetune.trajectory import Sampling, trajectories
 from ..lora.erasure import ErasureLora
 from ..lora.gating import apply
+from ..text.batching import encode
 from .metrics import top1
 from .protocol import Domain, object_prompts, style_prompts
 
@@ -160,7 +161,7 @@ class Rewritten:
         self, tokens: tuple[str, dict], return_pooled: bool = True, return_dict: bool = False
     ):
         text, tokens = tokens
-        found = self._clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+        found = encode(self._clip, tokens).conditioning()
         rows, pooled = found["cond"], found["pooled_output"]
         if text:
             rows = (rows.double() @ self._maps[CONTEXT].to(rows.device).T).to(rows.dtype)

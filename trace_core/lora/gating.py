@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..backbones import backbone_for
 from ..backbones.base import PREFIX, engine_of
-from ..backbones.families import KINDS
 from ..backbones.other_patches import check_patches_reach
 from ..backbones.running import called_model, eager
 from ..backbones.weights import is_linear, layer_at, shape_of
 from ..errors import LoraError, ModelError
 from . import rounding
 from .erasure import ErasureLora
+from .metadata import model_family
 
 #: key of ``model_options``: a tuple with one dict per erasure on the model, in order
 RECORD = "trace_erasures"
@@ -37,12 +37,7 @@ def check_fits(model, lora: ErasureLora) -> None:
         LoraError: naming both architectures and the first module that does not fit.
     """
     engine_of(model)
-    base = lora.info().get("trace.base")  # untrusted, from the file
-    made_for = (
-        KINDS[str(base["kind"])].title
-        if isinstance(base, dict) and str(base.get("kind")) in KINDS
-        else "another architecture"
-    )
+    made_for = model_family(lora.info()) or "another architecture"
     for module, (up, down) in lora.modules.items():
         layer = layer_at(model.model, module) if module.startswith(PREFIX) else None
         wanted = None if layer is None else shape_of(layer)

@@ -44,6 +44,13 @@ def base_metadata(
     }
 
 
+def model_family(info: dict) -> str | None:
+    """The model family that a file was made for, by its metadata; None if it does not tell."""
+    base = info.get("trace.base")  # untrusted, from the file
+    kind = KINDS.get(str(base.get("kind"))) if isinstance(base, dict) else None
+    return kind.title if kind else None
+
+
 def parsed(text: str | None):
     """A JSON entry of the metadata, or None if it is invalid, because anybody can write metadata."""
     try:
