@@ -121,12 +121,14 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
     import comfy.sd
     import comfy.utils
 
-    out: dict = {"seconds": {}, "cpu_seconds": {}, "small": small}
+    out: dict = {"seconds": {}, "cpu_seconds": {}, "extra_bytes": {}, "small": small}
 
     @contextmanager
     def phase(label: str):
-        start, busy = time.perf_counter(), time.process_time()
+        start, busy, before = time.perf_counter(), time.process_time(), restart_peak()
         yield
+        if before is not None:
+            out["extra_bytes"][label] = max(status("VmHWM") - before, 0)
         out["seconds"][label] = round(time.perf_counter() - start, 2)
         out["cpu_seconds"][label] = round(time.process_time() - busy, 2)
         print(f"{name}: {label} {out['seconds'][label]} s", file=sys.stderr, flush=True)
@@ -184,6 +186,21 @@ def storage(model) -> str:
     backbone = backbone_for(model)
     name = next(n for n in backbone.lora_targets("linear") if "att" in n)
     return storage_of(stored(backbone.patcher, f"diffusion_model.{name}.weight"))
+
+
+def status(name: str) -> int:
+    """Bytes of an entry of this process's status on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def restart_peak() -> int | None:
+    """Bytes in memory now, from where the peak is counted anew; None where the system cannot do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return status("VmRSS")
+    except OSError:
+        return None
 
 
 def peak() -> int:

@@ -12,7 +12,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # the tests load this file by its path
 from table_text import ROOT  # noqa: E402
 from tables_claims import claims  # noqa: E402
-from tables_cost import closed_form, finetune, gating, real_shapes, real_shapes_phases  # noqa: E402
+from tables_cost import (  # noqa: E402
+    closed_form,
+    families,
+    finetune,
+    gating,
+    real_shapes,
+    real_shapes_phases,
+)
 from tables_erasure import (  # noqa: E402
     conditional,
     erasure,
@@ -42,6 +49,7 @@ TABLES = {
         finetune,
         real_shapes,
         real_shapes_phases,
+        families,
         prompts,
     )
 }

@@ -195,3 +195,27 @@ def real_shapes_phases() -> str:
             for version, name, case in rows
         ],
     )
+
+
+def families() -> str:
+    """Seconds and memory of the transformer families at their real widths, on the newest engine, and the whole
+    network's memory on paper: its weights, and the finetune's share of a block times its blocks.
+    """
+    found, rows = next(iter(json.loads((RESULTS / "real_shapes.json").read_text()).values())), []
+    for name, case in found["cases"].items():
+        if "parameters" not in case:
+            continue
+        width = 1 if "fp8" in name else 2  # bytes a weight
+        closed, trained = (case["extra_bytes"][phase] for phase in ("closed form", "finetune step"))
+        whole, blocks = case["parameters"] * width, case["parameters"] / case["parameters_here"]
+        rows.append(
+            [
+                name,
+                f"{case['parameters'] / 1e9:.1f} B",
+                f"{case['parameters_here'] / 1e9:.1f} B",
+                f"{case['seconds']['closed form']:.0f} s",
+                *(f"{x / 2**30:.1f}" for x in (closed, whole + closed, trained, whole + trained * blocks)),
+            ]
+        )
+    head = ["model", "parameters", "here", "closed form", "closed form, + GB", "whole, GB"]
+    return markdown([*head, "finetune step, + GB", "whole at most, GB"], rows)
