@@ -198,8 +198,8 @@ def real_shapes_phases() -> str:
 
 
 def families() -> str:
-    """Seconds and memory of the transformer families at their real widths, on the newest engine, and the whole
-    network's memory on paper: its weights, and the finetune's share of a block times its blocks.
+    """Seconds and memory of the transformer families at their real widths on the newest engine. The whole
+    network is on paper: its weights, and the share of a block times its blocks.
     """
     found, rows = next(iter(json.loads((RESULTS / "real_shapes.json").read_text()).values())), []
     for name, case in found["cases"].items():
