@@ -98,6 +98,11 @@ def closed_form(c: argparse.ArgumentParser) -> None:
         "cannot spell",
     )
     c.add_argument(
+        "--exact",
+        action="store_true",
+        help="projection: leave the rows of the --keep list exactly as they are, instead of by weight",
+    )
+    c.add_argument(
         "--no-contrast",
         action="store_true",
         help="closed form: do not keep the words inside a name (the van of Van Gogh)",

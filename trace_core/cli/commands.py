@@ -215,6 +215,7 @@ def _closed_form_options(args, method) -> dict:
         ("stream", args.stream),
     ]
     given += [("contrast", False)] if args.no_contrast else []
+    given += [("exact", True)] if args.exact else []
     if method.finetune is None:
         given += [("eta", args.eta), ("max_rank", args.rank)]
     options = {k: v for k, v in given if v is not None}

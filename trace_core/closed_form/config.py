@@ -42,6 +42,10 @@ class ClosedFormConfig:
     contrast: bool = field(
         default=True, metadata={"help": "keep words inside names (the van of Van Gogh) separately"}
     )
+    exact: bool = field(
+        default=False,
+        metadata={"help": "leave the rows of the given keep list exactly as they are (projection)"},
+    )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
         metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},

@@ -29,6 +29,7 @@ from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .edit import ContextEdit
 from .effects import effect_warnings, negative_prompt_warnings, side_effects, spelling_of, weight_warnings
+from .exact import conflict_warnings, conflicts, exact_rows
 from .export import export
 from .policies import COMBINED, POLICIES, Policy
 from .solve import solve
@@ -133,8 +134,12 @@ class ClosedFormFitter:
         plan = self._plan()
         config = replace(self.config, eta=self.config.eta or 0.0)
         edits, solved, sums, collateral = {}, {}, {}, {}
+        # the defaults of a keep list are too many to be exact
+        exact = exact_rows(self.encoder, self.keep) if config.exact and self.keep else {}
         for policy, concepts in plan.groups:
             found = self._accumulate(policy, concepts, plan, config, reuse)
+            for stream in found if exact and policy.solver == "projection" else ():
+                found[stream].exact = exact[stream].directions()[0]
             self.progress("solve", 0, 1)
             for stream, rows in found.items():
                 edit, info = solve(policy, rows, config)
@@ -152,6 +157,10 @@ class ClosedFormFitter:
         self.progress("export", 0, 1)
         lora, layers = export(self.backbone, edits, sums, eta=config.eta)
         report = self._report(plan, config, edits, solved, layers, collateral)
+        if exact:
+            kinds = [config.kind_of(c) for c in plan.concepts]
+            report["exact"] = conflicts(self.encoder, plan.concepts, kinds, exact[CONTEXT])
+            report["warnings"] += conflict_warnings(report["exact"])
         name = plan.groups[-1][0].name
         lora.metadata.update(
             base_metadata(self.backbone, plan.concepts, plan.keep, name, asdict(config), self.seed)

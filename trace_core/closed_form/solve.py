@@ -18,7 +18,9 @@ def solve(policy: Policy, sums: RowSums, config: ClosedFormConfig) -> tuple[Cont
     G = solvers.regularise(sums.keep.value(), alpha, absolute, sums.trace)
     strength = config.strength * sums.strength
     if policy.solver == "projection":
-        options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, sums.constrained)
+        fixed = [rows for rows in (sums.constrained, sums.exact) if rows is not None and len(rows)]
+        fixed = torch.cat([rows.double() for rows in fixed]) if fixed else None
+        options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, fixed)
         if sums.rows:
             return solvers.projection(
                 torch.cat(sums.rows), G, *options, sums.row_strengths, sums.displacements

@@ -42,6 +42,8 @@ class RowSums:
         #: ``sqrt(a) d`` for the projection, up to the direct limit; beyond it empty
         self.rows: list[Tensor] = []
         self.constrained: Tensor | None = None  #: rows that must not change, [k, d]
+        #: orthonormal directions of rows that are kept exactly, [k, d]
+        self.exact: Tensor | None = None
         self._starts = 0.0
         self._ridge = solver == "ridge"
         if self._ridge:
