@@ -89,12 +89,12 @@ def ours(
         edits = {stream: edit for stream, (edit, _) in solved.items()}
         seconds["solve"] = Clock.now() - begin
         begin = Clock.now()
-        lora, measured = exporting.export(backbone, edits, sums, measure=False)
+        lora, measured, _ = exporting.export(backbone, edits, sums, measure=False)
         seconds["export"] = Clock.now() - begin
         if report:
             del lora  # there is one at a time in use, too
             begin = Clock.now()
-            lora, measured = exporting.export(backbone, edits, sums)
+            lora, measured, _ = exporting.export(backbone, edits, sums)
             seconds["report"] = max(0.0, Clock.now() - begin - seconds["export"])
     seconds["edit"] = seconds["sums"] + seconds["solve"] + seconds["export"]
     return out | {

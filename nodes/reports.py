@@ -79,6 +79,13 @@ def _size(lora: ErasureLora) -> str:
     return f"{len(lora.modules)} layers, rank {lora.rank}, {size / 1024:.0f} KB"
 
 
+def _certificate(shares: dict[str, float]) -> tuple[str, str, str]:
+    """What of the concept no single text row can bring back, by the weakest text stream."""
+    share = min(shares.values(), default=0.0)
+    value = percent(share) if share else "nothing: the concept was moved, not removed"
+    return "out of reach of any one text row", value, "smallest residual over all rows and layers"
+
+
 @escaped
 def closed_form(report: dict, lora: ErasureLora) -> str:
     """The report of :func:`trace_core.closed_form.erase`."""
@@ -110,6 +117,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
             percent(keep_change, 2),
             f"‖ΔW P‖ / ‖W P‖ over {len(report['keep'])} kept things",
         ),
+        _certificate(report["certificates"]),
         ("size", _size(lora), ""),
         ("method", f"{report['method']} ({report['solver']})", ""),
         ("model", report["model"], ""),

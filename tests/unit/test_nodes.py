@@ -319,6 +319,7 @@ def test_side_effects_stand_in_the_report(part):
         "parameters": {"strength": 1.0},
         "method": "trace",
         "model": "SDXL",
+        "certificates": {"context": 0.25},
         "layers": {"a": {"residual": 0.1, "keep_change": 0.2}},
         "keep": ["boat"],
         "contrast": {"Van Gogh": ["van"]},

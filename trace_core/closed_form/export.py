@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..lora.erasure import ErasureLora
+from .certificate import certificate
 from .edit import ContextEdit
 from .gram import add_symmetric, mirror
 from .sums import RowSums
@@ -21,14 +22,16 @@ def export(
     sums: Mapping[str, RowSums | Sequence[RowSums]],
     measure: bool = True,
     eta: float = 0.0,
-) -> tuple[ErasureLora, dict]:
+) -> tuple[ErasureLora, dict, dict[str, float]]:
     """Convert the edits to LoRA factors layer by layer, and optionally measure the change of each layer.
+
+    Last, the :func:`~trace_core.closed_form.certificate.certificate` of each stream, where measured.
 
     Per layer: ``residual`` = ||W'D|| / ||W D|| over the weighted difference rows, for the edit without its
     overshoot ``eta``. With substitutes it is ||dW D + W M|| / ||W M||, M the intended displacement.
     ``keep_change`` = ||dW P|| / ||W P|| over the keep rows. ``relative_norm`` = ||dW|| / ||W||.
     """
-    factors, measured = {}, {}
+    factors, measured, inner = {}, {}, {}
     forms = {s: _forms(edit, sums[s], eta) if measure else None for s, edit in edits.items() if edit.rank}
     for layer, weight in backbone.weights():
         if layer.stream not in forms:
@@ -36,19 +39,34 @@ def export(
         up, down = edits[layer.stream].factors(weight, layer.columns, torch.float16)
         factors |= ErasureLora.from_factors({layer.module: (up.cpu(), down.cpu())}).modules
         if measure:
-            measured[layer.module] = _norms(weight[:, : layer.columns].float().cpu(), forms[layer.stream])
-    return ErasureLora(factors), measured
+            gram = _gram(weight[:, : layer.columns].float().cpu())
+            inner[layer.stream] = inner[layer.stream].add_(gram) if layer.stream in inner else gram
+            measured[layer.module] = _norms(
+                gram, forms[layer.stream], weight[:, : layer.columns].norm().item()
+            )
+    certificates = {s: certificate(edits[s], H, _difference(sums[s])) for s, H in inner.items()}
+    return ErasureLora(factors), measured, certificates
 
 
-def _norms(text: Tensor, forms: Tensor) -> dict[str, float]:
-    """The norms of one layer, from its text columns ``[out, d]`` float32 and the forms of :func:`_forms`."""
+def _gram(text: Tensor) -> Tensor:
+    """``W^T W`` ``[d, d]`` float64 of a layer's text columns ``[out, d]`` float32."""
     inner = torch.zeros(text.shape[1], text.shape[1])
     add_symmetric(inner, text)
-    norms = (forms @ mirror(inner).double().flatten()).clamp_min(0).sqrt().tolist()
+    return mirror(inner).double()
+
+
+def _difference(parts: RowSums | Sequence[RowSums]) -> Tensor:
+    parts = [parts] if isinstance(parts, RowSums) else parts
+    return reduce(torch.add, (p.difference() for p in parts))
+
+
+def _norms(gram: Tensor, forms: Tensor, norm: float) -> dict[str, float]:
+    """One layer's norms, from ``W^T W`` of its text columns, the forms of :func:`_forms` and ``||W||``."""
+    norms = (forms @ gram.flatten()).clamp_min(0).sqrt().tolist()
     return {
         "residual": _ratio(norms[0], norms[1]),
         "keep_change": _ratio(norms[2], norms[3]),
-        "relative_norm": _ratio(norms[4], text.norm().item()),
+        "relative_norm": _ratio(norms[4], norm),
     }
 
 

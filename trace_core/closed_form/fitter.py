@@ -155,8 +155,9 @@ class ClosedFormFitter:
                         for c in together
                     }
         self.progress("export", 0, 1)
-        lora, layers = export(self.backbone, edits, sums, eta=config.eta)
+        lora, layers, certificates = export(self.backbone, edits, sums, eta=config.eta)
         report = self._report(plan, config, edits, solved, layers, collateral)
+        report["certificates"] = certificates
         if exact:
             kinds = [config.kind_of(c) for c in plan.concepts]
             report["exact"] = conflicts(self.encoder, plan.concepts, kinds, exact[CONTEXT])

@@ -77,7 +77,7 @@ def test_factors_are_the_edit_of_the_weight(columns):
 def test_export_reports_what_the_factors_do(fake):
     """``residual`` and ``keep_change``, recomputed from the rows themselves."""
     case = Case(fake, concepts=CONCEPTS, energy=0.9)
-    lora, measured = export(case.backbone, case.edits, case.sums)
+    lora, measured, _ = export(case.backbone, case.edits, case.sums)
     assert set(lora.modules) == set(measured) == {layer.module for layer, _ in case.backbone.weights()}
     rows = [(c - g, w) for c, g, w in case.pairs()]
     D = torch.stack([d * w**0.5 for d, w in rows]).T

@@ -100,7 +100,7 @@ def test_the_residual_is_measured_against_the_substitute(fake):
     )
     right, _ = solve(case.policy, sums[CONTEXT], case.config)
     for edit, low in ((right, True), (case.edits[CONTEXT], False)):
-        _, measured = export(case.backbone, {CONTEXT: edit}, {CONTEXT: sums[CONTEXT]})
+        _, measured, _ = export(case.backbone, {CONTEXT: edit}, {CONTEXT: sums[CONTEXT]})
         assert all((layer["residual"] < 1e-3) == low for layer in measured.values())
     assert all(layer["residual"] > 0.1 for layer in measured.values())
 
