@@ -144,9 +144,7 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
         "storage": storage(model),
         "after_load": peak(),
     }
-    if CASES[name].family in shape_transformers.TRANSFORMERS:
-        out["parameters"] = shape_transformers.parameters(CASES[name].family)
-        out["parameters_here"] = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    out |= parameters(model, CASES[name].family)
     before = fingerprint(model)
     keep = everyday([CONCEPT])
     if small or CASES[name].family not in CHECKPOINTS:
@@ -178,6 +176,14 @@ def run_case(name: str, folder: Path, small: bool) -> dict:
     )
     out["peak"] = peak()
     return out
+
+
+def parameters(model, family: str) -> dict[str, int]:
+    """Parameters of a transformer, whole and with the few blocks of this bench."""
+    if family not in shape_transformers.TRANSFORMERS:
+        return {}
+    here = sum(p.numel() for p in model.model.diffusion_model.parameters())
+    return {"parameters": shape_transformers.parameters(family), "parameters_here": here}
 
 
 def storage(model) -> str:
