@@ -27,9 +27,9 @@ def removed_directions(edit: ContextEdit) -> Tensor:
 def certificate(edit: ContextEdit, H: Tensor, difference: Tensor) -> float:
     """Smallest share of the concept's difference that stays gone in all layers, whatever one row is given.
 
-    For a row d the smallest squared residual of ``W' d' = W d`` over all d' is, in all layers together,
-    ``d^T N (N^T H^-1 N)^-1 N^T d``, with ``H = sum W^T W`` and N of :func:`removed_directions`. At 0 some row brings the concept
-    back exactly. The bound says nothing of attacks without text.
+    For a row d the smallest squared residual of ``W' d' = W d`` over all d' and layers is
+    ``d^T N (N^T H^-1 N)^-1 N^T d``, with ``H = sum W^T W`` and N of :func:`removed_directions`. At 0 some row
+    brings the concept back exactly. The bound says nothing of attacks without text.
 
     Args:
         H: ``[d, d]`` float64 over the layers' text columns.
