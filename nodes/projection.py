@@ -28,6 +28,11 @@ TOOLTIPS = {
     "keep_weight": "Weight of the keep list against the concepts. A higher value changes other pictures less "
     "and erases less.",
     "max_rank": "Upper bound of the LoRA's rank, and so of the file's size. 0 sets no bound.",
+    "exact": "Leaves the words of the keep list exactly as they are, instead of by weight. Other pictures "
+    "may change more. An empty keep list stays by weight.",
+    "contrast": "Keeps words inside a name that are things by themselves, such as the van of Van Gogh.",
+    "stream": "Text streams to edit. pooled edits CLIP's pooled vector alone, for a name that T5 cannot "
+    "spell.",
 }
 
 
@@ -49,7 +54,7 @@ class ClosedFormProjection:
         "Verdict, figures and limits, in Markdown.",
     )
     FUNCTION = "erase"
-    ADVANCED = ("energy", "eta", "alpha", "keep_weight", "max_rank")
+    ADVANCED = ("energy", "eta", "alpha", "keep_weight", "max_rank", "exact", "contrast", "stream")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -70,6 +75,9 @@ class ClosedFormProjection:
                 "alpha": widgets.number(0.0, 0.0, 1000.0, 0.0001, round=False),
                 "keep_weight": widgets.number(1.0, 0.01, 1000.0, 0.1),
                 "max_rank": widgets.integer(0, 0, 4096),
+                "exact": widgets.switch(DEFAULTS.exact),
+                "contrast": widgets.switch(DEFAULTS.contrast),
+                "stream": widgets.choice(["all", "pooled"], DEFAULTS.stream),
             },
             advanced=cls.ADVANCED,
         )
@@ -88,6 +96,9 @@ class ClosedFormProjection:
         alpha=0.0,
         keep_weight=1.0,
         max_rank=0,
+        exact=False,
+        contrast=True,
+        stream="all",
     ):
         concepts, kept = wire.concepts_of(erase, keep)
         policy = FORMER_NAMES.get(policy, policy)
@@ -99,6 +110,9 @@ class ClosedFormProjection:
             "alpha": alpha or None,
             "keep_weight": keep_weight,
             "max_rank": max_rank or None,
+            "exact": exact,
+            "contrast": contrast,
+            "stream": stream,
         }
         with Live(objective=policy) as live:
             eraser = Eraser(CLOSED_FORMS[policy], kept, closed_form=options)

@@ -6,6 +6,7 @@ import re
 from pathlib import PureWindowsPath
 
 from ..trace_core.errors import LoraError
+from ..trace_core.lora.formats import FORMATS
 from . import host, widgets, wire
 
 UNSAFE = re.compile(r"[^\w .+-]+")
@@ -16,6 +17,8 @@ TOOLTIPS = {
     "name": "Name of the file below output/loras, without an ending: %concepts%, %method%, %year%, %month% "
     "and %day% are filled in, and / makes folders. A number is added, so no file is overwritten.",
     "license": "Licence for the file's metadata, such as CC0-1.0.",
+    "form": "Layer names in the file. comfyui is read by ComfyUI and by this pack, kohya by sd-scripts and "
+    "WebUI, and diffusers by diffusers. The last two exist for Stable Diffusion 1 and 2, SDXL and FLUX.1.",
     "notes": "Text for the file's metadata, for whoever gets the file.",
 }
 
@@ -41,10 +44,14 @@ class SaveErasureLora:
         return widgets.input_types(
             TOOLTIPS,
             required={"lora": widgets.socket(wire.LORA), "name": widgets.line("erased-%concepts%")},
-            optional={"license": widgets.line(), "notes": widgets.lines()},
+            optional={
+                "license": widgets.line(),
+                "notes": widgets.lines(),
+                "form": widgets.choice(FORMATS, "comfyui"),
+            },
         )
 
-    def save(self, lora, name, license="", notes=""):
+    def save(self, lora, name, license="", notes="", form="comfyui"):
         erasure = wire.erasure_of(lora)
         info = erasure.info()
         entries = info.get("trace.concepts")
@@ -55,7 +62,7 @@ class SaveErasureLora:
         folder.mkdir(parents=True, exist_ok=True)
         extra = {"modelspec.license": license.strip(), "modelspec.description": notes.strip()}
         path = erasure.save(
-            host.numbered_path(folder, pattern, ".safetensors"), {k: v for k, v in extra.items() if v}
+            host.numbered_path(folder, pattern, ".safetensors"), {k: v for k, v in extra.items() if v}, form
         )
         listed = path.relative_to(folder).as_posix()
         return {"ui": {"text": [listed], "trace_metadata": [info | extra]}, "result": (listed,)}

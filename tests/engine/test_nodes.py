@@ -116,3 +116,43 @@ def test_guidance_zero_ignores_the_prompt(families, part):
         family.sampler_config(model, {}, cfg=0.0)
     with pytest.raises(part("trace_core.errors").TraceError, match="height is 20"):
         family.picture_size(model, 0, 20)
+
+
+def test_options_of_the_projection_and_the_form_of_a_file(families, pack, part, tmp_path, monkeypatch):
+    """Exact keeping, words inside names, CLIP's side alone; a file in kohya's names is read again."""
+    nodes, family = pack.NODE_CLASS_MAPPINGS, families["flux"]
+    project = nodes["TRACE_ClosedFormProjection"]().erase
+    seen, closed_form = [], importlib.import_module(f"{pack.__name__}.nodes.projection")
+    plain = closed_form.Eraser
+    monkeypatch.setattr(
+        closed_form, "Eraser", lambda *a, **k: seen.append(k["closed_form"]) or plain(*a, **k)
+    )
+    found = project(
+        family.model(),
+        family.clip,
+        "cat",
+        "bird",
+        "projection",
+        1.0,
+        exact=True,
+        contrast=False,
+        stream="pooled",
+    )
+    assert {k: seen[0][k] for k in ("exact", "contrast", "stream")} == {
+        "exact": True,
+        "contrast": False,
+        "stream": "pooled",
+    }
+    host = importlib.import_module(f"{pack.__name__}.nodes.host")
+    monkeypatch.setattr(host, "output_loras", lambda: tmp_path)
+    monkeypatch.setattr(host, "numbered_path", lambda folder, pattern, ending: folder / f"{pattern}{ending}")
+    save, erasure = nodes["TRACE_SaveErasureLora"](), part("trace_core.lora.erasure").ErasureLora
+    saved = {}
+    for form in ("comfyui", "kohya"):
+        (name,) = save.save(found["result"][1], form, form=form)["result"]
+        saved[form] = erasure.load(tmp_path / name)
+    keys = list(importlib.import_module("safetensors.torch").load_file(tmp_path / "kohya.safetensors"))
+    assert all(key.startswith("lora_unet_") for key in keys)
+    assert saved["kohya"].modules.keys() == saved["comfyui"].modules.keys()
+    for module in saved["comfyui"].modules:
+        assert torch.equal(saved["kohya"].delta(module), saved["comfyui"].delta(module))
