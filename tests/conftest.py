@@ -96,6 +96,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Files go to workers whole, as with `--dist loadfile`, and all files of the server tier to one of them: they
+    share a server.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/server" if file.startswith("tests/server/") else file
+
+    return ByFileOrServer(config, log)
+
+
 @pytest.fixture(scope="session")
 def engine() -> engine_finder.Engine:
     """ComfyUI, imported once for the whole run, on the CPU."""
