@@ -98,8 +98,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Files go to workers whole, as with `--dist loadfile`, and all files of the server tier to one of them: they
-    share a server.
+    """Files go to workers whole, as with `--dist loadfile`, and those of the server tier to one worker, where
+    they share a server.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -31,8 +31,8 @@ ERASED = {
 }
 KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
 
-#: The published methods train for a minute each. A training comes to the same on every ComfyUI, which `trace-full`
-#: shows on all of them, so these are judged on one. On the others they run with as little training as can be.
+#: The published methods train for a minute each. Training does not differ between versions of ComfyUI, which
+#: `trace-full` shows on all of them. So these are judged on one, and run with little training on the others.
 LONG = ("mace", "ant", "trce")
 LITTLE = {"steps": 2, "width": 32, "height": 32}
 JUDGED = [pytest.param(name, marks=pytest.mark.once if name in LONG else ()) for name in NAMES]
@@ -46,24 +46,16 @@ def domain():
 
 
 @pytest.fixture(scope="module")
-def prompts(harness, info):
-    """``prompts(name)``: a template as an API prompt."""
-
-    def prompt(name: str) -> dict:
-        return harness.to_api(json.loads((ROOT / "workflows" / f"{name}.json").read_text()), info)
-
-    return prompt
-
-
-@pytest.fixture(scope="module")
-def runs(server, prompts, request):
-    """``runs(name)``: outputs of a template by node, each run once; with little training if it is not judged."""
+def runs(server, workflow, request):
+    """``runs(name)``: outputs of a template by node, each run once; a long one that is not judged trains
+    little.
+    """
     tests = [item for item in request.session.items if getattr(item, "originalname", "") in JUDGING]
     judged, done = {test.callspec.params["name"] for test in tests}, {}
 
     def run(name: str) -> dict:
         if name not in done:
-            prompt = prompts(name)
+            prompt = workflow(name)
             for node in prompt.values():
                 if name in LONG and name not in judged and node["class_type"] == "TRACE_LateStageFinetune":
                     node["inputs"] |= LITTLE
@@ -95,14 +87,14 @@ def test_template_is_what_the_maker_writes(name, maker, harness, info):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_template_draws_reports_and_saves(name, runs, prompts, server):
+def test_template_draws_reports_and_saves(name, runs, workflow, server):
     outputs = runs(name)
     found = compared(outputs)
     assert len(found["trace_pairs"]) >= 4
     for pair in found["trace_pairs"]:
         assert server.picture(pair["before"]).size == server.picture(pair["after"]).size == (64, 64)
     assert found["trace_report"][0].startswith("# Before and after")
-    for number, node in prompts(name).items():
+    for number, node in workflow(name).items():
         if node["class_type"] == "TRACE_SaveErasureLora":
             file = server.base / "output" / "loras" / outputs[number]["text"][0]
             assert ErasureLora.load(file).info()["trace.concepts"]
