@@ -30,6 +30,7 @@ SECONDS = {
     "server/test_cancel.py": 60,
     "engine/test_cli.py": 40,
     "engine/test_recover.py": 40,
+    "engine/test_architectures.py": 40,
     "engine/test_demo_models.py": 30,
     "engine/test_gating_copies.py": 30,
     "engine/finetune/test_model_untouched.py": 30,

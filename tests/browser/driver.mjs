@@ -14,12 +14,7 @@ const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
   "--disable-component-update", "--disable-sync"];
 
 const browser = await chromium.launch({ executablePath, args: QUIET });
-const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, reducedMotion: "reduce" }); // one: the compiled page is in its cache
-// Without a graphics card the processor draws every frame, and the page asks for sixty a second. Ten show the same.
-await context.addInitScript(() => {
-  window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100);
-  window.cancelAnimationFrame = clearTimeout;
-});
+const context = await browser.newContext({ viewport: { width: 1280, height: 900 } }); // one: the compiled page is in its cache
 for await (const line of createInterface({ input: process.stdin })) {
   const { scenario, given } = JSON.parse(line);
   process.stdout.write(`${JSON.stringify(await answer(scenario, given))}\n`);

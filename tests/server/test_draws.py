@@ -73,7 +73,7 @@ def test_stock_nodes_take_our_outputs(server, draw, info):
     save = next(name for name in ("SaveLoRA", "SaveLoRANode") if name in info)
     prompt = base() | {
         "erase": erased(eta=0.0),
-        "tune": tuned(lora=("erase", 1)),
+        "tune": tuned(lora=("erase", 1), objective="esd"),
         "graph": node("LossGraphNode", loss=("tune", 2), filename_prefix="loss"),
         "save": node(save, lora=("tune", 1), prefix="loras/stock"),
         **picture(("tune", 0), tag="1"),
