@@ -30,6 +30,8 @@ TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 # small models would run many times as slow; sleeping at once makes every small product wait for a thread to wake up.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 20000
+# Servers, workers and pages start some thirty times; without kept bytecode each would compile all of ComfyUI anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup lint browser frontends test test-fast demo bench workflows clean
 .DEFAULT_GOAL := setup

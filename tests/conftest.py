@@ -26,10 +26,11 @@ SECONDS = {
     "server/test_workflows.py": 150,
     "engine/test_jobs.py": 110,
     "engine/test_families.py": 80,
-    "server/test_draws.py": 60,
-    "server/test_cancel.py": 60,
+    "server/test_draws.py": 30,
+    "server/test_cancel.py": 40,
     "engine/test_cli.py": 40,
     "engine/test_recover.py": 40,
+    "engine/test_architectures.py": 40,
     "engine/test_demo_models.py": 30,
     "engine/test_gating_copies.py": 30,
     "engine/finetune/test_model_untouched.py": 30,
@@ -94,6 +95,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(
                 pytest.mark.skip(reason=f"needs a ComfyUI checkout; {found.path} has only model classes")
             )
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Files go to workers whole, as with `--dist loadfile`, and those of the server tier to one worker, where
+    they share a server.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tests/server" if file.startswith("tests/server/") else file
+
+    return ByFileOrServer(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ const COMPARE = "TRACE_CompareErasure";
 const PROJECTION = "TRACE_ClosedFormProjection";
 const APPLY = "TRACE_ApplyErasureLora";
 const SMALL = { width: 32, height: 32 }; // pictures that are trained on, where nobody looks at them
+const QUICK = { ...SMALL, objective: "esd", preview_every: 0 }; // a training that samples no keep set, where any will do
+const COARSE = { [COMPARE]: { steps: 6 } }; // where a judge of pictures is content with less than the twelve steps of a demo model
 const TRAP = `<img src=x onerror="window.trapped=1">`;
 const SHORT_TRAP = "<b>x</b>"; // a demo model reads 24 tokens
 
@@ -55,7 +57,7 @@ async function templates(page, given) {
   await open(page, given);
   const facts = {};
   for (const name of given.names) {
-    await load(page, given, name);
+    await load(page, given, name, COARSE);
     await page.waitForTimeout(300);
     facts[name] = await page.evaluate(() => ({
       nodes: app.graph.nodes.length,
@@ -72,7 +74,7 @@ async function templates(page, given) {
 /** The whole of TRACE; the page is loaded anew while it trains. */
 async function training(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { steps: 12, preview_every: 4, seed: given.seed ?? 5 } });
+  await load(page, given, "trace-full", { ...COARSE, [FINETUNE]: { ...SMALL, steps: 12, preview_every: 4, seed: given.seed ?? 5 } });
   const before = await panel(page, FINETUNE);
   await queue(page);
   const running = await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 3 && p.previews >= 1);
@@ -127,7 +129,7 @@ async function shots(page, given) {
 
 async function cancelled(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { ...SMALL, steps: 5000, preview_every: 0, seed: given.seed ?? 7 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { ...QUICK, steps: 5000, seed: given.seed ?? 7 } });
   await queue(page);
   await until(page, FINETUNE, (p) => p.state === "running" && p.points >= 2);
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Interrupt"));
@@ -148,7 +150,7 @@ async function failed(page, given) {
 /** HTML in every text that a user writes. */
 async function traps(page, given) {
   await open(page, given);
-  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n${SHORT_TRAP}` }, [COMPARE]: { prompts: `a photo of a cat, google style\n${SHORT_TRAP}` } });
+  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n${SHORT_TRAP}` }, [COMPARE]: { ...COARSE[COMPARE], prompts: `a photo of a cat, google style\n${SHORT_TRAP}` } });
   await queue(page);
   const compared = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null, 60_000);
   const projected = await until(page, PROJECTION, (p) => p.report !== null, 60_000);
@@ -187,7 +189,7 @@ async function caught(page, { pack, problems }) {
 /** Two finetunes at once, one of them in a subgraph; then the other one, which has run, is put into one too. The page's own ways. */
 async function subgraph(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { ...SMALL, steps: 3, preview_every: 0, seed: 21 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { ...QUICK, steps: 3, seed: 21 } });
   await without(page, COMPARE, "LossGraphNode", "TRACE_SaveErasureLora");
   await page.evaluate((type) => {
     const inner = app.graph.nodes.find((n) => n.type === type);
@@ -239,7 +241,7 @@ async function enter(page, number) {
 
 async function applied(page, given) {
   await open(page, given);
-  await load(page, given, "apply-and-stack");
+  await load(page, given, "apply-and-stack", COARSE);
   await queue(page);
   const shown = await until(page, APPLY, (p) => p.metadata !== null);
   await until(page, COMPARE, (p) => p.pictures === 2);
@@ -259,7 +261,7 @@ async function applied(page, given) {
 /** A removed node takes its panel along, and events for it do no harm. */
 async function removed(page, given) {
   await open(page, given);
-  await load(page, given, "trace-full", { [FINETUNE]: { ...SMALL, steps: 40, preview_every: 0, seed: 31 } });
+  await load(page, given, "trace-full", { [FINETUNE]: { ...QUICK, steps: 40, seed: 31 } });
   await queue(page);
   await until(page, FINETUNE, (p) => p.state === "running");
   await page.evaluate((type) => app.graph.remove(app.graph.nodes.find((n) => n.type === type)), FINETUNE);
@@ -274,7 +276,7 @@ async function removed(page, given) {
 async function cached(page, given) {
   await open(page, given);
   for (const _ of [1, 2]) {
-    await load(page, given, "quickstart");
+    await load(page, given, "quickstart", COARSE);
     await queue(page);
     await until(page, COMPARE, (p) => p.pictures === 2);
   }

@@ -231,15 +231,22 @@ WAYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def behind(tiny, made, families):
+    """A model with a late erasure, another model of the same weights, and what is drawn."""
+    gated = apply(made("sd1"), some_lora(made("sd1")), 1.0, **LATE)
+    return gated, families["sd1"].model(), sampled(tiny, gated)
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_the_model_behind_a_wrapper_is_found(tiny, made, families, way):
-    model, other = made("sd1"), families["sd1"].model()
+def test_the_model_behind_a_wrapper_is_found(tiny, made, behind, way):
+    gated, other, wanted = behind
+    made("sd1")  # unloads
     assert called_model(WAYS[way](other.model.apply_model)) is other.model
-    gated = apply(model, some_lora(model), 1.0, **LATE)
     ours = gated.model_options["model_function_wrapper"]
     copy = on_another_object(gated, other)
     copy.set_model_unet_function_wrapper(lambda apply_model, args: ours(WAYS[way](apply_model), args))
-    assert equal(sampled(tiny, copy), sampled(tiny, gated))
+    assert equal(sampled(tiny, copy), wanted)
 
 
 def test_what_says_no_model_or_two_is_no_answer(made, families):

@@ -32,10 +32,6 @@ NAMES = (
     "rocket",
     "apple",
     "pizza",
-    "guitar",
-    "umbrella",
-    "book",
-    "flower",
 )
 
 
@@ -70,7 +66,7 @@ def command(out: Path, names=NAMES, *more: str, keep=("sun",)) -> list[str]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_work, tmp_path_factory) -> bytes:
-    """Of twelve concepts, in this process."""
+    """Of the concepts, in this process."""
     out = tmp_path_factory.mktemp("apart") / "all.safetensors"
     assert main(command(out, NAMES, "--apart")) == 0
     assert len(ErasureLora.load(out).parts()) == len(NAMES)
@@ -103,7 +99,7 @@ def workers() -> list[int]:
 
 def test_two_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_path, capsys):
     out = tmp_path / "all.safetensors"
-    killer = Killer(out, random.randrange(1, 8), workers)
+    killer = Killer(out, random.randrange(1, 5), workers)
     assert main(command(out, NAMES, "--jobs", "2")) == 0
     assert killer.killed and "killed by signal 9" in capsys.readouterr().err
     assert out.read_bytes() == expected
@@ -126,7 +122,7 @@ def test_one_worker_goes_on_after_the_whole_command_was_killed(expected, ctrl_c,
     child = os.fork()  # cheaper than a new interpreter; it only starts a worker and waits
     if not child:
         os._exit(main(arguments))
-    while len(finished(out)) < 3:
+    while len(finished(out)) < 2:
         time.sleep(0.02)
     orphans = psutil.Process(child).children(recursive=True)
     os.kill(child, signal.SIGKILL)
@@ -138,19 +134,19 @@ def test_one_worker_goes_on_after_the_whole_command_was_killed(expected, ctrl_c,
     seen: dict[str, int] = {}
 
     def interrupt():
-        while len(finished(out)) < 6:
+        while len(finished(out)) < 4:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert main(arguments) == 130
     printed = capsys.readouterr()
-    assert f"continuing: {len(before)} of 12 concepts are finished" in printed.out
+    assert f"continuing: {len(before)} of 8 concepts are finished" in printed.out
     seen = finished(out)
-    assert f"stopped; {len(seen)} of 12 concepts are in" in printed.err and not workers()
+    assert f"stopped; {len(seen)} of 8 concepts are in" in printed.err and not workers()
     assert before.items() <= seen.items(), "a finished concept was made again"
     assert main(arguments) == 0
-    assert f"continuing: {len(seen)} of 12" in capsys.readouterr().out
+    assert f"continuing: {len(seen)} of 8" in capsys.readouterr().out
     assert out.read_bytes() == expected and not Path(f"{out}.parts").exists()
 
 
@@ -169,7 +165,7 @@ def test_ray_workers_of_which_one_is_killed_write_the_same_file(expected, tmp_pa
             if "ray::RayPartMaker" in " ".join(p.cmdline())
         ]
 
-    killer = Killer(out, random.randrange(1, 8), actors)
+    killer = Killer(out, random.randrange(1, 5), actors)
     assert main(command(out, NAMES, "--jobs", "2", "--ray", "local")) == 0
     assert killer.killed and "was lost" in capsys.readouterr().err
     assert out.read_bytes() == expected

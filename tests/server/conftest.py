@@ -55,7 +55,7 @@ def info(server) -> dict:
     return server.object_info()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def workflow(harness, info):
     """``workflow(name)``: a template as an API prompt."""
 

@@ -173,15 +173,16 @@ class Server:
         requests.post(self.url + "/interrupt", json={}, timeout=10).raise_for_status()
 
     def wait(self, prompt_id: str, seconds: float = 300) -> dict:
-        """The history entry of a prompt, once it is there."""
-        end = time.monotonic() + seconds
+        """The history entry of a prompt, once it is there. A long run is asked for less often."""
+        end, pause = time.monotonic() + seconds, 0.02
         while time.monotonic() < end:
             history = self.get(f"/history/{prompt_id}")
             if prompt_id in history:
                 return history[prompt_id]
             if self.process.poll() is not None:
                 break
-            time.sleep(0.05)
+            time.sleep(pause)
+            pause = min(pause * 1.2, 0.5)
         raise RuntimeError(f"{prompt_id} did not end:\n{self.log.read_text()[-4000:]}")
 
     def run(self, prompt: dict, seconds: float = 300) -> dict:
