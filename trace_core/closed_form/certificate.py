@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from .edit import ContextEdit
-from .solvers import cholesky
 
 #: Singular values of ``I + U^T V`` below this are directions that the edit removes. Others are moved.
 REMOVED = 1e-3
-RIDGE = 1e-6  #: relative regulariser of H, which has float32 rounding, and is singular if outputs are few
+RIDGE = 1e-7  #: relative regulariser of H, which has float32 rounding, and is singular if outputs are few
 
 
 def removed_directions(edit: ContextEdit) -> Tensor:
@@ -22,6 +21,16 @@ def removed_directions(edit: ContextEdit) -> Tensor:
     inner = torch.eye(edit.rank, dtype=edit.U.dtype, device=edit.U.device) + edit.U.T @ edit.V
     _, values, right = torch.linalg.svd(inner)
     return edit.V @ right[values < REMOVED].T
+
+
+def _factor(H: Tensor) -> Tensor:
+    """Lower Cholesky factor of H with the smallest ridge that makes it positive definite."""
+    ridge, eye = RIDGE * H.norm(), torch.eye(len(H), dtype=H.dtype)
+    while True:  # ends at the latest where the ridge exceeds H
+        factor, failed = torch.linalg.cholesky_ex(H + ridge * eye)
+        if not failed:
+            return factor
+        ridge *= 10
 
 
 def certificate(edit: ContextEdit, H: Tensor, difference: Tensor) -> float:
@@ -43,9 +52,7 @@ def certificate(edit: ContextEdit, H: Tensor, difference: Tensor) -> float:
     N = None if edit.is_plain else removed_directions(edit)
     if N is None or not N.shape[1] or total <= 0:
         return 0.0
-    scale = H.diagonal().mean()
-    factor = cholesky(H + RIDGE * scale * torch.eye(len(H), dtype=H.dtype))
-    reach = torch.linalg.solve_triangular(factor, N, upper=False)
+    reach = torch.linalg.solve_triangular(_factor(H), N, upper=False)
     inverse = torch.linalg.inv(reach.T @ reach)
     left = (inverse * (N.T @ difference @ N)).sum()
     return (left / total).clamp(0, 1).sqrt().item()
