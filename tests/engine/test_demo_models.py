@@ -18,7 +18,6 @@ def demo(request, engine):
     return request.param, *loader.load(request.param)
 
 
-@pytest.mark.once  # over all classes; the pictures of templates are judged on every ComfyUI (tests/server)
 def test_the_judge_recognises_what_they_draw(demo):
     _, model, clip, vae = demo
     accuracy = Evaluator(model, clip, vae, domain.domain(), samples=2, seed=7).unerased()["accuracy"]
@@ -80,7 +79,6 @@ def test_another_name_is_refused(engine):
         loader.load("demo-xl")
 
 
-@pytest.mark.once  # counts of judged pictures, of a closed form that is compared on every ComfyUI elsewhere
 def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
     """No oftener than the base model draws it by chance with no negative prompt, give or take one picture of
     32 (demo-flux: 1, base 0), where an overshoot draws it in a third of demo-sd's; and an overshoot is told

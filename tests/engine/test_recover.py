@@ -40,7 +40,6 @@ def test_both_attacks_report(demo, lora):
     assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
 
 
-@pytest.mark.once  # the attack's own arithmetic; that it runs on every ComfyUI is asserted above
 def test_rows_that_are_trained_come_closer(demo, lora):
     """What the judge is given changes from step to step, and is the same again with the same seed."""
     _, model, clip, _ = demo

@@ -31,12 +31,6 @@ ERASED = {
 }
 KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
 
-#: The published methods train for a minute each. Training does not differ between versions of ComfyUI, which
-#: `trace-full` shows on all of them. So these are judged on one, and run with little training on the others.
-LONG = ("mace", "ant", "trce")
-LITTLE = {"steps": 2, "width": 32, "height": 32}
-JUDGED = [pytest.param(name, marks=pytest.mark.once if name in LONG else ()) for name in NAMES]
-
 
 @pytest.fixture(scope="module")
 def domain():
@@ -46,20 +40,13 @@ def domain():
 
 
 @pytest.fixture(scope="module")
-def runs(server, workflow, request):
-    """``runs(name)``: outputs of a template by node, each run once; a long one that is not judged trains
-    little.
-    """
-    tests = [item for item in request.session.items if getattr(item, "originalname", "") in JUDGING]
-    judged, done = {test.callspec.params["name"] for test in tests}, {}
+def runs(server, workflow):
+    """``runs(name)``: outputs of a template by node, each run once."""
+    done = {}
 
     def run(name: str) -> dict:
         if name not in done:
-            prompt = workflow(name)
-            for node in prompt.values():
-                if name in LONG and name not in judged and node["class_type"] == "TRACE_LateStageFinetune":
-                    node["inputs"] |= LITTLE
-            done[name] = server.run(prompt, 900)
+            done[name] = server.run(workflow(name), 900)
         return done[name]
 
     return run
@@ -102,10 +89,7 @@ def test_template_draws_reports_and_saves(name, runs, workflow, server):
             assert outputs[number]["text"][0]
 
 
-JUDGING = ("test_template_erases", "test_template_keeps_the_rest")
-
-
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("name", NAMES)
 def test_template_erases(name, runs, server, domain):
     pairs = compared(runs(name))["trace_pairs"]
     for head, wanted, words in ERASED[name]:
@@ -117,7 +101,7 @@ def test_template_erases(name, runs, server, domain):
         assert wanted not in after
 
 
-@pytest.mark.parametrize("name", JUDGED)
+@pytest.mark.parametrize("name", NAMES)
 def test_template_keeps_the_rest(name, runs, server, domain):
     words = [w for _, _, words in ERASED[name] for w in words]
     others, wanted = [], []
