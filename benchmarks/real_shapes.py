@@ -52,6 +52,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trace-
 FEW = ("bird", "a house")
 CONCEPT = Concept("cat", "dog")
 
+PEAKS = [0]  #: before each time that the system's count began anew
+
 # ------------------------------------------------------------------------------------------------ one case
 
 
@@ -202,6 +204,7 @@ def status(name: str) -> int:
 
 def restart_peak() -> int | None:
     """Bytes in memory now, from where the peak is counted anew; None where the system cannot do that."""
+    PEAKS.append(peak())
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return status("VmRSS")
@@ -211,7 +214,8 @@ def restart_peak() -> int | None:
 
 def peak() -> int:
     """Bytes: the largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return max(*PEAKS, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 # ------------------------------------------------------------------------------------------------ all of them
