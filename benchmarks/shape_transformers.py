@@ -190,18 +190,26 @@ def missing(family: str) -> str | None:
     return None if known else f"this ComfyUI has no {name}"
 
 
+def known_options(options: dict, params: tuple[str, str] | None) -> dict:
+    """Options without those that this engine does not know, and None for those without a default.
+
+    ``params``: module and name of the dataclass of the options, where there is one.
+    """
+    if params is None:
+        return options
+    module, name = params
+    fields = getattr(importlib.import_module(f"comfy.ldm.{module}.model"), name).__dataclass_fields__
+    return {k: v for k, v in options.items() if k in fields or k == "image_model"} | {
+        k: None for k, f in fields.items() if f.default is MISSING and k not in options
+    }
+
+
 def network(family: str, whole: bool = False) -> nn.Module:
     """A family's network without memory, whole or with few blocks."""
     import comfy.supported_models
 
     shape = TRANSFORMERS[family]
-    options = {**shape.network, **({} if whole else shape.few)}
-    if shape.params:
-        module, name = shape.params
-        fields = getattr(importlib.import_module(f"comfy.ldm.{module}.model"), name).__dataclass_fields__
-        options = {k: v for k, v in options.items() if k in fields or k == "image_model"} | {
-            k: None for k, f in fields.items() if f.default is MISSING and k not in options
-        }
+    options = known_options({**shape.network, **({} if whole else shape.few)}, shape.params)
     config = getattr(comfy.supported_models, shape.config)(options)
     config.set_inference_dtype(torch.float32, None)
     return config.get_model({}, device=torch.device("meta")).diffusion_model

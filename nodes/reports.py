@@ -82,7 +82,7 @@ def _size(lora: ErasureLora) -> str:
 def _certificate(shares: dict[str, float]) -> tuple[str, str, str]:
     """What of the concept no single text row can bring back, by the weakest text stream."""
     share = min(shares.values(), default=0.0)
-    value = percent(share) if share else "nothing: the concept was moved, not removed"
+    value = percent(share) if share else "nothing: some row undoes the edit"
     return "out of reach of any one text row", value, "smallest residual over all rows and layers"
 
 

@@ -6,9 +6,11 @@ Language models keep their real tokenizers and chat templates, which a checkout 
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import comfy.model_patcher
 import comfy.sd
@@ -19,6 +21,13 @@ from torch import nn
 
 import tiny_models
 from trace_core.backbones import compat
+
+_spec = importlib.util.spec_from_file_location(
+    "trace_benchmark_shapes", Path(__file__).resolve().parents[2] / "benchmarks" / "shape_transformers.py"
+)
+shapes = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = shapes  # dataclasses look their module up
+_spec.loader.exec_module(shapes)
 
 TOWERS = ("qwen3_4b", "mistral3_24b", "qwen25_7b", "qwen3vl_4b")  #: names of the language models
 WIDTH = 32  #: of the text encoders' rows
@@ -49,8 +58,6 @@ def language_model(module: str, tokenizer: str, encoder: str, layers: int = 3, t
         encoder: function of the module that makes the encoder's class.
         taps: the hidden layers that it stacks, instead of the real model's.
     """
-    import importlib
-
     source = importlib.import_module(f"comfy.text_encoders.{module}")
     made = getattr(source, encoder)()
     target = comfy.supported_models_base.ClipTarget(getattr(source, tokenizer), made)
@@ -61,7 +68,7 @@ def language_model(module: str, tokenizer: str, encoder: str, layers: int = 3, t
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
     }
-    with without_vision():
+    with shapes.without_vision():
         clip = comfy.sd.CLIP(
             target,
             tokenizer_data={"tekken_model": tekken()},
@@ -74,28 +81,6 @@ def language_model(module: str, tokenizer: str, encoder: str, layers: int = 3, t
         tower.options_default = (taps, None, tower.return_projected_pooled)
     tiny_models.initialise(clip.cond_stage_model)
     return clip
-
-
-@contextmanager
-def without_vision():
-    """Vision towers are left out: they are large, and prompts have no pictures."""
-    import comfy.text_encoders.qwen_vl as qwen_vl
-
-    held = [(qwen_vl, "Qwen2VLVisionTransformer")]
-    try:
-        import comfy.text_encoders.qwen3vl as qwen3vl
-
-        held.append((qwen3vl, "Qwen3VLVisionModel"))
-    except ImportError:
-        pass
-    before = [getattr(m, name) for m, name in held]
-    for module, name in held:
-        setattr(module, name, lambda *args, **options: nn.Identity())
-    try:
-        yield
-    finally:
-        for (module, name), old in zip(held, before):
-            setattr(module, name, old)
 
 
 def tekken() -> bytes:
@@ -314,16 +299,8 @@ def missing(kind: str) -> str | None:
 
 def model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
     """A ModelPatcher of the tiny model."""
-    import importlib
-
     tiny = TINY[kind]
-    options = {**tiny.unet, **changes}
-    if tiny.params:
-        module, name = tiny.params
-        fields = getattr(importlib.import_module(f"comfy.ldm.{module}.model"), name).__dataclass_fields__
-        options = {k: v for k, v in options.items() if k in fields or k == "image_model"} | {
-            k: None for k, f in fields.items() if f.default is MISSING and k not in options
-        }
+    options = shapes.known_options({**tiny.unet, **changes}, tiny.params)
     config = getattr(comfy.supported_models, tiny.config)(options)
     model = tiny_models.build(config, seed, dtype)
     for name, buffer in model.model.diffusion_model.named_buffers():

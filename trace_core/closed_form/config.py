@@ -67,6 +67,8 @@ class ClosedFormConfig:
             raise TraceError(f"eta is {self.eta}; it must lie between 0 and 5")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
+        if self.exact and self.policy != "projection":
+            raise TraceError(f"policy {self.policy} keeps by weight alone; use projection or leave exact out")
         if not 0 < self.keep_weight < math.inf:
             raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
         if self.max_rank is not None and self.max_rank < 1:

@@ -52,15 +52,18 @@ class ExactRows:
         return right[:count], left_out.norm(dim=1).max().item()
 
 
-def exact_rows(encoder: TextEncoder, keep: Sequence[str]) -> dict[str, ExactRows]:
-    """The rows of kept things by text stream: their own words, and the prompt's end."""
+def exact_rows(encoder: TextEncoder, keep: Sequence[str], pooled_width: int | None) -> dict[str, ExactRows]:
+    """The rows of kept things by text stream: their own words, and the prompt's end.
+
+    ``pooled_width``: of the pooled vector that the model reads; None if it reads none.
+    """
     context, pooled = {}, {}
     for entry in keep:
         templates = TEMPLATES[guess_kind(entry)][:PROMPTS]
         found = list(encoder.encode_all((fill(t, entry), entry) for t in templates))
         context[entry] = torch.cat([r.embeddings[r.rows(SUBJECT) + r.rows(FIRST_EOT)] for r in found])
-        if found[0].pooled is not None:
-            pooled[entry] = torch.stack([r.pooled for r in found])
+        if pooled_width:
+            pooled[entry] = torch.stack([r.pooled[:pooled_width] for r in found])
     return {CONTEXT: ExactRows(context)} | ({POOLED: ExactRows(pooled)} if pooled else {})
 
 
@@ -103,4 +106,16 @@ def conflict_warnings(found: Sequence[Mapping]) -> list[str]:
         "degrees: take it off the keep list, or keep the list by weight"
         for c in found
         if c["outside"] < LITTLE
+    ]
+
+
+def exact_notes(keep: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
+    """What exact keeping leaves to weights."""
+    combined = [c.target for c in concepts if c.parts]
+    return [
+        *([] if keep else ["no keep list is given, so everything else is kept by weight, not exactly"]),
+        *(
+            f"the erasure of '{name}' keeps by weight, not exactly, as those of all combinations"
+            for name in combined
+        ),
     ]

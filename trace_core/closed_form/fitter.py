@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from ..backbones import backbone_for
-from ..backbones.base import CONTEXT
+from ..backbones.base import CONTEXT, POOLED
 from ..backbones.clips import check_clip
 from ..backbones.defaults import defaults_of
 from ..backbones.other_patches import check_weights
@@ -29,7 +29,7 @@ from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .edit import ContextEdit
 from .effects import effect_warnings, negative_prompt_warnings, side_effects, spelling_of, weight_warnings
-from .exact import conflict_warnings, conflicts, exact_rows
+from .exact import conflict_warnings, conflicts, exact_notes, exact_rows
 from .export import export
 from .policies import COMBINED, POLICIES, Policy
 from .solve import solve
@@ -134,8 +134,11 @@ class ClosedFormFitter:
         plan = self._plan()
         config = replace(self.config, eta=self.config.eta or 0.0)
         edits, solved, sums, collateral = {}, {}, {}, {}
-        # the defaults of a keep list are too many to be exact
-        exact = exact_rows(self.encoder, self.keep) if config.exact and self.keep else {}
+        exact = {}
+        if config.exact:
+            plan.notes += exact_notes(self.keep, plan.concepts)
+        if config.exact and self.keep:  # the defaults of a keep list are too many to be exact
+            exact = exact_rows(self.encoder, self.keep, self.backbone.width(POOLED))
         for policy, concepts in plan.groups:
             found = self._accumulate(policy, concepts, plan, config, reuse)
             for stream in found if exact and policy.solver == "projection" else ():

@@ -7,6 +7,8 @@ import torch
 
 from closed_form_cases import CAT, KINDS
 from trace_core.closed_form import ClosedFormConfig, erase, exact
+from trace_core.errors import TraceError
+from trace_core.text.concepts import combined, with_default_anchor
 from trace_core.text.encoding import FIRST_EOT, SUBJECT, TextEncoder, align
 from trace_core.text.templates import TEMPLATES, fill
 
@@ -69,4 +71,16 @@ def test_what_is_nearest_to_a_concept_is_named(one, monkeypatch):
 
 def test_a_default_keep_list_is_kept_by_weight(one):
     family, model = one("sd1")
-    assert "exact" not in erase(model, family.clip, [CAT], [], ClosedFormConfig(exact=True)).report
+    report = erase(model, family.clip, [CAT], [], ClosedFormConfig(exact=True)).report
+    assert "exact" not in report and any("no keep list is given" in note for note in report["notes"])
+
+
+def test_what_cannot_be_exact_is_said(one):
+    family, model = one("sd1")
+    red = with_default_anchor(combined("bird", "red background"), ["house"])
+    report = erase(model, family.clip, [CAT, red], ["house"], ClosedFormConfig(exact=True)).report
+    assert any(f"'{red.target}' keeps by weight" in note for note in report["notes"])
+    with pytest.raises(
+        TraceError, match="policy uce keeps by weight alone; use projection or leave exact out"
+    ):
+        ClosedFormConfig(policy="uce", exact=True)
