@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..backbones import Backbone, backbone_for
 from ..backbones.clips import check_clip
+from ..backbones.defaults import defaults_of
 from ..backbones.numerics import is_finite
 from ..backbones.other_patches import check_trainable
 from ..backbones.sampling import FirstStep
@@ -164,7 +165,7 @@ def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor 
 
 def reference_notes(backbone: Backbone) -> list[str]:
     """What the training leaves out on a model that also reads reference pictures."""
-    if not backbone.traits.references:
+    if not backbone.traits.references or defaults_of(backbone.patcher):  # demo models read none
         return []
     return ["the training used no reference pictures; the erasure also acts on prompts that come with one"]
 
