@@ -63,6 +63,10 @@ METHODS: dict[str, Method] = {
             {"policy": "trce"},
             {"objective": "trce"},
         ),
+        Method("rece", "RECE's closed form: UCE in rounds", {"policy": "rece"}),
+        Method("double", "Double Projections' closed form", {"policy": "double"}),
+        Method("speed", "SPEED's closed form", {"policy": "speed"}),
+        Method("oce", "OCE's closed form: a rotation", {"policy": "oce"}),
         Method("ant", "ANT's finetune", None, {"objective": "ant"}),
         Method("esd", "ESD-x's finetune", None, {"objective": "esd"}),
     )

@@ -7,6 +7,7 @@ import torch
 from trace_core.backbones.base import POOLED, Layer
 from trace_core.closed_form import POLICIES, ClosedFormConfig
 from trace_core.closed_form.accumulate import accumulate
+from trace_core.closed_form.edit import LayerEdits
 from trace_core.closed_form.policies import erased_pairs
 from trace_core.closed_form.solve import solve
 from trace_core.text.concepts import Concept
@@ -55,8 +56,16 @@ class Case:
         self.sums = accumulate(
             self.backbone, self.encoder, self.policy, self.concepts, self.keep, self.config, lambda *_: None
         )
-        self.solved = {stream: solve(self.policy, part, self.config) for stream, part in self.sums.items()}
+        self.solved = {
+            stream: solve(self.policy, part, self.config, lambda stream=stream: self.gram(stream))
+            for stream, part in self.sums.items()
+        }
         self.edits = {stream: edit for stream, (edit, _) in self.solved.items()}
+
+    def gram(self, stream):
+        """``sum W^T W`` over the stream's layers, in float64."""
+        parts = [w[:, : layer.columns] for layer, w in self.backbone.weights() if layer.stream == stream]
+        return sum(w.T @ w for w in parts)
 
     def pairs(self):
         """``(erase, want, weight)`` of every row that is remapped, float64."""
@@ -76,7 +85,11 @@ class Case:
         for layer, weight in self.backbone.weights():
             edit = self.edits[layer.stream]
             change = weight.clone().zero_()
-            change[:, : layer.columns] = weight[:, : layer.columns] @ edit.U @ edit.V.T
+            if isinstance(edit, LayerEdits):
+                left, right = edit._solve(weight[:, : layer.columns])
+            else:
+                left, right = weight[:, : layer.columns] @ edit.U, edit.V.T
+            change[:, : layer.columns] = left @ right
             yield layer, weight, weight + change
 
 

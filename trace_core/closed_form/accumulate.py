@@ -51,6 +51,7 @@ class Accumulator:
         empty = self.encoder.encode("")
         # every prompt has the start token, which never carries a concept
         sums[CONTEXT].constrained = empty.embeddings[empty.rows(BOS)]
+        sums[CONTEXT].empty = empty.embeddings[[i for i, g in enumerate(empty.groups) if g != BOS]]
         return sums
 
     def add_concept(self, sums: dict[str, RowSums], concept: Concept, words: Sequence[str] = ()) -> None:
@@ -66,6 +67,9 @@ class Accumulator:
         for (pairs, weights, erased, wanted), substitute in self._prompts(concept, words):
             check_width(pairs.erase, self.backbone.width(CONTEXT))
             rows, prompt = substitute or (None, None)
+            if policy.solver == "rece":  # which erases all rows in the same place
+                both = min(len(erased.embeddings), len(wanted.embeddings))
+                context.whole.append((erased.embeddings[:both], wanted.embeddings[:both]))
             context.add_pairs(
                 pairs.erase, pairs.want, weights, wanted.embeddings, pairs.partners, concept.strength, rows
             )

@@ -56,3 +56,22 @@ def certificate(edit: ContextEdit, H: Tensor, difference: Tensor) -> float:
     inverse = torch.linalg.inv(reach.T @ reach)
     left = (inverse * (N.T @ difference @ N)).sum()
     return (left / total).clamp(0, 1).sqrt().item()
+
+
+def layers_certificate(H: Tensor, edited: Tensor, cross: Tensor, difference: Tensor) -> float:
+    """:func:`certificate` of layers that are edited one by one, from sums over the layers.
+
+    The smallest squared residual is ``tr(D^T H D) - tr(D^T X^T (sum W'^T W')^-1 X D)``.
+
+    Args:
+        H: ``sum W^T W``.
+        edited: ``sum W'^T W'``.
+        cross: ``X = sum W'^T W``.
+        difference: ``D D^T``, ``[d, d]`` as the others.
+    """
+    total = (H * difference).sum()
+    if total <= 0:
+        return 0.0
+    half = torch.linalg.solve_triangular(_factor(edited), cross, upper=False)
+    left = total - (half.T @ half * difference).sum()
+    return (left / total).clamp(0, 1).sqrt().item()

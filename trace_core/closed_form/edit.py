@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,10 @@ class ContextEdit:
     @property
     def rank(self) -> int:
         return self.U.shape[1]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.rank
 
     def then(self, other: ContextEdit) -> ContextEdit:
         """This edit followed by another that was computed on top of it.
@@ -54,10 +59,7 @@ class ContextEdit:
             up = (up if scale == 1 else up * scale).to(dtype)
         else:
             up = weight[:, :columns].double() @ self.U.to(weight.device)
-            rows = self.V.T.to(weight.device)
-            balance = (up.norm(dim=0) / rows.norm(dim=1).clamp_min(1e-300)).sqrt()
-            balance = torch.where(balance > 0, balance, torch.ones_like(balance))
-            up, rows = (up / balance).float().to(dtype), (rows * balance[:, None]).float().to(dtype)
+            return balanced(up, self.V.T.to(weight.device), weight.shape[1], dtype)
         if columns == weight.shape[1]:
             return up, rows
         down = torch.zeros(self.rank, weight.shape[1], dtype=dtype, device=rows.device)
@@ -86,3 +88,47 @@ class ContextEdit:
         """Rows ``[n, d]`` as the edited network effectively reads them: ``c + U V^T c``."""
         rows = rows.double()
         return rows + rows @ self.V @ self.U.T
+
+
+class LayerEdits:
+    """An edit of every layer by itself, ``dW = left right`` with factors that depend on the layer's W.
+
+    Attributes:
+        rank: the largest rank of the layers solved so far.
+    """
+
+    is_empty = is_plain = False
+
+    def __init__(self, solve: Callable[[Tensor], tuple[Tensor, Tensor]]):
+        """``solve``: text columns W ``[out, d]`` float64 -> ``left [out, r]``, ``right [r, d]`` float64."""
+        self._solve, self.rank = solve, 0
+
+    def factors(
+        self, weight: Tensor, columns: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """LoRA factors as those of :meth:`ContextEdit.factors`."""
+        columns = weight.shape[1] if columns is None else columns
+        left, right = self._solve(weight[:, :columns].double().cpu())
+        self.rank = max(self.rank, left.shape[1])
+        return balanced(left, right, weight.shape[1], dtype)
+
+    def then(self, other: ContextEdit) -> LayerEdits:
+        """These edits followed by an edit of the text rows: ``(W + left right)(I + U V^T)``."""
+
+        def both(W: Tensor) -> tuple[Tensor, Tensor]:
+            left, right = self._solve(W)
+            return torch.cat([left, W @ other.U + left @ (right @ other.U)], 1), torch.cat([right, other.V.T])
+
+        return LayerEdits(both)
+
+
+def balanced(up: Tensor, rows: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Factors with equal norms per rank, in range of float16. ``down`` gets zeros up to ``width``."""
+    balance = (up.norm(dim=0) / rows.norm(dim=1).clamp_min(1e-300)).sqrt()
+    balance = torch.where(balance > 0, balance, torch.ones_like(balance))
+    up, rows = (up / balance).float().to(dtype), (rows * balance[:, None]).float().to(dtype)
+    if rows.shape[1] == width:
+        return up, rows
+    down = torch.zeros(len(rows), width, dtype=dtype, device=rows.device)
+    down[:, : rows.shape[1]] = rows
+    return up, down

@@ -6,6 +6,9 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+
+from torch import Tensor
 
 from ..backbones import backbone_for
 from ..backbones.base import CONTEXT, POOLED
@@ -27,10 +30,10 @@ from .accumulate import Accumulator, Progress
 from .collateral import collateral_change
 from .config import ClosedFormConfig
 from .contrast import contrast_words
-from .edit import ContextEdit
+from .edit import ContextEdit, LayerEdits
 from .effects import effect_warnings, negative_prompt_warnings, side_effects, spelling_of, weight_warnings
 from .exact import conflict_warnings, conflicts, exact_notes, exact_rows
-from .export import export
+from .export import export, gram
 from .policies import COMBINED, POLICIES, Policy
 from .solve import solve
 from .sums import RowSums
@@ -40,7 +43,7 @@ from .sums import RowSums
 class ClosedFormResult(Erasure):
     """An erasure with the edits of the text rows that it was exported from, by text stream."""
 
-    edits: dict[str, ContextEdit] = field(default_factory=dict)
+    edits: dict[str, ContextEdit | LayerEdits] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,7 +148,8 @@ class ClosedFormFitter:
                 found[stream].exact = exact[stream].directions()[0]
             self.progress("solve", 0, 1)
             for stream, rows in found.items():
-                edit, info = solve(policy, rows, config)
+                inner = partial(self._gram, stream)
+                edit, info = solve(policy, rows, config, inner, config.kind_of(concepts[0]), self.seed)
                 before = solved.get(stream)
                 both = before and {**before, "combined": info, "rank": before["rank"] + info["rank"]}
                 solved[stream] = both or info
@@ -158,7 +162,9 @@ class ClosedFormFitter:
                         for c in together
                     }
         self.progress("export", 0, 1)
-        lora, layers, certificates = export(self.backbone, edits, sums, eta=config.eta)
+        lora, layers, certificates = export(self.backbone, edits, sums, True, config.eta, policy.values)
+        for stream, edit in edits.items():  # the rank of edits by layer is known after the export
+            solved[stream].setdefault("rank", edit.rank)
         report = self._report(plan, config, edits, solved, layers, collateral)
         report["certificates"] = certificates
         if exact:
@@ -217,9 +223,16 @@ class ClosedFormFitter:
         accumulator.add_keep_set(sums, concepts, plan.keep, self.progress)
         return accumulator.of_stream(sums)
 
+    def _gram(self, stream: str) -> Tensor:
+        """``sum W^T W`` ``[d, d]`` float64 over the text columns of a stream's layers."""
+        return sum(
+            gram(weight[:, : layer.columns].float().cpu())
+            for layer, weight in self.backbone.weights(self.backbone.layers(stream))
+        )
+
     def _report(self, plan: _Plan, config, edits: dict, solved: dict, layers: dict, collateral: dict) -> dict:
         effects = {}
-        if CONTEXT in edits and edits[CONTEXT].rank:
+        if isinstance(edits.get(CONTEXT), ContextEdit) and edits[CONTEXT].rank:
             kinds = [config.kind_of(c) for c in plan.concepts]
             effects = side_effects(
                 edits[CONTEXT], self.encoder, plan.concepts, kinds, plan.keep, config.eta, plan.substitutes

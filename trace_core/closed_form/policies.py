@@ -25,6 +25,7 @@ from ..text.encoding import (
 )
 from ..text.prompts import asks_for, prompt_pairs, separating_prompts
 from ..text.templates import TEMPLATES, fill
+from .adversarial import REACH
 from .contrast import contrast_prompts, shared_rows, word_weight
 
 #: Share of each token group in a prompt's weight. Pads and end tokens outnumber the subject 70 to 1, so each
@@ -40,17 +41,25 @@ KEEP_TEMPLATES = 6
 KEEP_PROMPTS = 224
 
 
+#: Mean squared norm of the rows of CLIP ViT-L/14, the text encoder of SD 1.4. Constants of papers that depend
+#: on the size of its rows are divided by it.
+CLIP_ENERGY = 784.0
+
+
 @dataclass(frozen=True)
 class Policy:
     """How one method pairs rows.
 
     Attributes:
         name: name in the paper and on the command line.
-        solver: ``projection`` or ``ridge``.
+        solver: ``projection``, ``ridge``, or a solver of :mod:`~trace_core.closed_form.peers`.
         groups: token groups whose rows are remapped.
         templates: number of templates of the kind (0: the concept alone).
         alpha: default of the relative regulariser ``lambda = alpha tr(keep)/d``.
-        absolute: default absolute lambda, if the paper has one.
+        relative: the paper's lambda as a share of the kept rows' energy, in place of ``alpha``.
+        constants: the paper's other constants, by kind of concept; those of objects are the default.
+        last: pair only the concept's last token, and keep only the last token of kept things.
+        values: edit only the layers of the values, where keys and values are separate layers.
         weighting: ``group`` (equal weight per group) or ``row`` (equal weight per row, as in MACE's sums).
         keep: factor of the keep set's weight.
         tolerance: for the ridge: drop singular values of the edit below this share of the largest.
@@ -63,11 +72,13 @@ class Policy:
     templates: int
     source: str
     alpha: float = 1e-3
-    absolute: float | None = None
+    relative: float | None = None
     weighting: str = "group"
     keep: float = 1.0
     tolerance: float = 1e-9
-    notes: dict = field(default_factory=dict)
+    constants: Mapping[str, Mapping] = field(default_factory=dict)
+    last: bool = False
+    values: bool = False
 
 
 #: former policy names, which saved files and workflows still use
@@ -87,8 +98,9 @@ POLICIES: dict[str, Policy] = {
         (SUBJECT,),
         0,
         "UCE (arXiv 2308.14761), eq. 7: last subject token, lambda 0.5",
-        absolute=0.5,
+        relative=0.5 / CLIP_ENERGY,
         weighting="row",
+        last=True,
     ),
     "mace": Policy(
         "mace",
@@ -99,6 +111,62 @@ POLICIES: dict[str, Policy] = {
         weighting="row",
     ),
     "trce": Policy("trce", "ridge", (FIRST_EOT,), 15, "TRCE (arXiv 2503.07389), stage 1: first end token"),
+    "double": Policy(
+        "double",
+        "double",
+        (SUBJECT,),
+        0,
+        "Double Projections (arXiv 2604.10032); that it erases the last subject token is our reading",
+        constants={"object": {"anchored": True}},
+        weighting="row",
+        last=True,
+    ),
+    "speed": Policy(
+        "speed",
+        "speed",
+        (SUBJECT,),
+        0,
+        "SPEED (arXiv 2503.07392): last subject token, values",
+        constants={
+            "object": {"tau": 0.1, "rho": 1.0, "beta": 0.0, "filtered": True},
+            "person": {"tau": 1e-4, "rho": 0.05, "filtered": False},
+            "explicit": {"rho": 0.7, "beta": 0.5},
+        },
+        weighting="row",
+        last=True,
+        values=True,
+    ),
+    "oce": Policy(
+        "oce",
+        "oce",
+        (SUBJECT,),
+        0,
+        "OCE (arXiv 2605.28902): last subject token, values",
+        constants={
+            "object": {"e": 2000.0, "b": 10.0, "a": 0.0, "l": 10.0},
+            "style": {"e": 500.0, "a": 1.0},
+            "person": {"e": 3500.0, "b": 50.0, "a": 5.0},
+            "explicit": {"e": 3000.0, "b": 20.0},
+        },
+        weighting="row",
+        last=True,
+        values=True,
+    ),
+    "rece": Policy(
+        "rece",
+        "rece",
+        (SUBJECT,),
+        0,
+        "RECE (arXiv 2407.12383): UCE, then rounds against adversarial rows",
+        relative=0.5 / CLIP_ENERGY,
+        constants={
+            "object": {"rounds": 1, "reach": REACH, "lambda": 0.1 / CLIP_ENERGY, "keep": 0.1},
+            "style": {"reach": 0.01 * REACH},
+            "explicit": {"rounds": 3},
+        },
+        weighting="row",
+        last=True,
+    ),
 }
 
 
@@ -134,8 +202,8 @@ def row_weights(groups: tuple[int, ...], use: tuple[int, ...], weighting: str) -
 
 
 def keep_weights(policy: Policy, rows: TextRows) -> Tensor:
-    """Weight of every row of a keep prompt, ``[n]``, with sum 1. UCE keeps only the last token."""
-    if policy.name != "uce":
+    """Weight of every row of a keep prompt, ``[n]``, with sum 1."""
+    if not policy.last:
         return row_weights(rows.groups, tuple(range(len(GROUPS))), policy.weighting)
     weights = torch.zeros(len(rows.groups), dtype=torch.float64)
     weights[rows.rows(SUBJECT)[-1]] = 1.0
@@ -155,7 +223,7 @@ def erased_pairs(
     The weights of a concept sum to ``concept.weight``, minus the weights of rows shared with the kept
     ``words`` of the name.
     """
-    if policy.name == "uce":
+    if policy.last:
         yield _last_tokens(concept, encoder)
         return
     prompts = prompt_pairs(concept, [*TEMPLATES[kind][: policy.templates], *contexts.get(kind, ())])
@@ -170,7 +238,7 @@ def erased_pairs(
 
 
 def _last_tokens(concept: Concept, encoder: TextEncoder) -> tuple[Pairs, Tensor, TextRows, TextRows]:
-    """UCE's only pair: the last tokens of the concept and of its guide.
+    """The only pair of UCE and others: the last tokens of the concept and of its guide.
 
     Without a guide: the empty prompt's.
     """
@@ -205,7 +273,7 @@ def keep_prompts(
         else []
     )
     both = [c for c in concepts if c.parts]
-    if policy.name == "uce":
+    if policy.last:
         parts = [part for c in both for part in c.parts]
         return [(entry, entry) for entry in dict.fromkeys([*keep, *parts])]
     out = []

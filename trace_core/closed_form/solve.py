@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from . import solvers
 from .config import ClosedFormConfig
-from .edit import ContextEdit
+from .edit import ContextEdit, LayerEdits
+from .peers import SOLVERS, Setting, solve_peer
 from .policies import Policy
 from .sums import RowSums
 
 
-def solve(policy: Policy, sums: RowSums, config: ClosedFormConfig) -> tuple[ContextEdit, dict]:
-    """The edit of a stream's rows by the policy's solver, and the solver's report."""
-    alpha = policy.alpha if config.alpha is None else config.alpha
-    absolute = policy.absolute if config.alpha is None else None
-    G = solvers.regularise(sums.keep.value(), alpha, absolute, sums.trace)
+def solve(
+    policy: Policy,
+    sums: RowSums,
+    config: ClosedFormConfig,
+    gram: Callable[[], Tensor] | None = None,
+    kind: str = "object",
+    seed: int = 0,
+) -> tuple[ContextEdit | LayerEdits, dict]:
+    """The edit of a stream's rows by the policy's solver, and the solver's report.
+
+    ``gram``, ``kind``, ``seed``: for the papers' solvers, see :class:`~trace_core.closed_form.peers.Setting`.
+    """
     strength = config.strength * sums.strength
+    if policy.solver in SOLVERS:
+        return solve_peer(policy, sums, Setting(strength, kind, gram, seed))
+    alpha = policy.alpha if config.alpha is None else config.alpha
+    own = policy.relative is not None and config.alpha is None
+    absolute = policy.relative * sums.energy if own else None
+    G = solvers.regularise(sums.keep.value(), alpha, absolute, sums.trace)
     if policy.solver == "projection":
         fixed = [rows for rows in (sums.constrained, sums.exact) if rows is not None and len(rows)]
         fixed = torch.cat([rows.double() for rows in fixed]) if fixed else None

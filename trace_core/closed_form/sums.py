@@ -33,7 +33,9 @@ class RowSums:
         values = set(strengths)
         self.strength = values.pop() if len(values) == 1 else 1.0
         self._differ = bool(values)
-        self._strength_weighted = (Cross if solver == "ridge" else Gram)(width) if self._differ else None
+        self._strength_weighted = (
+            (Cross if solver in ("ridge", "rece") else Gram)(width) if self._differ else None
+        )
         self._row_strengths: list[Tensor] = []  # s of every row in rows
         self._displacements: list[Tensor] = []  # sqrt(a) m of every row in rows, with substitutes
         self._substituted = substituted and solver == "projection"
@@ -44,8 +46,14 @@ class RowSums:
         self.constrained: Tensor | None = None  #: rows that must not change, [k, d]
         #: orthonormal directions of rows that are kept exactly, [k, d]
         self.exact: Tensor | None = None
-        self._starts = 0.0
-        self._ridge = solver == "ridge"
+        self.weight = self._starts = 0.0  # weight of the keep rows without start tokens; energy of those
+        self._ridge = solver in ("ridge", "rece")
+        self._listed = solver not in ("ridge", "projection")  # the papers' solvers need the rows themselves
+        #: (c, g, a) of every added pair, for the papers' solvers
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.kept: list[Tensor] = []  #: keep rows with a weight, for the papers' solvers
+        self.whole: list[tuple[Tensor, Tensor]] = []  #: all rows of a concept's prompt and its counterpart
+        self.empty: Tensor | None = None  #: rows of the empty prompt without its start token
         if self._ridge:
             self._pairs = Cross(width)  # sum a g c^T, sum a c c^T, sum a g g^T
         else:
@@ -89,6 +97,8 @@ class RowSums:
             weights[at],
             want[at] if instead is None else instead[at],
         )
+        if self._listed:
+            self.pairs.append((erase, want, weights))
         if self._ridge:
             self._pairs.add(source, partners, erase, weights)
             if self._differ:
@@ -128,6 +138,9 @@ class RowSums:
         """
         (self.keep.add_repeated if repeated else self.keep.add)(rows, weights)
         starts = [i for i, group in enumerate(groups) if group == BOS]
+        self.weight += weights.sum().item() - weights[starts].sum().item()
+        if self._listed:
+            self.kept.append(rows[weights > 0])
         if starts:
             self._starts += (weights[starts] * rows[starts].double().square().sum(dim=1)).sum().item()
 
@@ -135,6 +148,15 @@ class RowSums:
     def trace(self) -> float:
         """Trace of the keep matrix without its start-token rows, whose very large values would dominate."""
         return self.keep.value().diagonal().sum().item() - self._starts
+
+    @property
+    def strengths_differ(self) -> bool:
+        return self._differ
+
+    @property
+    def energy(self) -> float:
+        """Mean squared norm of a keep row, without start tokens."""
+        return self.trace / max(self.weight, 1e-300)
 
     @property
     def targets(self) -> Tensor:

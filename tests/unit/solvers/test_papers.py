@@ -100,10 +100,10 @@ def test_ridge_with_strengths_is_the_papers_equation_for_targets_between(fake, p
             fake, SimpleNamespace(encoder=case.encoder, concepts=[concept], keep=KEEP, policy=case.policy)
         )
         erase += [(c, c + concept.strength * (g - c), w) for c, g, w in found]
-    matrix = case.sums[CONTEXT].keep.value()
-    lam = (
-        solvers.regularise(matrix, case.policy.alpha, case.policy.absolute, case.sums[CONTEXT].trace) - matrix
-    )[0, 0].item()
+    sums = case.sums[CONTEXT]
+    own = case.policy.relative and case.policy.relative * sums.energy
+    matrix = sums.keep.value()
+    lam = (solvers.regularise(matrix, case.policy.alpha, own, sums.trace) - matrix)[0, 0].item()
     for _, weight, edited in case.edited():
         dense = dense_solution(weight, *zip(*erase), *zip(*keep), lam)
         assert (edited - dense).norm() <= 1e-8 * (dense - weight).norm()
