@@ -10,6 +10,7 @@ from ..backbones.base import POOLED
 from ..errors import TraceError
 from ..text.concepts import Concept
 from ..text.kinds import KINDS
+from .hardened import LEVELS
 from .policies import FORMER_NAMES, POLICIES
 
 
@@ -46,6 +47,12 @@ class ClosedFormConfig:
         default=False,
         metadata={"help": "leave the rows of the given keep list exactly as they are (projection)"},
     )
+    robust: int = field(
+        default=0,
+        metadata={
+            "help": "harden against attacks on the text, 0 to 3 (projection); more changes other pictures"
+        },
+    )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
         metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
@@ -69,6 +76,10 @@ class ClosedFormConfig:
             raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
         if self.exact and self.policy != "projection":
             raise TraceError(f"policy {self.policy} keeps by weight alone; use projection or leave exact out")
+        if self.robust not in (0, *LEVELS):
+            raise TraceError(f"robust is {self.robust}; it must be 0, 1, 2 or 3")
+        if self.robust and self.policy != "projection":
+            raise TraceError(f"policy {self.policy} cannot be hardened; use projection, or set robust to 0")
         if not 0 < self.keep_weight < math.inf:
             raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
         if self.max_rank is not None and self.max_rank < 1:

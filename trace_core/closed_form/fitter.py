@@ -140,6 +140,12 @@ class ClosedFormFitter:
         exact = {}
         if config.exact:
             plan.notes += exact_notes(self.keep, plan.concepts)
+        if config.robust:
+            plan.notes += [
+                f"the erasure of '{c.target}' is not hardened, as those of all combinations"
+                for c in plan.concepts
+                if c.parts
+            ]
         if config.exact and self.keep:  # the defaults of a keep list are too many to be exact
             exact = exact_rows(self.encoder, self.keep, self.backbone.width(POOLED))
         for policy, concepts in plan.groups:

@@ -95,8 +95,8 @@ def _leading_directions(gram: Tensor, count: int) -> Tensor:
 def speed(policy: Policy, sums: RowSums, setting: Setting, values: Mapping) -> tuple[LayerEdits, dict]:
     """SPEED (arXiv 2503.07392), as in its code: a layer's own choice of what it keeps.
 
-    ``dW = W (A - C) C^T / n P [I - Q K (K^T P Q K + beta I)^-1 K^T P] Q``, ``Q = (C C^T P / n + rho I)^-1``. P
-    projects onto the directions of the kept rows' mean Gram below tau. K holds the empty prompt's rows. A
+    ``dW = W (A - C) C^T / n P [I - Q K (K^T P Q K + beta I)^-1 K^T P] Q``, ``Q = (C C^T P / n + rho I)^-1``.
+    P projects onto the directions of the kept rows' mean Gram below tau. K holds the empty prompt's rows. A
     layer keeps the rows that the edit without P would move more than average, and perturbed copies of
     them. Rows are weighted, so sums stand for means.
     """

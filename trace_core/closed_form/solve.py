@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..errors import TraceError
 from . import solvers
 from .config import ClosedFormConfig
 from .edit import ContextEdit, LayerEdits
+from .hardened import harden
 from .peers import SOLVERS, Setting, solve_peer
 from .policies import Policy
 from .sums import RowSums
@@ -39,10 +41,17 @@ def solve(
         fixed = torch.cat([rows.double() for rows in fixed]) if fixed else None
         options = (strength * (1 + (config.eta or 0.0)), config.energy, config.max_rank, fixed)
         if sums.rows:
-            return solvers.projection(
+            edit, info = solvers.projection(
                 torch.cat(sums.rows), G, *options, sums.row_strengths, sums.displacements
             )
-        return solvers.projection_from_gram(sums.difference(), G, *options, sums.strength_weighted)
+        else:
+            edit, info = solvers.projection_from_gram(sums.difference(), G, *options, sums.strength_weighted)
+        if not config.robust:
+            return edit, info
+        if sums.strengths_differ:
+            raise TraceError("concepts of different strengths cannot be hardened; give all the same strength")
+        edit, price = harden(edit, sums.difference(), gram(), G, config.robust, strength, fixed)
+        return edit, {**info, "rank": edit.rank, "robust": price}
     return solvers.ridge(
         sums.targets, None, G + sums.erase.value(), strength, policy.tolerance, config.max_rank
     )
