@@ -1,7 +1,7 @@
 """Erasure against attacks on the text: remove the directions in which the network reads a concept.
 
 A plain projection reads the directions that tell the concept from everything kept. They carry little of what
-the layers do with it, so other rows reach the same output. Here the directions are those with the most output.
+layers do with it, so other rows reach the same output. Here the directions are those with the most output.
 They are read in the metric of the output, ``H = sum W^T W``, and what is removed is out of reach of every row
 (see :mod:`~trace_core.closed_form.certificate`). The keep set pays for it.
 """
