@@ -12,12 +12,15 @@ from ...backbones.sampling import SamplerConfig
 from ...errors import TraceError
 from ...lora.erasure import ErasureLora
 from ..protocol import Domain, Progress
-from . import img2img, rece, rows, words
+from . import conditioning, img2img, rece, rows, token_inversion, token_search, words
 from .case import RECOGNISED, Attack, Case, Outcome
 
 __all__ = ["ATTACKS", "RECOGNISED", "Attack", "Case", "Outcome", "attack", "names_of"]
 
-ATTACKS: dict[str, Attack] = {a.name: a for a in (m.ATTACK for m in (rece, rows, words, img2img))}
+ATTACKS: dict[str, Attack] = {
+    a.name: a
+    for a in (m.ATTACK for m in (rece, token_inversion, rows, token_search, words, conditioning, img2img))
+}
 
 
 def names_of(text: str | Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from ...finetune.gradients import saved_apart, training_mode
 from ...finetune.prompts import Prompts
 from ...finetune.trajectory import Sampling, trajectories
 from ...lora.erasure import ErasureLora
+from ...text.batching import Encoded
 from ..protocol import Progress
 from .reach import reach
 
@@ -190,6 +191,10 @@ class Replaced(Prompts):
 
     def made(self, number: int) -> dict[str, Tensor]:
         return self._conditions[number]
+
+    def condition_of(self, encoded: Encoded) -> dict[str, Tensor]:
+        """The network's inputs for an encoded prompt, with the gradients that it has."""
+        return self._backbone.condition(encoded.conditioning(), self._shape, self._guidance)
 
     def put(self, number: int, made: dict[str, Tensor]) -> None:
         self._conditions[number] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in made.items()}
