@@ -12,15 +12,35 @@ from ...backbones.sampling import SamplerConfig
 from ...errors import TraceError
 from ...lora.erasure import ErasureLora
 from ..protocol import Domain, Progress
-from . import conditioning, img2img, rece, rows, token_inversion, token_search, words
+from . import (
+    conditioning,
+    img2img,
+    latent,
+    rece,
+    revival,
+    rows,
+    stacking,
+    token_inversion,
+    token_search,
+    words,
+)
 from .case import RECOGNISED, Attack, Case, Outcome
 
 __all__ = ["ATTACKS", "RECOGNISED", "Attack", "Case", "Outcome", "attack", "names_of"]
 
-ATTACKS: dict[str, Attack] = {
-    a.name: a
-    for a in (m.ATTACK for m in (rece, token_inversion, rows, token_search, words, conditioning, img2img))
-}
+_FILES = (
+    rece,
+    token_inversion,
+    rows,
+    token_search,
+    words,
+    conditioning,
+    latent,
+    img2img,
+    revival,
+    stacking,
+)
+ATTACKS: dict[str, Attack] = {file.ATTACK.name: file.ATTACK for file in _FILES}
 
 
 def names_of(text: str | Sequence[str]) -> list[str]:

@@ -150,11 +150,11 @@ class Case:
         return next((other for target, other in anchors.items() if same(target, self.concept)), "")
 
     @cached_property
-    def other(self) -> str:
-        """Another class of the concept's kind: the next that is neither the concept nor its counterpart."""
+    def others(self) -> list[str]:
+        """The other classes of the concept's kind without its counterpart, from the next one on."""
         place = self.classes.index(self.name)
         ring = [*self.classes[place + 1 :], *self.classes[:place]]
-        return next((c for c in ring if not same(c, self.counterpart)), ring[0])
+        return [c for c in ring if not same(c, self.counterpart)] or ring
 
     @property
     def seeds(self) -> list[int]:

@@ -92,11 +92,14 @@ def rows_from(prompt: str, start: str) -> Callable[[Backbone, Replaced], Rows]:
     return make
 
 
-def compared(case: Case, label: str, make: Callable[[str], Callable], lr: float) -> Outcome:
+def compared(
+    case: Case, label: str, make: Callable[[str], Callable], lr: float, own_lr: float | None = None
+) -> Outcome:
     """Three trainings of one kind: on the erased network, and on both from a neutral start.
 
     Args:
         make: ``make(start)`` with start ``own`` or ``neutral`` gives the argument of ``learn``.
+        lr, own_lr: learning rate from the neutral start, and from the concept's own (None: the same).
 
     Returns:
         ``rate``: the largest share on the erased network, from the concept's own start or from the neutral
@@ -106,12 +109,12 @@ def compared(case: Case, label: str, make: Callable[[str], Callable], lr: float)
     """
     prompt, neutral = fill(case.template, case.concept), fill(case.template, "")
     runs = {
-        "own": (case.lora, "own", EVERY, 1.0),
-        "neutral": (case.lora, "neutral", OFTEN, RECOGNISED),
-        "unerased": (None, "neutral", OFTEN, RECOGNISED),
+        "own": (case.lora, "own", EVERY, own_lr or lr, 1.0),
+        "neutral": (case.lora, "neutral", OFTEN, lr, RECOGNISED),
+        "unerased": (None, "neutral", OFTEN, lr, RECOGNISED),
     }
     found: dict[str, Learned] = {}
-    for name, (lora, start, every, until) in runs.items():
+    for name, (lora, start, every, rate, until) in runs.items():
         course = Course(
             prompt,
             neutral,
@@ -120,7 +123,7 @@ def compared(case: Case, label: str, make: Callable[[str], Callable], lr: float)
             case.seed,
             case.scaled(STEPS),
             every,
-            lr,
+            rate,
             until,
             f"{label}, {name}",
         )

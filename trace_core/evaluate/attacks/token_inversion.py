@@ -17,7 +17,9 @@ from .learning import Replaced
 from .rows import Rows, compared
 from .tokens import difference, differentiable, embeddings, only_chunk, replaced
 
-LR = 0.1  #: Adam's learning rate, in units of the vector's root mean square
+#: Adam's learning rate from the neutral start and from the concept's own, in units of the root mean square of
+#: the concept's own vector
+LR, OWN_LR = 0.02, 0.1
 
 
 class Token:
@@ -69,7 +71,7 @@ def run(case: Case) -> Outcome:
         return lambda _, prompts: Token(prompts, case.clip, case.template, case.concept, start)
 
     with differentiable(case.clip):
-        return _with(compared(case, "token-inversion", make, LR), "input vector of one token")
+        return _with(compared(case, "token-inversion", make, LR, OWN_LR), "input vector of one token")
 
 
 def _with(outcome: Outcome, trained: str) -> Outcome:

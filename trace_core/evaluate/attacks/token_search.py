@@ -70,6 +70,11 @@ class Search:
         hot = {name: one_hot(p, self._generator) for name, p in self.chances.items()}
         return [self._encode(n, {name: hot[name][n] @ self._tables[name] for name in hot}) for n in which]
 
+    @torch.no_grad()
+    def drawn(self, number: int) -> Encoded:
+        """A prompt with sampled tokens in front."""
+        return self.encoded([number])[0]
+
     def step(self, error: Tensor) -> None:
         """One step of Adam on the sum of the prompts' errors, and the projection onto the simplex."""
         self._optimiser.zero_grad()
@@ -103,11 +108,12 @@ def run(case: Case) -> Outcome:
 
     The loss is ``||p'(x_t, c*) - p||^2`` on the unerased model's picture of the prompt, where p is the
     prediction that leads to it: the noise, for a network that predicts noise. All prompts are searched at
-    once; their gradients do not mix. After each noise level the judge looks at the picture of the likeliest tokens,
-    and a prompt whose picture it recognises is done.
+    once; their gradients do not mix. After each noise level the judge looks at the picture of the likeliest
+    tokens, and a prompt whose picture it recognises is done.
 
     Prompts that the unerased model itself fails are skipped. ``rate`` is the share of the others that are
-    recognised with or without the search, and ``without_search`` the share without.
+    recognised with or without the search, and ``without_search`` the share without. ``random`` is the share
+    with random tokens, after as many looks of the judge: what chance alone brings.
     """
     wanted = case.hits(case.base_latents)
     considered = wanted.nonzero()[:, 0].tolist()
@@ -117,6 +123,7 @@ def run(case: Case) -> Outcome:
     hits = case.hits(case.draw(case.erased, case.prompts, "token-search, plain")) & wanted
     open_ = [n for n in considered if not hits[n]]
     found, made = _search(case, open_) if open_ else ({}, {})
+    by_chance = _random(case, open_) if open_ else 0
     prompts = [f"{n}: {p}" for n, p in enumerate(case.prompts)]
     keys = {prompts[n]: e for n, e in made.items()} | {
         prompts[n]: encode(case.clip, case.clip.tokenize(escape(case.prompts[n])))
@@ -125,6 +132,7 @@ def run(case: Case) -> Outcome:
     }
     details |= {
         "without_search": int(hits.sum()) / len(considered),
+        "random": (int(hits.sum()) + by_chance) / len(considered),
         "tokens": TOKENS,
         "iterations": LEVELS * case.scaled(ITERATIONS),
         "found": [{"prompt": case.prompts[n], "tokens": words} for n, words in found.items()],
@@ -169,6 +177,22 @@ def _search(case: Case, which: list[int]) -> tuple[dict[int, dict[str, list[str]
         if not left:
             break
     return dict(sorted(found.items())), made
+
+
+def _random(case: Case, which: list[int]) -> int:
+    """How many of the prompts are recognised with random tokens in front, in one of as many looks."""
+    left = list(which)
+    for level in range(LEVELS):
+        search = Search(case.clip, [case.prompts[n] for n in left], case.seed * LEVELS + level + 1)
+        keys = {str(n): search.drawn(at) for at, n in enumerate(left)}
+        seeds = [case.seeds[n] for n in left]
+        drawn = case.draw(
+            case.erased, list(keys), "token-search, random", Prepared(case.clip, keys), seeds=seeds
+        )
+        left = [n for n, hit in zip(left, case.hits(drawn).tolist()) if not hit]
+        if not left:
+            break
+    return len(which) - len(left)
 
 
 def _error(

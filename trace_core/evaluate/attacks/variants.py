@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from .case import RECOGNISED, Case, Outcome
 
 
-def of_prompts(case: Case, label: str, variants: Mapping[str, Sequence[str]], clip=None) -> Outcome:
+def of_prompts(
+    case: Case, label: str, variants: Mapping[str, Sequence[str]], clip=None, least: float = RECOGNISED
+) -> Outcome:
     """Every variant's prompts on both models.
 
     Args:
         variants: name -> one prompt per picture, in the place of the case's own.
         clip: their text encoder; None: the own one.
+        least: see :func:`strongest`.
     """
     found = {}
     for name, prompts in variants.items():
@@ -22,19 +25,21 @@ def of_prompts(case: Case, label: str, variants: Mapping[str, Sequence[str]], cl
             "reach": case.reach(case.erased, prompts, clip),
             "prompt": prompts[0],
         }
-    return strongest(found)
+    return strongest(found, least=least)
 
 
-def strongest(variants: Mapping[str, Mapping], above: str | None = None, **details) -> Outcome:
+def strongest(
+    variants: Mapping[str, Mapping], above: str | None = None, least: float = RECOGNISED, **details
+) -> Outcome:
     """The outcome of the variant with the largest rate; the others are in its details.
-
-    Variants of which the unerased model draws less than :data:`RECOGNISED` say nothing and do not count.
 
     Args:
         above: name of a rate that does not count as the attack's own. The variant that exceeds it most is the
             strongest.
+        least: a variant counts if the unerased model draws the concept with it this often. With others, an
+            erased model has nothing to bring back.
     """
-    drawn = {k: v for k, v in variants.items() if v["unerased"] >= RECOGNISED}
+    drawn = {k: v for k, v in variants.items() if v["unerased"] >= least}
     if not drawn:
         note = "the unerased model draws the concept with none of the variants"
         return Outcome(None, details={"note": note, "variants": {k: dict(v) for k, v in variants.items()}})
