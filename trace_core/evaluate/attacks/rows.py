@@ -16,7 +16,7 @@ from .case import RECOGNISED, Attack, Case, Outcome
 from .learning import Course, Learned, Replaced, learn, text_of, with_text
 
 STEPS = 60  #: Adam steps at most
-EVERY = 4  #: steps per judgement from the concept's own start, which runs until all is recognised
+EVERY = 10  #: steps per judgement from the concept's own start, which runs until all is recognised
 OFTEN = 2  #: steps per judgement from the neutral start; steps to recovery are known to this precision
 
 
@@ -103,9 +103,9 @@ def compared(
 
     Returns:
         ``rate``: the largest share on the erased network, from the concept's own start or from the neutral
-        one. ``unerased``: the same of the unerased network from the neutral start. ``details``: ``steps`` and
-        ``steps_unerased`` until half is recognised, both from the neutral start; ``steps_own`` from the
-        concept's own; None where half is never reached; and the curves.
+        one. ``unerased``: that of the unerased network before any step from the concept's own start.
+        ``details``: ``steps`` and ``steps_unerased`` until half is recognised, both from the neutral start;
+        ``steps_own`` from the concept's own; None where half is never reached; and the curves.
     """
     prompt, neutral = fill(case.template, case.concept), fill(case.template, "")
     runs = {
@@ -137,7 +137,7 @@ def compared(
         "lr": lr,
         "evaluations": sum(run.evaluations for run in found.values()),
     }
-    return Outcome(best.best, found["unerased"].best, best.reach, details)
+    return Outcome(best.best, case.unerased, best.reach, details)
 
 
 def run(case: Case) -> Outcome:
