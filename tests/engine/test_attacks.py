@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from trace_core.backbones.sampling import SamplerConfig
 from trace_core.cli.main import main
 from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.demo import domain, loader
@@ -20,6 +21,10 @@ from trace_core.text.batching import encode
 from trace_core.text.concepts import Concept
 
 TRAINED = ("token-inversion", "rows-inversion")
+
+
+def few_steps(model) -> SamplerConfig:
+    return SamplerConfig.for_model(model, steps=6)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,9 @@ def found(demo, lora):
     model, clip, vae = demo
     before = {k: v.clone() for k, v in model.model.state_dict().items()}
     rows = clip.encode_from_tokens(clip.tokenize("a photo of a cat"))
-    made = attack(model, lora, clip, vae, domain.domain(), "cat", "all", samples=2, budget=0.02)
+    made = attack(
+        model, lora, clip, vae, domain.domain(), "cat", "all", 2, config=few_steps(model), budget=0.02
+    )
     model.unpatch_model()
     assert all(torch.equal(v, before[k]) for k, v in model.model.state_dict().items())
     assert torch.equal(rows, clip.encode_from_tokens(clip.tokenize("a photo of a cat")))
@@ -79,7 +86,8 @@ def test_an_unerased_model_gives_everything(demo):
     """Without an erasure every attack that the model can follow at all draws the concept."""
     model, clip, vae = demo
     names = "rece,words,latent-inversion,img2img,stacking,token-search"
-    made = attack(model, None, clip, vae, domain.domain(), "dog", names, samples=2, budget=0.02)
+    few = few_steps(model)
+    made = attack(model, None, clip, vae, domain.domain(), "dog", names, 2, config=few, budget=0.02)
     assert made["plain"]["rate"] == made["unerased"]["rate"] == 1
     assert made["plain"]["reach"] == pytest.approx(1, abs=1e-5)
     for name, r in made["attacks"].items():
@@ -102,7 +110,7 @@ def test_learning_on_both_models_differs_in_the_network_alone(demo, lora):
             steps=2,
             every=2,
         )
-        learn(model, erasure, clip, course, rows_from(course.prompt, course.neutral))
+        learn(model, erasure, clip, course, rows_from(course.prompt, course.neutral), few_steps(model))
         shown.append(latents)
     assert all(torch.equal(a, b) for a, b in zip(shown[0], shown[1]))
     assert not torch.equal(shown[0][-1], shown[2][-1])
@@ -138,7 +146,10 @@ def test_two_towers(engine, names):
     model, clip, vae = loader.load("demo-flux")
     keep = domain.keep_list([Concept("cat")])
     made = erase(model, clip, [Concept("cat")], keep, ClosedFormConfig(contexts=domain.CONTEXTS)).lora
-    found = attack(model, made, clip, vae, domain.domain(), "cat", names, samples=1, budget=0.02)["attacks"]
+    few = few_steps(model)
+    found = attack(model, made, clip, vae, domain.domain(), "cat", names, 1, config=few, budget=0.02)[
+        "attacks"
+    ]
     assert found["conditioning"]["negative"]["rate"] is None
     assert found["token-inversion"]["trained"] == "input vector of one token"
     for one in found["token-search"]["found"]:
@@ -153,7 +164,18 @@ def test_a_progress_that_raises_cancels(demo, lora):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        attack(model, lora, clip, vae, domain.domain(), "cat", "revival", samples=1, progress=stop)
+        attack(
+            model,
+            lora,
+            clip,
+            vae,
+            domain.domain(),
+            "cat",
+            "revival",
+            1,
+            progress=stop,
+            config=few_steps(model),
+        )
     assert not any("lora" in name for name, _ in model.model.named_modules())
 
 
