@@ -7,7 +7,8 @@ teacher an attacker can have.
 The numbers of steps of two trainings can be compared if only the network differs. Both then start from the
 same condition of a neutral prompt, and share the points, the order in which they are drawn, the learning
 rate, the seeds of the judged pictures and the steps at which the judge looks. One training runs on the erased
-network. The other runs on the unerased network, and is what learning any unknown thing costs.
+network. The other runs on the unerased network: it is what finding the words for a known thing costs. An
+erased network that takes no more steps knows the concept as before, and has lost only its words.
 """
 
 from __future__ import annotations
