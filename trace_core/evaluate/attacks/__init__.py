@@ -90,7 +90,7 @@ def attack(
     Returns:
         ``plain`` and ``unerased`` (``rate`` without an attack, of the erased model with its ``reach``, and of
         the unerased one), ``attacks``: for each name ``rate``, ``plain``, ``unerased``, ``reach``,
-        ``seconds`` and the details of :class:`~trace_core.evaluate.attacks.case.Outcome`; and the settings.
+        ``seconds``, ``cpu_seconds`` and the details of :class:`~trace_core.evaluate.attacks.case.Outcome`; and the settings.
 
     Raises:
         ConceptError: if the judge does not know the concept.
@@ -106,7 +106,7 @@ def attack(
 
 def _run(one: Attack, case: Case) -> dict:
     """An attack's outcome as it is reported."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     outcome = one.run(case)
     return {
         "rate": outcome.rate,
@@ -114,5 +114,6 @@ def _run(one: Attack, case: Case) -> dict:
         "unerased": outcome.unerased,
         "reach": outcome.reach,
         "seconds": round(time.perf_counter() - began, 2),
+        "cpu_seconds": round(time.process_time() - busy, 2),
         **outcome.details,
     }

@@ -72,7 +72,7 @@ def run(case: Case) -> Outcome:
         "error": found["erased"][1],
         "error_unerased": found["unerased"][1],
         "steps": STEPS,
-        "iterations": case.scaled(ITERATIONS),
+        "iterations": ITERATIONS,
     }
     return Outcome(found["erased"][0], found["unerased"][0], None, details)
 
@@ -83,8 +83,7 @@ def _round_trip(case: Case, model, phase: str) -> Tensor:
     backbone.load()
     _, levels = schedule(backbone, STEPS)
     levels = levels[1:]  # the first two are the same
-    iterations, done = case.scaled(ITERATIONS), 0
-    total = len(levels) * (iterations + 1)
+    done, total = 0, len(levels) * (ITERATIONS + 1)
 
     def tick() -> None:
         nonlocal done
@@ -95,7 +94,7 @@ def _round_trip(case: Case, model, phase: str) -> Tensor:
         denoised = _without_text(backbone, case)
         inner = backbone.patcher.model
         x = inner.process_latent_in(case.base_latents.to(backbone.device))
-        noise = inverted(denoised, x, levels, iterations, tick)
+        noise = inverted(denoised, x, levels, ITERATIONS, tick)
         return inner.process_latent_out(sampled(denoised, noise, levels, tick)).cpu()
 
 
