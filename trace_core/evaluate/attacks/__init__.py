@@ -90,7 +90,8 @@ def attack(
     Returns:
         ``plain`` and ``unerased`` (``rate`` without an attack, of the erased model with its ``reach``, and of
         the unerased one), ``attacks``: for each name ``rate``, ``plain``, ``unerased``, ``reach``,
-        ``seconds``, ``cpu_seconds`` and the details of :class:`~trace_core.evaluate.attacks.case.Outcome`; and the settings.
+        ``seconds``, ``cpu_seconds`` and the details of :class:`~trace_core.evaluate.attacks.case.Outcome`;
+        and the settings.
 
     Raises:
         ConceptError: if the judge does not know the concept.

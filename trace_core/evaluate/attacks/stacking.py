@@ -46,7 +46,7 @@ def another(case: Case, name: str) -> ErasureLora:
     own, concepts = defaults_of(case.model), [Concept(name)]
     keep = own.keep_list(concepts) if own else [c for c in case.classes if c != name]
     config = ClosedFormConfig(contexts=own.contexts if own else {})
-    return erase(case.model, case.clip, concepts, keep, config, seed=case.seed).lora
+    return erase(case.model, case.clip, concepts, keep, config, case.progress, case.seed).lora
 
 
 ATTACK = Attack(
