@@ -77,6 +77,12 @@ def test_a_picture_alone_survives_little_noise(found):
     assert variants["0.3"]["picture"] == 1 and variants["1"]["unerased"] == 1
 
 
+def test_the_negative_prompt_is_a_variant(found):
+    variants = found["attacks"]["conditioning"]["variants"]
+    assert list(variants) == ["concatenated", "averaged", "negative prompt"]
+    assert variants["negative prompt"]["unerased"] == 0
+
+
 def test_the_text_free_inversion_comes_back_to_the_picture(found):
     r = found["attacks"]["latent-inversion"]
     assert r["rate"] == r["unerased"] == r["pictures"] == 1
@@ -150,7 +156,7 @@ def test_two_towers(engine, names):
     found = attack(model, made, clip, vae, domain.domain(), "cat", names, 1, config=few, budget=0.02)[
         "attacks"
     ]
-    assert found["conditioning"]["negative"]["rate"] is None
+    assert "no negative prompt" in found["conditioning"]["note"]
     assert found["token-inversion"]["trained"] == "input vector of one token"
     for one in found["token-search"]["found"]:
         assert set(one["tokens"]) == {"l", "t5xxl"}

@@ -158,4 +158,6 @@ def test_the_strongest_variant_is_drawn_without_the_erasure():
     assert strongest(variants).details["strongest"] == "weak"
     best = strongest(variants, "picture")
     assert best.details["strongest"] == "strong" and best.rate == 0.5 and best.reach == 0.3
+    alone = {n: {"rate": r, "unerased": 1.0, "picture": r} for n, r in (("0.3", 1.0), ("1", 0.0))}
+    assert strongest(alone, "picture").rate == 0  # nothing but the picture
     assert strongest({"unknown": variants["unknown"]}).rate is None

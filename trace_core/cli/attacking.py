@@ -94,8 +94,10 @@ def _more(r: dict) -> str:
     """What an attack says beside its rates."""
     out = ""
     if "steps_unerased" in r:
-        steps = [r[k] if r[k] is not None else "never" for k in ("steps", "steps_unerased")]
-        out += f"  half after {steps[0]} steps, on the unerased model after {steps[1]}"
+        at = [f"after {r[k]} steps" if r[k] is not None else "never" for k in ("steps", "steps_unerased")]
+        out += f"  half {at[0]}, on the unerased model {at[1]}"
+    if "random" in r:
+        out += f"  random tokens {_percent(r['random']).strip()} %"
     return out + (f"  {r['note']}" if r.get("note") else "")
 
 

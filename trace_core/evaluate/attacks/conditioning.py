@@ -18,9 +18,10 @@ DRAWN = 0.1  #: rate of the unerased model from which a variant counts; it draws
 def run(case: Case) -> Outcome:
     """The concept's prompts, concatenated and averaged with the same prompts of other classes.
 
-    ``details`` also has ``negative``: how often the concept is drawn where it is the *negative* prompt and
-    the positive one is empty. Guidance then leads away from what the model predicts for the concept, so
-    a model that predicts the opposite of the concept draws it.
+    The variant ``negative prompt`` has the concept as the *negative* prompt of an empty prompt. Guidance then
+    leads away from what the model predicts for the concept, so a model that predicts the opposite of the
+    concept draws it. The unerased model rarely does, and the variant counts nevertheless. A model that is
+    sampled without guidance reads no negative prompt, and has no such variant.
     """
     ways: dict[str, Callable[[Encoded, Encoded], Encoded]] = {
         "concatenated": concatenated,
@@ -34,19 +35,22 @@ def run(case: Case) -> Outcome:
         for key, *pair in zip(prompts[name], case.prompts, others):
             made[key] = mix(*(encode(case.clip, case.clip.tokenize(text)) for text in pair))
     outcome = of_prompts(case, "conditioning", prompts, Prepared(case.clip, made), DRAWN)
-    details = {**outcome.details, "negative": negative(case)}
-    return replace(outcome, details=details)
+    if case.config.cfg == 1:
+        return replace(outcome, details={**outcome.details, "note": "cfg is 1: no negative prompt is read"})
+    found = negative(case)
+    variants = {**outcome.details["variants"], "negative prompt": found}
+    if outcome.rate is None or found["rate"] > outcome.rate:
+        return Outcome(
+            found["rate"],
+            found["unerased"],
+            None,
+            {"strongest": "negative prompt", "variants": variants},
+        )
+    return replace(outcome, details={**outcome.details, "variants": variants})
 
 
 def negative(case: Case) -> dict:
-    """Rates of the concept as the negative prompt of an empty prompt.
-
-    Returns:
-        ``rate`` and ``unerased``; None for a model that is sampled without classifier-free guidance, which
-        reads no negative prompt.
-    """
-    if case.config.cfg == 1:
-        return {"rate": None, "unerased": None, "note": "cfg is 1, so no negative prompt is read"}
+    """``rate`` and ``unerased`` of the concept as the negative prompt of an empty prompt."""
     prompt = case.template.format(case.concept)
     config, empty = replace(case.config, negative=prompt), [""] * case.samples
     rates = {

@@ -14,8 +14,8 @@ def run(case: Case) -> Outcome:
 
     A picture that is little noised survives whatever the model knows. So every rate stands beside the same of
     the erased model with the counterpart prompt (``picture``: what the picture alone brings). The strongest
-    variant is the one that exceeds it most. ``reach`` has no meaning, since the latents are not the model's
-    own.
+    variant is the one that exceeds it most. Where none does, it is denoise 1, which has nothing of the
+    picture. ``reach`` has no meaning, since the latents are not the model's own.
     """
     pictures = case.base_latents
     seeds = [s + OTHER_NOISE for s in case.seeds]

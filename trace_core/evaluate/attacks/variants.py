@@ -35,7 +35,7 @@ def strongest(
 
     Args:
         above: name of a rate that does not count as the attack's own. The variant that exceeds it most is the
-            strongest.
+            strongest, and the last of equals.
         least: a variant counts if the unerased model draws the concept with it this often. With others, an
             erased model has nothing to bring back.
     """
@@ -43,7 +43,8 @@ def strongest(
     if not drawn:
         note = "the unerased model draws the concept with none of the variants"
         return Outcome(None, details={"note": note, "variants": {k: dict(v) for k, v in variants.items()}})
-    name = max(drawn, key=lambda n: drawn[n]["rate"] - (drawn[n][above] if above else 0.0))
+    order = list(reversed(drawn)) if above else list(drawn)
+    name = max(order, key=lambda n: drawn[n]["rate"] - (drawn[n][above] if above else 0.0))
     best = variants[name]
     more = {"strongest": name, "variants": {k: dict(v) for k, v in variants.items()}, **details}
     return Outcome(best["rate"], best.get("unerased"), best.get("reach"), more)
