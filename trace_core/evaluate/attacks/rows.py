@@ -105,7 +105,8 @@ def compared(
         ``rate``: the largest share on the erased network, from the concept's own start or from the neutral
         one. ``unerased``: that of the unerased network before any step from the concept's own start.
         ``details``: ``steps`` and ``steps_unerased`` until half is recognised, both from the neutral start;
-        ``steps_own`` from the concept's own; None where half is never reached; and the curves.
+        ``steps_own`` from the concept's own; None where half is never reached; the curves, and each
+        training's last ``reach``.
     """
     prompt, neutral = fill(case.template, case.concept), fill(case.template, "")
     runs = {
@@ -134,6 +135,7 @@ def compared(
         "steps_unerased": found["unerased"].reached(RECOGNISED),
         "steps_own": found["own"].reached(RECOGNISED),
         "curves": {name: run.curve for name, run in found.items()},
+        "reaches": {name: run.reach for name, run in found.items()},
         "lr": lr,
         "evaluations": sum(run.evaluations for run in found.values()),
     }
