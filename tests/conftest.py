@@ -29,6 +29,7 @@ SECONDS = {
     "server/test_draws.py": 30,
     "server/test_cancel.py": 40,
     "engine/test_cli.py": 40,
+    "engine/test_attacks.py": 90,
     "engine/test_recover.py": 40,
     "engine/test_architectures.py": 40,
     "engine/test_demo_models.py": 30,
