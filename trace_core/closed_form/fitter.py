@@ -20,6 +20,7 @@ from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of, same, with_default_anchor
 from ..text.encoding import TextEncoder
 from ..text.grammar import parse_concepts
+from ..text.neighbours import neighbours
 from ..text.spelling import alignment_warnings
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
@@ -52,6 +53,8 @@ class _Plan:
     notes: list[str]
     spelling: list[str]
     substitutes: dict[str, str]
+    neighbours: dict[str, list[str]]
+    near: dict[str, str]
     words: dict[str, list[str]]
     groups: list[tuple[Policy, list[Concept]]]
 
@@ -171,6 +174,8 @@ class ClosedFormFitter:
         )
         if plan.substitutes:
             lora.metadata["trace.substitutes"] = json.dumps(plan.substitutes, ensure_ascii=False)
+        if plan.neighbours:
+            lora.metadata["trace.neighbours"] = json.dumps(plan.neighbours, ensure_ascii=False)
         return ClosedFormResult(lora, report, edits)
 
     def _plan(self) -> _Plan:
@@ -194,7 +199,13 @@ class ClosedFormFitter:
             first_step = FirstStep(self.model, self.clip)
             chosen = substitutes(plain, keep, self.encoder, config.kind, first_step)
         words = contrast_words(concepts) if config.contrasts else {}
-        return _Plan(concepts, keep, notes, spelling, chosen, words, [g for g in groups if g[1]])
+        vocabulary = self._own.vocabulary if self._own else None
+        beside = [*chosen.values(), *(c.anchor for c in concepts if c.anchor)]
+        found, more = neighbours(concepts, self.encoder, config.near, config.kind, vocabulary, beside)
+        near = {name: config.kind_of(c) for c in concepts for name in found.get(c.target, ())}
+        return _Plan(
+            concepts, keep, [*notes, *more], spelling, chosen, found, near, words, [g for g in groups if g[1]]
+        )
 
     def _accumulate(
         self, policy: Policy, concepts: list[Concept], plan: _Plan, config: ClosedFormConfig, reuse: bool
@@ -214,7 +225,7 @@ class ClosedFormFitter:
         if reuse:
             self._states[policy.solver] = state
         sums = copy.deepcopy(state.sums) if reuse else state.sums
-        accumulator.add_keep_set(sums, concepts, plan.keep, self.progress)
+        accumulator.add_keep_set(sums, concepts, plan.keep, self.progress, plan.near)
         return accumulator.of_stream(sums)
 
     def _report(self, plan: _Plan, config, edits: dict, solved: dict, layers: dict, collateral: dict) -> dict:
@@ -236,6 +247,7 @@ class ClosedFormFitter:
             "notes": plan.notes,
             "substitutes": plan.substitutes,
             "keep": plan.keep,
+            "neighbours": plan.neighbours,
             "contrast": plan.words,
             "solved": solved,
             "layers": layers,

@@ -38,6 +38,8 @@ KEEP_TEMPLATES = 6
 #: 37 entries have six each, the 112 everyday things two. A prompt of 77 rows costs SD1.5's text encoder 14
 #: GFLOP. The weight of an entry does not depend on its number of prompts.
 KEEP_PROMPTS = 224
+#: Weight of a kept neighbour against an entry of the keep list
+NEIGHBOUR_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,23 @@ def keep_prompts(
     out += [(fill(template, word), word) for template, word in inside]
     out += [pair for c in both for pair in separating_prompts(c, keep, contexts)]
     return [(prompt, entry) for prompt, entry in out if not any(asks_for(prompt, c) for c in both)]
+
+
+def neighbour_prompts(
+    near: Mapping[str, str], contexts: Mapping[str, Sequence[str]], encoder: TextEncoder
+) -> list[tuple[str, str]]:
+    """Prompts of kept neighbours (name -> kind), each with its name, in :data:`KEEP_TEMPLATES` templates.
+
+    Prompts in which the encoder cannot find the name are left out.
+    """
+    out = []
+    for number, (name, kind) in enumerate(near.items()):
+        templates = [*TEMPLATES[kind], *contexts.get(kind, ())]
+        chosen = {
+            (number + i * len(templates) // KEEP_TEMPLATES) % len(templates) for i in range(KEEP_TEMPLATES)
+        }
+        out += [(fill(templates[i], name), name) for i in sorted(chosen)]
+    return [(prompt, name) for prompt, name in out if encoder.finds(prompt, name)]
 
 
 def keep_shares(
