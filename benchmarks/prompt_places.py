@@ -1,8 +1,8 @@
 """An erased concept in prompts of real length, by its place in them: the second part of ``prompts.py``.
 
-A cell is a length and a place of the concept. Its prompts are drawn from phrases of the demo world with a seed,
-and its pictures take turns with them. Three rates are counted: of the erased model, of the base model, and of
-the base model on the same prompts without the concept, which is what an erasure can reach.
+A cell is a length and a place of the concept. Its prompts are drawn with a seed from phrases of the demo
+world, and its pictures take turns with them. Three rates are counted: of the erased model, of the base model,
+and of the base model on the same prompts without the concept, which is what an erasure can reach.
 """
 
 from __future__ import annotations

@@ -200,8 +200,7 @@ class ClosedFormFitter:
             chosen = substitutes(plain, keep, self.encoder, config.kind, first_step)
         words = contrast_words(concepts) if config.contrasts else {}
         vocabulary = self._own.vocabulary if self._own else None
-        beside = [*chosen.values(), *(c.anchor for c in concepts if c.anchor)]
-        found, more = neighbours(concepts, self.encoder, config.near, config.kind, vocabulary, beside)
+        found, more = neighbours(concepts, self.encoder, config.near, config.kind, vocabulary)
         near = {name: config.kind_of(c) for c in concepts for name in found.get(c.target, ())}
         return _Plan(
             concepts, keep, [*notes, *more], spelling, chosen, found, near, words, [g for g in groups if g[1]]

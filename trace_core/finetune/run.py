@@ -88,18 +88,8 @@ def finetune(
     backbone.load()
     with training_mode(backbone.engine):
         steered = [replace(c, anchor=plan.substitutes.get(c.target, c.anchor)) for c in plan.concepts]
-        trainer = Trainer(
-            backbone,
-            clip,
-            steered,
-            plan.keep,
-            config,
-            report or (lambda _: None),
-            preview,
-            start,
-            region,
-            plan.near,
-        )
+        inputs = (steered, plan.keep, config, report or (lambda _: None), preview, start, region, plan.near)
+        trainer = Trainer(backbone, clip, *inputs)
         if resume:
             resume.check(trainer)
         network = backbone.network
@@ -158,7 +148,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     chosen = {}
     if config.objective == "trace" and config.eta is None:
         chosen = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
-    found, near, more = _neighbours(model, concepts, chosen, encoder, config)
+    found, near, more = _neighbours(model, concepts, encoder, config)
     config = config.resolved(
         min(names), backbone.traits, any(c.anchor for c in concepts), any(c.parts for c in concepts)
     )
@@ -166,7 +156,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
 
 
 def _neighbours(
-    model, concepts: Sequence[Concept], chosen: dict[str, str], encoder: TextEncoder, config: FinetuneConfig
+    model, concepts: Sequence[Concept], encoder: TextEncoder, config: FinetuneConfig
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
     """Near neighbours by target, their keep prompts, and sentences. The published objectives keep none."""
     own = defaults_of(model)
@@ -176,7 +166,6 @@ def _neighbours(
         config.neighbours if config.objective == "trace" else 0,
         config.kind,
         own.vocabulary if own else None,
-        [*chosen.values(), *(c.anchor for c in concepts if c.anchor)],
     )
     kinds = {name: c.kind_and_why(config.kind)[0] for c in concepts for name in found.get(c.target, ())}
     prompts = [prompt for prompt, _ in neighbour_prompts(kinds, config.contexts, encoder)]

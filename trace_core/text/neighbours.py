@@ -36,19 +36,17 @@ def neighbours(
     count: int,
     kind: str = "auto",
     vocabulary: Vocabulary | None = None,
-    without: Sequence[str] = (),
 ) -> tuple[dict[str, list[str]], list[str]]:
     """The nearest entries of each concept, nearest first, by target, and sentences for a report.
 
     The concepts, their other names and plurals, and names that contain them are no neighbours. A combination
-    and an explicit concept have none.
+    and an explicit concept have none. What takes a concept's place may be its neighbour, since it stays.
 
     Args:
         encoder: the model's text encoder.
         count: neighbours of each concept; fewer if there are many concepts (:data:`TOTAL`).
         kind: kind of all concepts, or ``auto`` to decide by each name.
         vocabulary: entries to choose from; None: the shipped ones.
-        without: further names; they and their synonyms are no neighbours.
     """
     vocabulary = shipped() if vocabulary is None else vocabulary
     kinds = {c.target: c.kind_and_why(kind)[0] for c in concepts}
@@ -57,7 +55,7 @@ def neighbours(
     if each < 1:
         many = f"{len(plain)} concepts are too many to keep neighbours of each; name them in the keep list"
         return {}, [many] if count and plain else []
-    names = [*(c.target for c in concepts), *without]
+    names = [c.target for c in concepts]
     found = {}
     for target in plain:
         own, limit = kinds[target], max(2 * each, CANDIDATES // len(plain))
