@@ -38,7 +38,9 @@ KEEP_TEMPLATES = 6
 #: 37 entries have six each, the 112 everyday things two. A prompt of 77 rows costs SD1.5's text encoder 14
 #: GFLOP. The weight of an entry does not depend on its number of prompts.
 KEEP_PROMPTS = 224
-#: Weight of a kept neighbour against an entry of the keep list
+#: Approximate total of prompts of kept neighbours; each neighbour has at least two
+NEIGHBOUR_PROMPTS = 48
+#: Weight of a kept neighbour against an entry of the keep list, of which it may be one
 NEIGHBOUR_WEIGHT = 1.0
 
 
@@ -224,16 +226,18 @@ def keep_prompts(
 def neighbour_prompts(
     near: Mapping[str, str], contexts: Mapping[str, Sequence[str]], encoder: TextEncoder
 ) -> list[tuple[str, str]]:
-    """Prompts of kept neighbours (name -> kind), each with its name, in :data:`KEEP_TEMPLATES` templates.
+    """Prompts of kept neighbours, each with its name; names use different templates of their kind.
 
     Prompts in which the encoder cannot find the name are left out.
+
+    Args:
+        near: neighbours with their kinds.
     """
     out = []
+    count = max(2, min(KEEP_TEMPLATES, NEIGHBOUR_PROMPTS // max(len(near), 1)))
     for number, (name, kind) in enumerate(near.items()):
         templates = [*TEMPLATES[kind], *contexts.get(kind, ())]
-        chosen = {
-            (number + i * len(templates) // KEEP_TEMPLATES) % len(templates) for i in range(KEEP_TEMPLATES)
-        }
+        chosen = {(number + i * len(templates) // count) % len(templates) for i in range(count)}
         out += [(fill(templates[i], name), name) for i in sorted(chosen)]
     return [(prompt, name) for prompt, name in out if encoder.finds(prompt, name)]
 
