@@ -183,7 +183,10 @@ def _neighbours(report: dict) -> list[str]:
     if not near:
         return []
     shown = shortened([f"{', '.join(names)} (near {target})" for target, names in near.items()], 4)
-    return [f"Near neighbours are kept too: {shown}. Set neighbours to 0 to keep none.", ""]
+    return [
+        f"Near neighbours are kept too: {shown}. Set neighbours to 0 to keep none.",
+        "",
+    ]
 
 
 @escaped

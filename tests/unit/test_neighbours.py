@@ -13,7 +13,7 @@ from trace_core.text.encoding import BEFORE, BOS, FIRST_EOT, SUBJECT, TextRows
 from trace_core.text.grammar import parse_keep
 from trace_core.text.kinds import KINDS, bare, guess_kind
 from trace_core.text.lines import quoted
-from trace_core.text.neighbours import alike, nearest_of, neighbours
+from trace_core.text.neighbours import added, alike, nearest_of, neighbours
 from trace_core.text.vocabulary import shipped
 
 #: what a name changes, in degrees from what "cat" changes; "kitten" is another name of a cat
@@ -79,6 +79,11 @@ def test_no_neighbours_ask_nothing_of_the_encoder():
     encoder = Encoder()
     assert found(["cat"], 0, encoder=encoder) == ({}, [])
     assert encoder.asked == []
+
+
+def test_what_the_keep_list_holds_is_not_added():
+    near, kinds = {"cat": ["dog", "fox"], "Van Gogh": ["Monet"]}, {"cat": "object", "Van Gogh": "style"}
+    assert added(near, ["Dog", "ship"], kinds) == {"fox": "object", "Monet": "style"}
 
 
 def test_many_concepts_share_the_total_and_too_many_are_told():

@@ -18,7 +18,6 @@ from ..text.kinds import guess_kind
 from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .policies import (
-    NEIGHBOUR_WEIGHT,
     Policy,
     erased_pairs,
     keep_prompts,
@@ -132,7 +131,7 @@ class Accumulator:
     ) -> None:
         """Add the keep rows: the keep list, words inside the concepts' names, and neighbours.
 
-        ``near``: kept neighbours with their kinds.
+        ``near``: kept neighbours with their kinds. Each weighs as much as an entry of the keep list.
         """
         config = self.config
         words = contrast_words(concepts) if config.contrasts else {}
@@ -140,7 +139,7 @@ class Accumulator:
         prompts = keep_prompts(self.policy, keep, kinds, config.contexts, concepts, config.contrasts)
         shares = keep_shares(self.policy, prompts, keep, words)
         added = neighbour_prompts(near or {}, config.contexts, self.encoder)
-        shares += [self.policy.keep * NEIGHBOUR_WEIGHT * len(near) / len(added) for _ in added]
+        shares += [self.policy.keep * len(near) / len(added) for _ in added]
         prompts += added
         for number, (rows, share) in enumerate(zip(self.encoder.encode_all(prompts), shares)):
             if number % 16 == 0:

@@ -20,7 +20,7 @@ from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of, same, with_default_anchor
 from ..text.encoding import TextEncoder
 from ..text.grammar import parse_concepts
-from ..text.neighbours import neighbours
+from ..text.neighbours import added, neighbours
 from ..text.spelling import alignment_warnings
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
@@ -201,7 +201,7 @@ class ClosedFormFitter:
         words = contrast_words(concepts) if config.contrasts else {}
         vocabulary = self._own.vocabulary if self._own else None
         found, more = neighbours(concepts, self.encoder, config.near, config.kind, vocabulary)
-        near = {name: config.kind_of(c) for c in concepts for name in found.get(c.target, ())}
+        near = added(found, keep, {c.target: config.kind_of(c) for c in concepts})
         return _Plan(
             concepts, keep, [*notes, *more], spelling, chosen, found, near, words, [g for g in groups if g[1]]
         )

@@ -40,8 +40,6 @@ KEEP_TEMPLATES = 6
 KEEP_PROMPTS = 224
 #: Approximate total of prompts of kept neighbours; each neighbour has at least two
 NEIGHBOUR_PROMPTS = 48
-#: Weight of a kept neighbour against an entry of the keep list, of which it may be one
-NEIGHBOUR_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..lora.result import Erasure
 from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of, with_default_anchor
 from ..text.encoding import TextEncoder
-from ..text.neighbours import neighbours
+from ..text.neighbours import added, neighbours
 from ..text.spelling import check_spelling
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
@@ -148,7 +148,7 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     chosen = {}
     if config.objective == "trace" and config.eta is None:
         chosen = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
-    found, near, more = _neighbours(model, concepts, encoder, config)
+    found, near, more = _neighbours(model, concepts, keep, encoder, config)
     config = config.resolved(
         min(names), backbone.traits, any(c.anchor for c in concepts), any(c.parts for c in concepts)
     )
@@ -156,9 +156,12 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
 
 
 def _neighbours(
-    model, concepts: Sequence[Concept], encoder: TextEncoder, config: FinetuneConfig
+    model, concepts: Sequence[Concept], keep: Sequence[str], encoder: TextEncoder, config: FinetuneConfig
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
-    """Near neighbours by target, their keep prompts, and sentences. The published objectives keep none."""
+    """Near neighbours by target, prompts of those that the keep list lacks, and sentences for the report.
+
+    The published objectives keep none.
+    """
     own = defaults_of(model)
     found, notes = neighbours(
         concepts,
@@ -167,8 +170,8 @@ def _neighbours(
         config.kind,
         own.vocabulary if own else None,
     )
-    kinds = {name: c.kind_and_why(config.kind)[0] for c in concepts for name in found.get(c.target, ())}
-    prompts = [prompt for prompt, _ in neighbour_prompts(kinds, config.contexts, encoder)]
+    kinds = {c.target: c.kind_and_why(config.kind)[0] for c in concepts}
+    prompts = [p for p, _ in neighbour_prompts(added(found, keep, kinds), config.contexts, encoder)]
     return found, prompts, notes
 
 

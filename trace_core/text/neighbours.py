@@ -68,6 +68,20 @@ def neighbours(
     return found, []
 
 
+def added(
+    found: Mapping[str, Sequence[str]], keep: Sequence[str], kinds: Mapping[str, str]
+) -> dict[str, str]:
+    """The neighbours that the keep list does not hold, each with the kind of its concept.
+
+    Args:
+        found: neighbours by target.
+        keep: the keep list.
+        kinds: kind by target.
+    """
+    held = {bare(entry) for entry in keep}
+    return {n: kinds[target] for target, names in found.items() for n in names if bare(n) not in held}
+
+
 def nearest_of(
     target: str, entries: Sequence[str], kind: str, encoder: TextEncoder
 ) -> list[tuple[str, float]]:
