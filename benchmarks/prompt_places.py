@@ -92,17 +92,14 @@ class Places:
         found = templates(cell, kind, self.seed)
         return [fill(found[i % len(found)], concept) for i in range(samples)]
 
-    def measure(self, model, concept: str, cells: Sequence[str]) -> dict[str, dict]:
-        """By cell: shares of pictures that show the concept, and the tokens and chunks of the prompts."""
-        kind, out = ("style" if concept in STYLES else "object"), {}
-        few = self.samples // COUNTED
-        for cell in cells:
-            prompts = self.prompts(kind, cell, concept, self.samples)
-            chunks = [next(iter(self.clip.tokenize(p).values())) for p in dict.fromkeys(prompts)]
-            out[cell] = {
-                "erased": self.count(model, prompts)[concept] / self.samples,
-                "base": self.base(kind, cell, concept, few)[concept] / few,
-                "base, without": self.base(kind, cell, "", self.samples)[concept] / self.samples,
-                "chunks": max(map(len, chunks)),
-            }
-        return out
+    def measure(self, model, concept: str, cell: str) -> dict[str, float]:
+        """Shares of a cell's pictures that show the concept, and the most chunks that a prompt has."""
+        kind, few = ("style" if concept in STYLES else "object"), max(1, self.samples // COUNTED)
+        prompts = self.prompts(kind, cell, concept, self.samples)
+        chunks = [next(iter(self.clip.tokenize(p).values())) for p in dict.fromkeys(prompts)]
+        return {
+            "erased": self.count(model, prompts)[concept] / self.samples,
+            "base": self.base(kind, cell, concept, few)[concept] / few,
+            "base, without": self.base(kind, cell, "", self.samples)[concept] / self.samples,
+            "chunks": max(map(len, chunks)),
+        }

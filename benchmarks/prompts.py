@@ -153,15 +153,23 @@ def run(
 
 
 def run_places(
-    model_name: str, methods: list[str], concepts: list[str], samples: int, seed: int, file: Path
+    model_name: str,
+    methods: list[str],
+    concepts: list[str],
+    cells: list[str],
+    samples: int,
+    seed: int,
+    file: Path,
 ) -> dict:
-    """The rates by length and place, under ``places`` in the results."""
+    """The rates by length and place, under ``places`` in the results. Cells that are there are not run again."""
     engine.load()
     data = json.loads(file.read_text()) if file.exists() else {"results": {}, "base": {}}
     found, places = data.setdefault("places", {"samples": samples, "seed": seed, "results": {}}), None
     for method, concept in ((m, c) for m in methods for c in concepts):
         key = f"{model_name}/{method}/{concept}"
-        if key in found["results"]:
+        row = found["results"].setdefault(key, {})
+        missing = [cell for cell in cells if cell not in row]
+        if not missing:
             continue
         if places is None:
             objects, judge = loader.load(model_name), loader.load_judge()
@@ -169,10 +177,11 @@ def run_places(
         name, options = VARIANTS[method]
         eraser = Eraser(name, seed=seed, closed_form=options)
         result = eraser.fit(places.model, places.clip, [Concept(concept)])
-        row = places.measure(apply(places.model, result.lora), concept, list(prompt_places.CELLS))
-        found["results"][key] = row
-        write_text(file, json.dumps(data, indent=1) + "\n")
-        print(key, row, flush=True)
+        erased = apply(places.model, result.lora)
+        for cell in missing:
+            row[cell] = places.measure(erased, concept, cell)
+            write_text(file, json.dumps(data, indent=1) + "\n")
+            print(key, cell, row[cell], flush=True)
     return data
 
 
@@ -188,12 +197,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-long", dest="long", action="store_false", help="negative prompts alone")
     parser.add_argument("--places", action="store_true", help="prompts by length and place instead")
+    parser.add_argument("--cells", nargs="+", choices=prompt_places.CELLS, default=list(prompt_places.CELLS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     for model in args.models:
         if args.places:
             samples = args.samples or 128
-            run_places(model, args.methods, args.concepts, samples, args.seed, args.out)
+            run_places(model, args.methods, args.concepts, args.cells, samples, args.seed, args.out)
             continue
         samples = args.samples or 64
         run(model, args.methods, args.concepts, args.cfg, samples, args.seed, args.long, args.out)
