@@ -161,7 +161,7 @@ def run_places(
     seed: int,
     file: Path,
 ) -> dict:
-    """The rates by length and place, under ``places`` in the results. Cells that are there are not run again."""
+    """The rates by length and place, under ``places`` in the results. Cells in the file are not run again."""
     engine.load()
     data = json.loads(file.read_text()) if file.exists() else {"results": {}, "base": {}}
     found, places = data.setdefault("places", {"samples": samples, "seed": seed, "results": {}}), None
