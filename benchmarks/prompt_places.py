@@ -45,7 +45,7 @@ def templates(cell: str, kind: str, seed: int = 0) -> list[str]:
 def _template(kind: str, tokens: int, place: str, rng: random.Random) -> str:
     if place == "two":
         other = rng.choice(list(OBJECTS)[10:])
-        return f"a photo of a {other} and a {{}}" if kind == "object" else f"a photo of a {other}, {{}}"
+        return f"a photo of a {{}} and a {other}" if kind == "object" else f"a photo of a {other}, {{}}"
     if place == "tags":
         tags = [*(rng.choice(TAGS) for _ in range(tokens // 2)), "{}"]
         rng.shuffle(tags)
