@@ -6,6 +6,9 @@ the base model with an empty negative prompt and with the concept. Long: the con
 late in a prompt of 20 tokens and more, also where they are two chunks; how many show it, against the base
 model with the concept and with the same prompt without it. Results are written after every concept, and a run
 goes on where the last one stopped.
+
+``--places`` measures prompts of up to 70 tokens instead, by the concept's place in them, with more pictures
+(``prompt_places.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +31,9 @@ from trace_core.lora.gating import apply
 from trace_core.methods import METHODS, Eraser
 from trace_core.text.concepts import Concept
 from trace_core.text.templates import fill
+
+sys.path.insert(0, str(Path(__file__).parent))
+import prompt_places  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "prompts.json"
 CFG = (3.0, 7.0, 12.0)
@@ -145,19 +152,61 @@ def run(
     return data
 
 
+def run_places(
+    model_name: str,
+    methods: list[str],
+    concepts: list[str],
+    cells: list[str],
+    samples: int,
+    seed: int,
+    file: Path,
+) -> dict:
+    """The rates by length and place, under ``places`` in the results. Cells in the file are not run again."""
+    engine.load()
+    data = json.loads(file.read_text()) if file.exists() else {"results": {}, "base": {}}
+    found, places = data.setdefault("places", {"samples": samples, "seed": seed, "results": {}}), None
+    for method, concept in ((m, c) for m in methods for c in concepts):
+        key = f"{model_name}/{method}/{concept}"
+        row = found["results"].setdefault(key, {})
+        missing = [cell for cell in cells if cell not in row]
+        if not missing:
+            continue
+        if places is None:
+            objects, judge = loader.load(model_name), loader.load_judge()
+            places = prompt_places.Places(model_name, objects, judge, samples, seed, data["base"])
+        name, options = VARIANTS[method]
+        eraser = Eraser(name, seed=seed, closed_form=options)
+        result = eraser.fit(places.model, places.clip, [Concept(concept)])
+        erased = apply(places.model, result.lora)
+        for cell in missing:
+            row[cell] = places.measure(erased, concept, cell)
+            write_text(file, json.dumps(data, indent=1) + "\n")
+            print(key, cell, row[cell], flush=True)
+    return data
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(loader.MODELS))
     parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
     parser.add_argument("--cfg", nargs="+", type=float, default=list(CFG))
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument(
+        "--samples", type=int, help="pictures of a prompt (64), or of a cell of --places (128)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-long", dest="long", action="store_false", help="negative prompts alone")
+    parser.add_argument("--places", action="store_true", help="prompts by length and place instead")
+    parser.add_argument("--cells", nargs="+", choices=prompt_places.CELLS, default=list(prompt_places.CELLS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     for model in args.models:
-        run(model, args.methods, args.concepts, args.cfg, args.samples, args.seed, args.long, args.out)
+        if args.places:
+            samples = args.samples or 128
+            run_places(model, args.methods, args.concepts, args.cells, samples, args.seed, args.out)
+            continue
+        samples = args.samples or 64
+        run(model, args.methods, args.concepts, args.cfg, samples, args.seed, args.long, args.out)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ TOOLTIPS = {
     "contrast": "Keeps words inside a name that are things by themselves, such as the van of Van Gogh.",
     "stream": "Text streams to edit. pooled edits CLIP's pooled vector alone, for a name that T5 cannot "
     "spell.",
+    "neighbours": "Keeps this many things that are nearest to each concept too, beside the keep list. The "
+    "report names them. 0 keeps none.",
 }
 
 
@@ -54,7 +56,17 @@ class ClosedFormProjection:
         "Verdict, figures and limits, in Markdown.",
     )
     FUNCTION = "erase"
-    ADVANCED = ("energy", "eta", "alpha", "keep_weight", "max_rank", "exact", "contrast", "stream")
+    ADVANCED = (
+        "energy",
+        "eta",
+        "alpha",
+        "keep_weight",
+        "max_rank",
+        "exact",
+        "contrast",
+        "stream",
+        "neighbours",
+    )
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -78,6 +90,7 @@ class ClosedFormProjection:
                 "exact": widgets.switch(DEFAULTS.exact),
                 "contrast": widgets.switch(DEFAULTS.contrast),
                 "stream": widgets.choice(["all", "pooled"], DEFAULTS.stream),
+                "neighbours": widgets.integer(DEFAULTS.neighbours, 0, 64),
             },
             advanced=cls.ADVANCED,
         )
@@ -99,6 +112,7 @@ class ClosedFormProjection:
         exact=False,
         contrast=True,
         stream="all",
+        neighbours=DEFAULTS.neighbours,
     ):
         concepts, kept = wire.concepts_of(erase, keep)
         policy = FORMER_NAMES.get(policy, policy)
@@ -113,6 +127,7 @@ class ClosedFormProjection:
             "exact": exact,
             "contrast": contrast,
             "stream": stream,
+            "neighbours": neighbours,
         }
         with Live(objective=policy) as live:
             eraser = Eraser(CLOSED_FORMS[policy], kept, closed_form=options)

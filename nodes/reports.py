@@ -125,6 +125,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
     lines += [f"**{verdict}**", "", table(("figure", "value", "measured as"), figures), ""]
     lines += _kinds_and_notes(report)
     lines += _substitutes(report)
+    lines += _neighbours(report)
     lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
     lines += _side_effects(report)
     lines += [
@@ -176,6 +177,18 @@ def _substitutes(report: dict) -> list[str]:
     ]
 
 
+def _neighbours(report: dict) -> list[str]:
+    """Which near neighbours of the concepts are kept beside the keep list."""
+    near = report.get("neighbours", {})
+    if not near:
+        return []
+    shown = shortened([f"{', '.join(names)} (near {target})" for target, names in near.items()], 4)
+    return [
+        f"Near neighbours are kept too: {shown}. Set neighbours to 0 to keep none.",
+        "",
+    ]
+
+
 @escaped
 def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
     """The report of :func:`trace_core.finetune.finetune`."""
@@ -217,6 +230,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
         "",
         *_kinds_and_notes(report),
         *_substitutes(report),
+        *_neighbours(report),
     ]
     lines += [text for w in report.get("warnings", []) for text in (f"> **Warning:** {w}", "")]
     lines += [

@@ -25,6 +25,20 @@ def test_the_judge_recognises_what_they_draw(demo):
     assert accuracy["style"]["top1"] >= 0.8
 
 
+def test_what_is_similar_is_measured_apart(demo):
+    _, model, clip, vae = demo
+    evaluator = Evaluator(model, clip, vae, domain.domain(), samples=1)
+    classes = [name for name in evaluator.domain.objects if name != "cat"]
+    moved = {name: float(i) for i, name in enumerate(classes)}
+    per_class = {name: {"top1": i / 100} for i, name in enumerate(classes)}
+    found = evaluator._similar([Concept("cat")], "object", per_class, moved)
+    near, numbers = found["classes"], [classes.index(n) for n in found["classes"]]
+    assert len(near) == 5 and "frog" in near
+    assert found["acc"] == pytest.approx(sum(numbers) / 500)
+    assert found["latent_mse"] == pytest.approx(sum(numbers) / 5)
+    assert found["others_latent_mse"] == pytest.approx((sum(range(23)) - sum(numbers)) / 18)
+
+
 def test_text_towers_see_what_the_real_ones_see(demo):
     """CLIP is causal and its pads carry the sentence; T5 reads both ways, and its pads are not masked."""
     name, _, clip, _ = demo

@@ -22,6 +22,8 @@ class ModelDefaults:
         finetune: options of the finetune.
         sampling: options of :class:`~trace_core.backbones.sampling.SamplerConfig`.
         picture_size: pixels of the model's training pictures.
+        vocabulary: names that the model knows, by kind and group, from which neighbours are chosen; None: the
+            shipped vocabulary.
     """
 
     keep_list: Callable[[Sequence], list[str]]
@@ -29,6 +31,7 @@ class ModelDefaults:
     finetune: Mapping = field(default_factory=dict)
     sampling: Mapping = field(default_factory=dict)
     picture_size: int = 256
+    vocabulary: Mapping[str, Mapping[str, Sequence[str]]] | None = None
 
 
 def defaults_of(patcher) -> ModelDefaults | None:

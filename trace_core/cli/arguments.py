@@ -103,6 +103,14 @@ def closed_form(c: argparse.ArgumentParser) -> None:
         help="projection: leave the rows of the --keep list exactly as they are, instead of by weight",
     )
     c.add_argument(
+        "--neighbours",
+        type=int,
+        default=None,
+        metavar="N",
+        help="projection and trace: keep the N things that the text encoder finds nearest to each concept "
+        "too; 0 keeps none (default: 5)",
+    )
+    c.add_argument(
         "--no-contrast",
         action="store_true",
         help="closed form: do not keep the words inside a name (the van of Van Gogh)",

@@ -19,7 +19,7 @@ from ..text.synonyms import everyday
 from . import attacking, jobs, outputs, training, workers
 from . import inputs as intake
 from .engine import PACK_ROOT, EngineNotFound, find, load
-from .figures import table
+from .figures import remarks, table
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import write_text
 from .timing import Bars, Clock
@@ -121,15 +121,7 @@ def erase(args) -> dict:
         f"erased {_listed(concepts)}: {len(result.lora.modules)} layers, rank {result.lora.rank}, "
         f"{_done(result.report)}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
     )
-    for target, other in {
-        **result.report.get("closed_form", {}).get("substitutes", {}),
-        **result.report.get("substitutes", {}),
-    }.items():
-        print(f"{target} is steered to {other}; write `{target} -> something else` to choose another anchor")
-    for warning in [
-        w for part in (result.report, result.report.get("fusion", {})) for w in part.get("warnings", [])
-    ]:
-        print(f"warning: {warning}")
+    print("\n".join(remarks(result.report)), end="\n" if remarks(result.report) else "")
     return result.report | {
         "read": lists_report,
         "model": args.model,
@@ -213,6 +205,7 @@ def _closed_form_options(args, method) -> dict:
         ("energy", args.energy),
         ("alpha", args.alpha),
         ("stream", args.stream),
+        ("neighbours", args.neighbours),
     ]
     given += [("contrast", False)] if args.no_contrast else []
     given += [("exact", True)] if args.exact else []

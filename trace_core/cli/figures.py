@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SHOWN = 8  #: concepts whose neighbours are printed
+
 
 def table(rows: Sequence[tuple[str, dict]]) -> str:
     """Results as aligned text, percentages."""
@@ -14,3 +16,20 @@ def table(rows: Sequence[tuple[str, dict]]) -> str:
         figures = " ".join(percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c"))
         lines.append(f"{name:{width}} {figures}  {r['drift']['latent_mse']:.4f}, {r['drift']['psnr']:.1f} dB")
     return "\n".join(lines)
+
+
+def remarks(report: dict) -> list[str]:
+    """What an erasure decided by itself, and its warnings, one line each."""
+    parts = (report.get("closed_form", {}), report)
+    chosen, near = (
+        {k: v for p in parts for k, v in p.get(key, {}).items()} for key in ("substitutes", "neighbours")
+    )
+    return [
+        *(
+            f"{target} is steered to {other}; write `{target} -> something else` to choose another anchor"
+            for target, other in chosen.items()
+        ),
+        *(f"kept near {target}: {', '.join(names)}" for target, names in list(near.items())[:SHOWN]),
+        *([f"kept near {len(near) - SHOWN} more concepts: see --json"] if len(near) > SHOWN else []),
+        *(f"warning: {w}" for part in (report, report.get("fusion", {})) for w in part.get("warnings", [])),
+    ]

@@ -17,7 +17,15 @@ from ..text.encoding import BOS, GROUPS, TextEncoder, TextRows
 from ..text.kinds import guess_kind
 from .config import ClosedFormConfig
 from .contrast import contrast_words
-from .policies import Policy, erased_pairs, keep_prompts, keep_shares, keep_weights, row_weights
+from .policies import (
+    Policy,
+    erased_pairs,
+    keep_prompts,
+    keep_shares,
+    keep_weights,
+    neighbour_prompts,
+    row_weights,
+)
 from .sums import RowSums
 
 ALL_GROUPS = tuple(range(len(GROUPS)))
@@ -118,14 +126,25 @@ class Accumulator:
         )
 
     def add_keep_set(
-        self, sums: dict[str, RowSums], concepts: Sequence[Concept], keep: Sequence[str], progress: Progress
+        self,
+        sums: dict[str, RowSums],
+        concepts: Sequence[Concept],
+        keep: Sequence[str],
+        progress: Progress,
+        near: Mapping[str, str] | None = None,
     ) -> None:
-        """Add the keep rows: the prompts of the keep list and of words inside the concepts' names."""
+        """Add the keep rows: the keep list, words inside the concepts' names, and neighbours.
+
+        ``near``: kept neighbours with their kinds. Each weighs as much as an entry of the keep list.
+        """
         config = self.config
         words = contrast_words(concepts) if config.contrasts else {}
         kinds = [guess_kind(k) for k in keep]
         prompts = keep_prompts(self.policy, keep, kinds, config.contexts, concepts, config.contrasts)
         shares = keep_shares(self.policy, prompts, keep, words)
+        added = neighbour_prompts(near or {}, config.contexts, self.encoder)
+        shares += [self.policy.keep * len(near) / len(added) for _ in added]
+        prompts += added
         for number, (rows, share) in enumerate(zip(self.encoder.encode_all(prompts), shares)):
             if number % 16 == 0:
                 progress("encode keep set", number, len(prompts))

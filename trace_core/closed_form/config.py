@@ -53,6 +53,10 @@ class ClosedFormConfig:
             "help": "harden against attacks on the text, 0 to 3 (projection); more changes other pictures"
         },
     )
+    neighbours: int = field(
+        default=5,
+        metadata={"help": "keep this many near neighbours of each concept too; 0: none (projection)"},
+    )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
         metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
@@ -82,6 +86,8 @@ class ClosedFormConfig:
             raise TraceError(f"policy {self.policy} cannot be hardened; use projection, or set robust to 0")
         if not 0 < self.keep_weight < math.inf:
             raise TraceError(f"keep_weight is {self.keep_weight}; it must be positive and finite")
+        if not 0 <= self.neighbours <= 64:
+            raise TraceError(f"neighbours is {self.neighbours}; it must lie between 0 and 64")
         if self.max_rank is not None and self.max_rank < 1:
             raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
 
@@ -89,6 +95,11 @@ class ClosedFormConfig:
     def contrasts(self) -> bool:
         """Whether words inside names are kept. The published policies have no such prompts."""
         return self.contrast and self.policy == "projection"
+
+    @property
+    def near(self) -> int:
+        """Neighbours to keep of each concept. The published policies keep none."""
+        return self.neighbours if self.policy == "projection" else 0
 
     def kind_of(self, concept: Concept) -> str:
         """The given kind, or the kind from the concept's name."""

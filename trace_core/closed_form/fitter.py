@@ -23,6 +23,7 @@ from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of, same, with_default_anchor
 from ..text.encoding import TextEncoder
 from ..text.grammar import parse_concepts
+from ..text.neighbours import added, neighbours
 from ..text.spelling import alignment_warnings
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
@@ -55,6 +56,8 @@ class _Plan:
     notes: list[str]
     spelling: list[str]
     substitutes: dict[str, str]
+    neighbours: dict[str, list[str]]
+    near: dict[str, str]
     words: dict[str, list[str]]
     groups: list[tuple[Policy, list[Concept]]]
 
@@ -183,6 +186,8 @@ class ClosedFormFitter:
         )
         if plan.substitutes:
             lora.metadata["trace.substitutes"] = json.dumps(plan.substitutes, ensure_ascii=False)
+        if plan.neighbours:
+            lora.metadata["trace.neighbours"] = json.dumps(plan.neighbours, ensure_ascii=False)
         return ClosedFormResult(lora, report, edits)
 
     def _plan(self) -> _Plan:
@@ -206,7 +211,12 @@ class ClosedFormFitter:
             first_step = FirstStep(self.model, self.clip)
             chosen = substitutes(plain, keep, self.encoder, config.kind, first_step)
         words = contrast_words(concepts) if config.contrasts else {}
-        return _Plan(concepts, keep, notes, spelling, chosen, words, [g for g in groups if g[1]])
+        vocabulary = self._own.vocabulary if self._own else None
+        found, more = neighbours(concepts, self.encoder, config.near, config.kind, vocabulary)
+        near = added(found, keep, {c.target: config.kind_of(c) for c in concepts})
+        return _Plan(
+            concepts, keep, [*notes, *more], spelling, chosen, found, near, words, [g for g in groups if g[1]]
+        )
 
     def _accumulate(
         self, policy: Policy, concepts: list[Concept], plan: _Plan, config: ClosedFormConfig, reuse: bool
@@ -226,7 +236,7 @@ class ClosedFormFitter:
         if reuse:
             self._states[policy.solver] = state
         sums = copy.deepcopy(state.sums) if reuse else state.sums
-        accumulator.add_keep_set(sums, concepts, plan.keep, self.progress)
+        accumulator.add_keep_set(sums, concepts, plan.keep, self.progress, plan.near)
         return accumulator.of_stream(sums)
 
     def _gram(self, stream: str) -> Tensor:
@@ -255,6 +265,7 @@ class ClosedFormFitter:
             "notes": plan.notes,
             "substitutes": plan.substitutes,
             "keep": plan.keep,
+            "neighbours": plan.neighbours,
             "contrast": plan.words,
             "solved": solved,
             "layers": layers,

@@ -39,6 +39,8 @@ KEEP_TEMPLATES = 6
 #: 37 entries have six each, the 112 everyday things two. A prompt of 77 rows costs SD1.5's text encoder 14
 #: GFLOP. The weight of an entry does not depend on its number of prompts.
 KEEP_PROMPTS = 224
+#: Approximate total of prompts of kept neighbours; each neighbour has at least two
+NEIGHBOUR_PROMPTS = 48
 
 
 #: Mean squared norm of the rows of CLIP ViT-L/14, the text encoder of SD 1.4. Constants of papers that depend
@@ -285,6 +287,25 @@ def keep_prompts(
     out += [(fill(template, word), word) for template, word in inside]
     out += [pair for c in both for pair in separating_prompts(c, keep, contexts)]
     return [(prompt, entry) for prompt, entry in out if not any(asks_for(prompt, c) for c in both)]
+
+
+def neighbour_prompts(
+    near: Mapping[str, str], contexts: Mapping[str, Sequence[str]], encoder: TextEncoder
+) -> list[tuple[str, str]]:
+    """Prompts of kept neighbours, each with its name; names use different templates of their kind.
+
+    Prompts in which the encoder cannot find the name are left out.
+
+    Args:
+        near: neighbours with their kinds.
+    """
+    out = []
+    count = max(2, min(KEEP_TEMPLATES, NEIGHBOUR_PROMPTS // max(len(near), 1)))
+    for number, (name, kind) in enumerate(near.items()):
+        templates = [*TEMPLATES[kind], *contexts.get(kind, ())]
+        chosen = {(number + i * len(templates) // count) % len(templates) for i in range(count)}
+        out += [(fill(templates[i], name), name) for i in sorted(chosen)]
+    return [(prompt, name) for prompt, name in out if encoder.finds(prompt, name)]
 
 
 def keep_shares(

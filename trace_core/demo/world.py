@@ -30,6 +30,13 @@ FINETUNE = {
 }
 
 
+#: What the demo models know by name, by kind
+VOCABULARY = {
+    "object": {"classes": tuple(OBJECTS)},
+    "style": {"classes": tuple(STYLES), "backgrounds": tuple(f"{c} background" for c in COLOURS)},
+}
+
+
 def keep_list(concepts: Sequence[Concept]) -> list[str]:
     """Everything that the demo models can draw, without the erased classes.
 
@@ -50,4 +57,4 @@ def keep_list(concepts: Sequence[Concept]) -> list[str]:
 def defaults(name: str) -> ModelDefaults:
     """The defaults of a demo model."""
     sampling = {"cfg": 3.0} if name == "demo-sd" else {}
-    return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], sampling, FINETUNE[name]["width"])
+    return ModelDefaults(keep_list, CONTEXTS, FINETUNE[name], sampling, FINETUNE[name]["width"], VOCABULARY)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from ..backbones import backbone_for
 from ..backbones.sampling import SamplerConfig, decode, sample
 from ..errors import ConceptError
 from ..text.concepts import Concept, same
+from ..text.encoding import TextEncoder
+from ..text.neighbours import nearest_of
 from .metrics import drift, h_c, h_o, mean_probability, top1
 
 #: ``progress(phase, done, total)`` in pictures; an exception raised in it cancels
 Progress = Callable[[str, int, int], None]
+
+
+SIMILAR = 5  #: nearest kept classes of each erased one that are measured apart
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Evaluator:
 
         Returns:
             ``acc_e, acc_s, acc_g, h_o, h_c`` as fractions of 1 (``acc_g`` and ``h_o`` None for styles),
-            ``drift``, ``per_class`` and the settings of the measurement.
+            ``drift``, ``similar`` (see :meth:`_similar`), ``per_class`` and the settings of the measurement.
 
         Raises:
             ConceptError: if the judge does not know a concept, or objects and styles are mixed.
@@ -127,6 +133,7 @@ class Evaluator:
         classes = list(self.domain.objects) if head == "object" else list(self.domain.styles)
         erased = [name for _, name in places]
         per_class, latents, base_latents, pictures, base_pictures = {}, [], [], [], []
+        moved = {}
         for index, name in enumerate(classes):
             prompts = self._prompts(head, name, self.samples if name in erased else self.others)
             z, x = self.pictures(model, prompts, name)
@@ -137,6 +144,7 @@ class Evaluator:
                 base_latents.append(base_z)
                 pictures.append(x)
                 base_pictures.append(base_x)
+                moved[name] = (z - base_z).square().mean().item()
         synonyms = self._synonyms(model, erased, classes) if head == "object" else {}
         acc_e = fmean(per_class[name]["top1"] for name in erased)
         acc_s = fmean(v["top1"] for v in per_class.values() if not v["erased"])
@@ -148,6 +156,7 @@ class Evaluator:
             "h_o": None if acc_g is None else h_o(acc_e, acc_s, acc_g),
             "h_c": h_c(acc_e, acc_s),
             "drift": drift(*(torch.cat(v) for v in (latents, base_latents, pictures, base_pictures))),
+            "similar": self._similar(concepts, head, per_class, moved),
             "per_class": per_class,
             "synonyms": synonyms,
             "head": head,
@@ -157,6 +166,37 @@ class Evaluator:
             "seed": self.seed,
             "sampler": f"{self.config.sampler}/{self.config.scheduler}, {self.config.steps} steps, cfg "
             f"{self.config.cfg}",
+        }
+
+    def _similar(
+        self,
+        concepts: Sequence[Concept],
+        head: str,
+        per_class: Mapping[str, dict],
+        moved: Mapping[str, float],
+    ) -> dict:
+        """Accuracy and drift of the kept classes nearest to an erased one, and drift of the rest.
+
+        Args:
+            per_class: top-1 by class.
+            moved: mean squared error of the latents by kept class.
+
+        Returns:
+            ``classes`` nearest first, ``acc``, ``latent_mse`` and ``others_latent_mse``; the last is None if
+            every kept class is near.
+        """
+        encoder = TextEncoder(self.clip, read=backbone_for(self.model).read_rows)
+        near = dict.fromkeys(
+            entry
+            for concept in concepts
+            for entry, _ in nearest_of(concept.target, list(moved), head, encoder)[:SIMILAR]
+        )
+        others = [error for name, error in moved.items() if name not in near]
+        return {
+            "classes": list(near),
+            "acc": fmean(per_class[name]["top1"] for name in near),
+            "latent_mse": fmean(moved[name] for name in near),
+            "others_latent_mse": fmean(others) if others else None,
         }
 
     def _locate(self, target: str) -> tuple[str, str]:

@@ -94,6 +94,10 @@ class FinetuneConfig:
     bank_limit: int = field(
         default=2 << 30, metadata={"help": "largest size of cached latents and predictions in bytes"}
     )
+    neighbours: int = field(
+        default=5,
+        metadata={"help": "keep this many near neighbours of each concept too; 0: none (trace)"},
+    )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
         metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
@@ -126,6 +130,7 @@ class FinetuneConfig:
             ("saliency", 0.0, 1.0),
             ("saliency_maps", 1, 1000),
             ("preview_every", 0, 100_000),
+            ("neighbours", 0, 64),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -18,6 +18,7 @@ from ..backbones.numerics import is_finite
 from ..backbones.other_patches import check_trainable
 from ..backbones.sampling import FirstStep
 from ..backbones.weights import shape_of
+from ..closed_form.policies import neighbour_prompts
 from ..errors import ConceptError, ModelError, TraceError
 from ..lora.erasure import ErasureLora
 from ..lora.gating import erasures_on
@@ -26,6 +27,7 @@ from ..lora.result import Erasure
 from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of, with_default_anchor
 from ..text.encoding import TextEncoder
+from ..text.neighbours import added, neighbours
 from ..text.spelling import check_spelling
 from ..text.substitutes import substitutes
 from ..text.synonyms import everyday
@@ -86,9 +88,8 @@ def finetune(
     backbone.load()
     with training_mode(backbone.engine):
         steered = [replace(c, anchor=plan.substitutes.get(c.target, c.anchor)) for c in plan.concepts]
-        trainer = Trainer(
-            backbone, clip, steered, plan.keep, config, report or (lambda _: None), preview, start, region
-        )
+        inputs = (steered, plan.keep, config, report or (lambda _: None), preview, start, region, plan.near)
+        trainer = Trainer(backbone, clip, *inputs)
         if resume:
             resume.check(trainer)
         network = backbone.network
@@ -111,6 +112,8 @@ class _Plan:
     concepts: list[Concept]
     keep: list[str]
     substitutes: dict[str, str]
+    neighbours: dict[str, list[str]]
+    near: list[str]
     kinds: list[dict]
     notes: list[str]
     warnings: list[str]
@@ -145,10 +148,31 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     chosen = {}
     if config.objective == "trace" and config.eta is None:
         chosen = substitutes(concepts, keep, encoder, config.kind, FirstStep(model, clip))
+    found, near, more = _neighbours(model, concepts, keep, encoder, config)
     config = config.resolved(
         min(names), backbone.traits, any(c.anchor for c in concepts), any(c.parts for c in concepts)
     )
-    return _Plan(backbone, config, concepts, keep, chosen, kinds, notes, warnings)
+    return _Plan(backbone, config, concepts, keep, chosen, found, near, kinds, [*notes, *more], warnings)
+
+
+def _neighbours(
+    model, concepts: Sequence[Concept], keep: Sequence[str], encoder: TextEncoder, config: FinetuneConfig
+) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """Near neighbours by target, prompts of those that the keep list lacks, and sentences for the report.
+
+    The published objectives keep none.
+    """
+    own = defaults_of(model)
+    found, notes = neighbours(
+        concepts,
+        encoder,
+        config.neighbours if config.objective == "trace" else 0,
+        config.kind,
+        own.vocabulary if own else None,
+    )
+    kinds = {c.target: c.kind_and_why(config.kind)[0] for c in concepts}
+    prompts = [p for p, _ in neighbour_prompts(added(found, keep, kinds), config.contexts, encoder)]
+    return found, prompts, notes
 
 
 def _rows_mask(backbone: Backbone, name: str, config: FinetuneConfig) -> Tensor | None:
@@ -200,13 +224,21 @@ def _result(
     )
     if plan.substitutes:
         adapter.metadata["trace.substitutes"] = json.dumps(plan.substitutes, ensure_ascii=False)
+    if plan.neighbours:
+        adapter.metadata["trace.neighbours"] = json.dumps(plan.neighbours, ensure_ascii=False)
     lora = adapter
     if start:
         lora = ErasureLora.join(start, adapter)
         first = json.loads(start.metadata.get("trace.parameters", "{}"))
         lora.metadata |= {
             k: adapter.metadata[k]
-            for k in ("trace.method", "trace.seed", "ss_training_comment", "trace.substitutes")
+            for k in (
+                "trace.method",
+                "trace.seed",
+                "ss_training_comment",
+                "trace.substitutes",
+                "trace.neighbours",
+            )
             if k in adapter.metadata
         }
         lora.metadata["trace.parameters"] = json.dumps({"start": first, **options})
@@ -219,6 +251,7 @@ def _result(
         "concepts": [asdict(c) for c in plan.concepts],
         "substitutes": plan.substitutes,
         "keep": plan.keep,
+        "neighbours": plan.neighbours,
         "losses": trainer.history,
         "evaluations": backbone.evaluations - trainer._started_at,
         "seconds": round(time.monotonic() - (trainer._began or time.monotonic()), 2),

@@ -46,7 +46,9 @@ class Trainer:
         preview: Callable[[int, Tensor, list[str]], None] | None,
         start: ErasureLora | None,
         region: Tensor | None = None,
+        near: Sequence[str] = (),
     ):
+        """``near``: prompts of kept neighbours. The others are those of :func:`finetune`."""
         # [1, 1, h, w]
         self.region = None if region is None else region.reshape(-1, *region.shape[-2:])[:1, None].float()
         self.backbone, self.config, self.objective = backbone, config, OBJECTIVES[config.objective]
@@ -57,7 +59,7 @@ class Trainer:
         self.uncond = self.prompts.index("")
         self.strengths: dict[int, float] = {}  #: strength of the concept in a prompt, by prompt number
         self.erase_pairs = self._pairs(concepts)
-        self.keep_pairs = self._keep_prompt_pairs(keep, concepts)
+        self.keep_pairs = self._keep_prompt_pairs(keep, concepts, near)
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
@@ -78,13 +80,16 @@ class Trainer:
             self.strengths |= dict.fromkeys(numbers[::2], concept.strength)
         return out
 
-    def _keep_prompt_pairs(self, keep: Sequence[str], concepts: Sequence[Concept]) -> list[tuple[int, int]]:
+    def _keep_prompt_pairs(
+        self, keep: Sequence[str], concepts: Sequence[Concept], near: Sequence[str]
+    ) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
         prompts = keep_prompts(
             POLICIES["projection"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
         )
-        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text, _ in prompts])]
+        texts = dict.fromkeys([*(text for text, _ in prompts), *near])
+        return [(number,) * 2 for number in self.prompts.indices([(text, "") for text in texts])]
 
     # --------------------------------------------------------------------------------------- the bank
 

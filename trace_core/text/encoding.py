@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import ConceptError
 from .batching import BATCH_ROWS, BatchEncoder, Encoded, rows_of
-from .towers import Tower, row_ids, spellings, token_ids, towers_of
+from .towers import Tower, input_embeddings, row_ids, spellings, token_ids, towers_of
 
 BOS, BEFORE, SUBJECT, AFTER, FIRST_EOT, PAD = range(6)
 REMEMBERED = 256 << 20  #: bytes of cached rows per encoder: 1,100 prompts of SD1.5, 60 of FLUX
@@ -106,6 +106,29 @@ class TextEncoder:
         ids = token_ids(self.clip, escape(text), tower.name)
         first, stop = tower.content(ids)
         return ids[first:stop]
+
+    def input_means(self, texts: Sequence[str]) -> Tensor | None:
+        """Mean input embedding of each text's tokens, ``[n, d]``; zero for a text without tokens.
+
+        No layer runs. None if the tower that reads most shows no input embeddings.
+
+        Raises:
+            ConceptError: as :meth:`content_ids`.
+        """
+        ids = [self.content_ids(text) for text in texts]
+        rows = input_embeddings(self.clip, self.towers[-1], [i for part in ids for i in part])
+        if rows is None:
+            return None
+        return torch.stack([part.sum(0) / max(len(part), 1) for part in rows.split([len(i) for i in ids])])
+
+    def finds(self, prompt: str, subject: str) -> bool:
+        """Whether :meth:`encode` can mark the subject in a prompt. Nothing is encoded."""
+        try:
+            ids = [token_ids(self.clip, escape(prompt), tower.name) for tower in self.towers]
+            self._all_groups(ids, prompt, subject)
+        except ConceptError:
+            return False
+        return True
 
     def encode(self, prompt: str, subject: str = "") -> TextRows:
         """Rows of a prompt. ``subject``, if given, is located by its token ids and marked as a group.

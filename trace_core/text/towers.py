@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ..errors import ConceptError
 from .batching import encode
 from .spelling import pad_id
@@ -66,6 +69,20 @@ def token_ids(clip, prompt: str, tower: str) -> list[int]:
     if not all(isinstance(i, int) for i in ids):
         raise ConceptError(f"'{prompt}' uses a textual-inversion embedding; erase a concept by its words")
     return ids
+
+
+def input_embeddings(clip, tower: Tower, ids: Sequence[int]) -> Tensor | None:
+    """A tower's embeddings of tokens before its first layer, ``[n, d]`` float32 on the CPU.
+
+    None for a CLIP object that does not show them, such as another pack's.
+    """
+    name = f"clip_{tower.name}" if tower.name in CLIP else tower.name
+    module = getattr(getattr(clip, "cond_stage_model", None), name, None)
+    table = getattr(getattr(module, "transformer", None), "get_input_embeddings", lambda: None)()
+    if table is None:
+        return None
+    with torch.no_grad():
+        return table(torch.tensor(ids, device=table.weight.device)).float().cpu()
 
 
 def towers_of(clip) -> tuple[Tower, ...]:
