@@ -21,7 +21,7 @@ import torch
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.demo import domain, loader
+from trace_core.demo import domain, loader, world
 from trace_core.demo.vocabulary import CIFAR10, OBJECTS, STYLES
 from trace_core.evaluate import Evaluator
 from trace_core.lora.gating import apply
@@ -34,9 +34,13 @@ TWELVE = tuple(OBJECTS)[::2]
 TASKS = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
 #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
 ANCHORED = ("trce-eot", "trce")
-#: name: method, options of the finetune, and whether several concepts are made apart and fused (None: as the
-#: method has it)
-VARIANTS = {"ant-saliency": ("ant", {"saliency": 0.5, "rank": 64}, None), "trace-fused": ("trace", {}, True)}
+#: name: method and its options
+VARIANTS = {
+    "ant-saliency": ("ant", {"finetune": {"saliency": 0.5, "rank": 64}}),
+    "trace-fused": ("trace", {"per_concept": True}),
+    "projection-robust": ("projection", {"closed_form": {"robust": 1}}),
+    "projection-exact": ("projection", {"closed_form": {"exact": True}}),
+}
 
 
 def jobs(model: str, methods: list[str], tasks: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -98,9 +102,11 @@ def run(
             evaluator = Evaluator(model, clip, vae, domain.domain(), samples, seed, others=others)
         evaluator.samples = 5 if task == "12 objects" else samples
         concepts = concepts_of(method, task, concept)
-        name, options, apart = VARIANTS.get(method, (method, {}, None))
+        name, options = VARIANTS.get(method, (method, {}))
         start, busy = time.perf_counter(), time.process_time()
-        eraser = Eraser(name, seed=seed, finetune=options, per_concept=apart)
+        if "exact" in method:  # which is for a list that the user gives
+            options = options | {"keep": world.keep_list(concepts)}
+        eraser = Eraser(name, seed=seed, **options)
         result = eraser.fit(evaluator.model, evaluator.clip, concepts)
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy
         scores = evaluator.evaluate(apply(evaluator.model, result.lora), concepts)

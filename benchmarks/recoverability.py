@@ -30,16 +30,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from erasure import VARIANTS, concepts_of  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
-METHODS_HERE = [*METHODS, "ant-saliency"]
+METHODS_HERE = [*METHODS, "ant-saliency", "projection-robust"]
 
 
 def erased(method: str, concept: str, seed: int, opened: tuple, measured) -> tuple[object, dict]:
     """The erasure of a concept by a method, and what it took."""
     model, clip, _ = opened
     concepts = concepts_of(method, measured.locate(concept)[0], concept)
-    plain, options, _ = VARIANTS.get(method, (method, {}, None))
+    plain, options = VARIANTS.get(method, (method, {}))
     start = time.process_time()
-    result = Eraser(plain, seed=seed, finetune=options).fit(model, clip, concepts)
+    result = Eraser(plain, seed=seed, **options).fit(model, clip, concepts)
     spent = time.process_time() - start
     return result.lora, {
         "erase_cpu_seconds": spent,
