@@ -1,8 +1,9 @@
-"""Closed-Form Concept Projection: TRACE's first stage, and the closed forms of UCE, MACE and TRCE."""
+"""Closed-Form Concept Projection: TRACE's first stage, and the closed forms of other papers."""
 
 from __future__ import annotations
 
 from ..trace_core.closed_form import ClosedFormConfig
+from ..trace_core.closed_form.hardened import LEVELS
 from ..trace_core.closed_form.policies import FORMER_NAMES, POLICIES
 from ..trace_core.methods import CLOSED_FORMS, Eraser
 from ..trace_core.text.kinds import KINDS
@@ -35,6 +36,8 @@ TOOLTIPS = {
     "spell.",
     "neighbours": "Keeps this many things that are nearest to each concept too, beside the keep list. The "
     "report names them. 0 keeps none.",
+    "robust": "Hardens the erasure against text that would bring the concept back, from 1 to 3. Other pictures "
+    "change more, and the report says how much. 0 is off.",
 }
 
 
@@ -42,7 +45,7 @@ class ClosedFormProjection:
     ID = "TRACE_ClosedFormProjection"
     TITLE = "Closed-Form Concept Projection"
     CATEGORY = "TRACE"
-    SEARCH_ALIASES = [*widgets.ALIASES, "UCE", "MACE", "TRCE", "closed form", "NSFW", "safety"]
+    SEARCH_ALIASES = [*widgets.ALIASES, "UCE", "MACE", "TRCE", "SPEED", "OCE", "RECE", "closed form", "robust", "NSFW", "safety"]
     HAS_INTERMEDIATE_OUTPUT = True  # a cached run shows its report again
     DESCRIPTION = (
         "Erases concepts from a model in one closed-form solve. It takes seconds and needs no images and no "
@@ -66,6 +69,7 @@ class ClosedFormProjection:
         "contrast",
         "stream",
         "neighbours",
+        "robust",
     )
 
     @classmethod
@@ -91,6 +95,7 @@ class ClosedFormProjection:
                 "contrast": widgets.switch(DEFAULTS.contrast),
                 "stream": widgets.choice(["all", "pooled"], DEFAULTS.stream),
                 "neighbours": widgets.integer(DEFAULTS.neighbours, 0, 64),
+                "robust": widgets.integer(DEFAULTS.robust, 0, max(LEVELS)),
             },
             advanced=cls.ADVANCED,
         )
@@ -113,6 +118,7 @@ class ClosedFormProjection:
         contrast=True,
         stream="all",
         neighbours=DEFAULTS.neighbours,
+        robust=DEFAULTS.robust,
     ):
         concepts, kept = wire.concepts_of(erase, keep)
         policy = FORMER_NAMES.get(policy, policy)
@@ -128,6 +134,7 @@ class ClosedFormProjection:
             "contrast": contrast,
             "stream": stream,
             "neighbours": neighbours,
+            "robust": robust,
         }
         with Live(objective=policy) as live:
             eraser = Eraser(CLOSED_FORMS[policy], kept, closed_form=options)

@@ -126,6 +126,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
     lines += _kinds_and_notes(report)
     lines += _substitutes(report)
     lines += _neighbours(report)
+    lines += _hardened(report)
     lines += [f"> **Warning:** {warning}" for warning in report["warnings"]]
     lines += _side_effects(report)
     lines += [
@@ -185,6 +186,29 @@ def _neighbours(report: dict) -> list[str]:
     shown = shortened([f"{', '.join(names)} (near {target})" for target, names in near.items()], 4)
     return [
         f"Near neighbours are kept too: {shown}. Set neighbours to 0 to keep none.",
+        "",
+    ]
+
+
+def _hardened(report: dict) -> list[str]:
+    """What a hardened erasure removes, and what it costs, by text stream."""
+    found = {s: info["robust"] for s, info in report["solved"].items() if info.get("robust")}
+    if not found:
+        return []
+    rows = [
+        (
+            stream,
+            f"{r['directions']}, {percent(r['share'])}",
+            f"{percent(r['keep_change']['plain'], 2)} → {percent(r['keep_change']['robust'], 2)}",
+            f"{r['seconds']:.1f} s",
+        )
+        for stream, r in found.items()
+    ]
+    head = ("text stream", "directions removed, share of the concept", "change of the keep rows", "time")
+    return [
+        "The erasure is hardened: no text row reaches the removed directions of the layers.",
+        "",
+        table(head, rows),
         "",
     ]
 

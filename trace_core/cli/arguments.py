@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..closed_form.hardened import LEVELS
 from ..methods import METHODS
 from .models import DTYPES
 
@@ -101,6 +102,14 @@ def closed_form(c: argparse.ArgumentParser) -> None:
         "--exact",
         action="store_true",
         help="projection: leave the rows of the --keep list exactly as they are, instead of by weight",
+    )
+    c.add_argument(
+        "--robust",
+        type=int,
+        choices=[0, *LEVELS],
+        default=0,
+        help="projection and trace: harden the erasure against attacks; 3 holds longest and changes other "
+        "pictures most (default: 0, off)",
     )
     c.add_argument(
         "--neighbours",
