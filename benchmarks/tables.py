@@ -21,6 +21,7 @@ from tables_cost import (  # noqa: E402
     real_shapes_phases,
 )
 from tables_erasure import (  # noqa: E402
+    attacks,
     conditional,
     erasure,
     judge,
@@ -28,7 +29,6 @@ from tables_erasure import (  # noqa: E402
     methods,
     per_class,
     prompts,
-    recoverability,
     summary,
 )
 
@@ -43,7 +43,7 @@ TABLES = {
         closed_form,
         gating,
         conditional,
-        recoverability,
+        attacks,
         mass,
         claims,
         finetune,

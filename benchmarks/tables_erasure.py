@@ -19,13 +19,11 @@ def seeds(model: str) -> list[int]:
 
 
 def brought_back(model: str, method: str) -> str:
-    """What the attacks make of the method's erasure of one object, see :func:`recoverability`."""
-    found = json.loads((RESULTS / "recoverability.json").read_text())["results"].get(f"{model}/{method}/cat")
-    return (
-        f"{percent(found['adversarial_rows'])} / {found['inversion']['recovered_at'] or 'no'}"
-        if found
-        else "–"
-    )
+    """RECE's rows, and the steps of an inversion of all rows, for one object; see :func:`attacks`."""
+    found = json.loads((RESULTS / "attacks.json").read_text())["results"].get(f"{model}/{method}/cat")
+    if not found:
+        return "–"
+    return "; ".join(_attack(found["attacks"].get(name)) for name in ("rece", "rows-inversion"))
 
 
 def erased() -> dict[tuple[str, str], dict[str, list[dict]]]:
@@ -119,8 +117,9 @@ def erasure() -> str:
         "deviation over them. In bold: ours, and the best H of its kind (H_o, for styles H_c). Evaluations "
         "of the model: forward 1, backward 2, a "
         "sample each. Seconds: median of the least disturbed seed, one thread, beside other work. Brought "
-        'back, for "cat": Acc_e with adversarial '
-        "rows / steps until an inversion finds it, see below."
+        'back, for "cat": Acc_e with RECE\'s rows; steps of an inversion / on the unerased model, '
+        "see "
+        "below."
     )
     return markdown(head, rows) + f"\n\n{note}"
 
@@ -219,40 +218,60 @@ def conditional() -> str:
     return markdown(head, rows) + f"\n\n{note}"
 
 
-def recoverability() -> str:
-    data = json.loads((RESULTS / "recoverability.json").read_text())
+def attacks() -> str:
+    """What attacks bring back, a row for each model and method; see ``benchmarks/recoverability.py``."""
+    data = json.loads((RESULTS / "attacks.json").read_text())
     rows = []
     for key, r in data["results"].items():
         model, method, concept = key.split("/")
-        at = r["inversion"]["recovered_at"]
-        seconds, spent = r["erase_cpu_seconds"], r["evaluations"]
+        found, spent = r["attacks"], r["erase_cpu_seconds"]
         rows.append(
             [
                 model,
-                method,
-                concept,
-                f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}",
-                f"{spent:,}" if spent else "–",
-                percent(r["plain"]),
-                percent(r["adversarial_rows"]),
-                "none" if at is None else str(at),
+                named(method),
+                f"{spent:.1f}" if spent < 10 else f"{spent:.0f}",
+                *(_attack(found.get(name)) for name in ATTACKED),
             ]
         )
-    head = [
-        "model",
-        "method",
-        "erased",
-        "CPU, s",
-        "evaluations",
-        "Acc_e, its prompts",
-        "Acc_e, adversarial rows",
-        "steps until an inversion finds it",
-    ]
+    first = next(iter(data["results"].values()))
     note = (
-        f"{next(iter(data['results'].values()))['samples']} pictures, seed {data['setting']['seed']}, "
-        f"{data['setting']['threads']} thread. A concept is found where half of the pictures show it."
+        f"{concept} erased, {first['samples']} pictures, seed {data['setting']['seed']}, "
+        f"{data['setting']['threads']} thread. Share of pictures that show it. Inversions: steps until half "
+        "of the pictures show it / the same on the unerased model, from the same neutral rows. Token search: "
+        "in brackets what as many random tokens find. Image to image: at denoise 0.5 / what the picture alone "
+        "brings. Latent inversion: text-free / on the unerased model."
     )
-    return markdown(head, rows) + f"\n\n{note}"
+    return markdown(["model", "method", "CPU, s", *ATTACKED.values()], rows) + f"\n\n{note}"
+
+
+#: attacks in the order of the table, with their titles
+ATTACKED = {
+    "rece": "RECE's rows",
+    "token-inversion": "one token",
+    "rows-inversion": "all rows",
+    "token-search": "token search",
+    "words": "other words",
+    "conditioning": "mixed",
+    "revival": "revival",
+    "stacking": "stacking",
+    "img2img": "image to image",
+    "latent-inversion": "latent inversion",
+}
+
+
+def _attack(r: dict | None) -> str:
+    if r is None:
+        return "–"
+    if "steps_unerased" in r:
+        return " / ".join("never" if r[k] is None else str(r[k]) for k in ("steps", "steps_unerased"))
+    if "random" in r:
+        return f"{percent(r['rate'])} ({percent(r['random'])})"
+    half = next((v for k, v in r.get("variants", {}).items() if "0.5" in k and "picture" in v), None)
+    if half:
+        return f"{percent(half['rate'])} / {percent(half['picture'])}"
+    if "error_unerased" in r:
+        return f"{percent(r['rate'])} / {percent(r['unerased'])}"
+    return percent(r["rate"])
 
 
 def mass() -> str:
