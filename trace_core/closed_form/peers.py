@@ -213,8 +213,9 @@ def rece(policy: Policy, sums: RowSums, setting: Setting, values: Mapping) -> tu
     """
     G = solvers.regularise(sums.keep.value(), None, policy.relative * sums.energy)
     edit, info = solvers.ridge(sums.targets, None, G + sums.erase.value(), setting.strength)
-    C = torch.cat([c for c, _ in sums.whole]).double()
-    A = torch.cat([g for _, g in sums.whole]).double()
+    pairs = sums.whole or [(c, g) for c, g, _ in sums.pairs]  # a pooled vector is one row
+    C = torch.cat([c for c, _ in pairs]).double()
+    A = torch.cat([g for _, g in pairs]).double()
     G = solvers.regularise(values["keep"] * sums.keep.value(), None, values["lambda"] * sums.energy)
     for _ in range(int(values["rounds"])):
         adversarial = C @ adversarial_map(edit, setting.gram(), values["reach"]).T
