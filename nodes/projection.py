@@ -45,7 +45,19 @@ class ClosedFormProjection:
     ID = "TRACE_ClosedFormProjection"
     TITLE = "Closed-Form Concept Projection"
     CATEGORY = "TRACE"
-    SEARCH_ALIASES = [*widgets.ALIASES, "UCE", "MACE", "TRCE", "SPEED", "OCE", "RECE", "closed form", "robust", "NSFW", "safety"]
+    SEARCH_ALIASES = [
+        *widgets.ALIASES,
+        "UCE",
+        "MACE",
+        "TRCE",
+        "SPEED",
+        "OCE",
+        "RECE",
+        "closed form",
+        "robust",
+        "NSFW",
+        "safety",
+    ]
     HAS_INTERMEDIATE_OUTPUT = True  # a cached run shows its report again
     DESCRIPTION = (
         "Erases concepts from a model in one closed-form solve. It takes seconds and needs no images and no "

@@ -192,18 +192,14 @@ def _neighbours(report: dict) -> list[str]:
 
 def _hardened(report: dict) -> list[str]:
     """What a hardened erasure removes, and what it costs, by text stream."""
-    found = {s: info["robust"] for s, info in report["solved"].items() if info.get("robust")}
+    found = {s: info["robust"] for s, info in report.get("solved", {}).items() if info.get("robust")}
     if not found:
         return []
-    rows = [
-        (
-            stream,
-            f"{r['directions']}, {percent(r['share'])}",
-            f"{percent(r['keep_change']['plain'], 2)} → {percent(r['keep_change']['robust'], 2)}",
-            f"{r['seconds']:.1f} s",
-        )
-        for stream, r in found.items()
-    ]
+    rows = []
+    for stream, r in found.items():
+        plain, robust = (percent(r["keep_change"][k], 2) for k in ("plain", "robust"))
+        removed = f"{r['directions']}, {percent(r['share'])}"
+        rows.append((stream, removed, f"{plain} → {robust}", f"{r['seconds']:.1f} s"))
     head = ("text stream", "directions removed, share of the concept", "change of the keep rows", "time")
     return [
         "The erasure is hardened: no text row reaches the removed directions of the layers.",
