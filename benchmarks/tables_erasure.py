@@ -238,8 +238,8 @@ def attacks() -> str:
         f"{concept} erased, {first['samples']} pictures, seed {data['setting']['seed']}, "
         f"{data['setting']['threads']} thread. Share of pictures that show it. Inversions: steps until half "
         "of the pictures show it / the same on the unerased model, from the same neutral rows. Token search: "
-        "in brackets what as many random tokens find. Image to image: at denoise 0.5 / what the picture alone "
-        "brings. Latent inversion: text-free / on the unerased model."
+        "in brackets what as many random tokens find. Image to image: at denoise 0.5 / what the picture "
+        "alone brings. Latent inversion: text-free / on the unerased model."
     )
     return markdown(["model", "method", "CPU, s", *ATTACKED.values()], rows) + f"\n\n{note}"
 

@@ -36,8 +36,8 @@ TOOLTIPS = {
     "spell.",
     "neighbours": "Keeps this many things that are nearest to each concept too, beside the keep list. The "
     "report names them. 0 keeps none.",
-    "robust": "Hardens the erasure against text that would bring the concept back, from 1 to 3. Other pictures "
-    "change more, and the report says how much. 0 is off.",
+    "robust": "Hardens the erasure against text that would bring the concept back, from 1 to 3. Other "
+    "pictures change more, and the report says how much. 0 is off.",
 }
 
 
