@@ -16,7 +16,7 @@ from trace_core.finetune.objectives.mace import focal_density
 from trace_core.finetune.objectives.trace import erase_target
 from trace_core.finetune.objectives.trce import amplified, contrast, plain_error
 from trace_core.finetune.options import PRESETS
-from trace_core.finetune.trainer import largest
+from trace_core.finetune.saliency import largest
 from trace_core.finetune.trajectory import REFERENCES
 from trace_core.text.kinds import KINDS
 

@@ -179,7 +179,7 @@ class FinetuneConfig:
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
         # distilled guidance already amplifies p0(c) - p0(g)
-        if traits.embeds_guidance and "eta" in values:
+        if traits.embeds_guidance and objective.overshoot and "eta" in values:
             values["eta"] /= max(1.0, self.guidance)
         if self.window is None:
             values.setdefault("window", AUTO)

@@ -23,11 +23,12 @@ from ..text.templates import TEMPLATES
 from .adapters import Adapters
 from .attention import suppression
 from .objectives import OBJECTIVES, Term
-from .objectives.base import squared_error
+from .objectives.base import LIVE, squared_error
 from .options import AUTO, FinetuneConfig
 from .progress import Diverged, Progress
-from .prompts import Prompts
+from .prompts import ConditionBatch, Prompts
 from .resume import TrainingState, identity
+from .saliency import joint_masks, trained_share
 from .trajectory import REGION, Points, Sampling, TrajectoryBank, trajectories
 from .windows import auto_window, inside
 
@@ -61,7 +62,7 @@ class Trainer:
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
-        self._began = self._trained_from = None
+        self._began = self._trained_from = self.adversary = None
         self._started_at = backbone.evaluations
         self.identity = identity(self)  # before adapters change the names of the network's modules
 
@@ -107,7 +108,9 @@ class Trainer:
         partial = any(s != 1 for s in self.strengths.values())
         if role == "erase" and self.objective.name == "trace" and not self.config.eta and not partial:
             names -= {"concept"}
-        return sorted(names - ({REGION} if self.config.kind == "style" or self.region is not None else set()))
+        names |= set(self.objective.also_needs if role == "erase" else ())
+        given = {REGION} if self.config.kind == "style" or self.region is not None else set()
+        return sorted(names - given - set(LIVE))
 
     def terms(self) -> list[Term]:
         """The objective's terms with points in this window, with the weights of this run."""
@@ -125,6 +128,7 @@ class Trainer:
             else (self.keep_pairs, config.keep_trajectories)
         )
         turn = 0 if role == "keep" else self.step // config.refresh
+        whole = config.window == AUTO or any(t.role == role and t.when == "all" for t in self.terms())
         student = (
             "base"
             if role == "keep" or self.objective.student == "base" or (fresh and not self.started)
@@ -138,6 +142,7 @@ class Trainer:
             adapters.use,
             student,
             self._tick,
+            1.0 if whole else config.window[1],
         )
 
     def measure_window(self, adapters: Adapters) -> tuple[float, float]:
@@ -175,13 +180,12 @@ class Trainer:
             self._tick("saliency", number, count)
             total, _ = self.loss(*self.batch(seed))
             total.backward()
-            largest_masks = [largest(g.abs(), self.config.saliency) for g in adapters.gradients()]
-            masks = largest_masks if masks is None else [a & b for a, b in zip(masks, largest_masks)]
+            masks = joint_masks(masks, adapters.gradients(), self.config.saliency)
             for p in adapters.parameters():
                 p.grad = None
         del self.bank.points["erase"]
         adapters.restrict(masks)
-        self.kept_share = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+        self.kept_share = trained_share(masks)
 
     # --------------------------------------------------------------------------------------- a step
 
@@ -205,7 +209,9 @@ class Trainer:
                     f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it"
                 )
             count = max(1, round(self.config.batch * term.share / shares))
-            if term.focus:
+            if self.objective.whole:
+                count, drawn = len(where), torch.arange(len(where))
+            elif term.focus:
                 density = term.focus(self.backbone.time_of(points.sigma[where]))
                 drawn = torch.multinomial(
                     density.clamp_min(1e-12), count, replacement=True, generator=generator
@@ -215,14 +221,18 @@ class Trainer:
             chosen = points[where[drawn]]
             out.append((term, chosen))
             numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
-        return out, numbers
+        return (self.adversary.prepare(out) if self.adversary else out), numbers
+
+    def conditions(self, numbers: Sequence[int]) -> ConditionBatch:
+        """What the student reads for prompts by number; an adversary may change it."""
+        return self.adversary.conditions(numbers) if self.adversary else self.prompts.batch(numbers)
 
     def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
         """One forward pass over all terms. Returns the weighted sum of their mean errors, and each error."""
         device, maps = self.backbone.device, []
         x = torch.cat([points.x for _, points in drawn]).to(device).float()
         sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
-        batch = self.prompts.batch(numbers)
+        batch = self.conditions(numbers)
         with self.backbone.attention_maps(maps) if any(t.attention for t, _ in drawn) else nullcontext():
             out = batch.predict(x, sigma)
         total, errors, at = 0.0, {}, 0
@@ -242,7 +252,7 @@ class Trainer:
         predictions = {k: v.to(out.device).float() for k, v in points.predictions.items()}
         sigma = points.sigma.to(out.device)
         if term.error:
-            return term.error(out, predictions, sigma)
+            return term.error(out, predictions, sigma, self.config.eta or 0.0)
         target = term.target(predictions, self.config.eta or 0.0)
         strength = torch.tensor(
             [self.strengths.get(int(n), 1.0) for n in points.prompt], device=out.device
@@ -317,6 +327,8 @@ class Trainer:
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
+        if self.objective.adversary:
+            self.adversary = self.objective.adversary(self, adapters)
         if config.window == AUTO:
             config = self.config = replace(
                 config,
@@ -329,6 +341,8 @@ class Trainer:
             self.mask_by_saliency(adapters)
         if resume:
             self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
+            if self.adversary:
+                self.adversary.restore(resume.adversary)
         self._trained_from = (self.step, time.monotonic())
         good = TrainingState.take(adapters, optimiser, self)
         while self.step < config.steps:
@@ -337,6 +351,8 @@ class Trainer:
                 if checkpoint:
                     checkpoint(good)
                 self.fill_bank("erase", adapters, self.step == 0)
+                if self.adversary:
+                    self.adversary.refreshed()
             self._maybe_preview(adapters)
             self._tick("train", self.step, config.steps)
             for group in optimiser.param_groups:
@@ -344,6 +360,8 @@ class Trainer:
             total, self.losses = self.loss(*self.batch())
             scaler.scale(total).backward()
             scaler.unscale_(optimiser)
+            if self.adversary:
+                self.adversary.correct()
             adapters.mask_gradients()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
@@ -380,9 +398,3 @@ class Trainer:
         )
         adapters.use("student")
         self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
-
-
-def largest(values: Tensor, share: float) -> Tensor:
-    """Bool mask of the largest ``share`` of a tensor's entries, at least one."""
-    count = max(1, round(share * values.numel()))
-    return values >= values.flatten().kthvalue(values.numel() - count + 1).values
