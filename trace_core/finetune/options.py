@@ -190,5 +190,5 @@ class FinetuneConfig:
         if self.cfg is None:
             values["cfg"] = traits.training_cfg
         if self.sampling_steps is None:
-            values["sampling_steps"] = min(SAMPLING_STEPS, traits.steps)
+            values.setdefault("sampling_steps", min(SAMPLING_STEPS, traits.steps))
         return replace(self, kind=kind, weights=weights, **values)

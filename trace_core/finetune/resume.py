@@ -53,7 +53,7 @@ class TrainingState:
             list(trainer.history),
             trainer.identity,
             trainer.scaler.state_dict(),
-            trainer.adversary.state() if trainer.adversary else [],
+            trainer.adversary.state(),
         )
 
     def put(self, adapters, optimiser, scaler) -> int:

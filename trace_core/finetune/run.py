@@ -231,6 +231,6 @@ def _result(
         "notes": [*plan.notes, *reference_notes(backbone)],
         "warnings": [*plan.warnings, *negative_prompt_warnings(config, plan.concepts)],
         "trained_share": trainer.kept_share,
-        **(trainer.adversary.report() if trainer.adversary else {}),
+        **(trainer.adversary.report() if trainer.adversary.steps else {}),
     }
     return FinetuneResult(lora, report, adapter)

@@ -21,6 +21,7 @@ from ..text.kinds import guess_kind
 from ..text.prompts import prompt_pairs
 from ..text.templates import TEMPLATES
 from .adapters import Adapters
+from .adversarial import Adversary
 from .attention import suppression
 from .objectives import OBJECTIVES, Term
 from .objectives.base import LIVE, squared_error
@@ -62,7 +63,8 @@ class Trainer:
         sampling = Sampling(config.sampling_steps, config.cfg, max(1, min(32, config.batch)))
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
-        self._began = self._trained_from = self.adversary = None
+        self._began = self._trained_from = None
+        self.adversary = Adversary(self, None)
         self._started_at = backbone.evaluations
         self.identity = identity(self)  # before adapters change the names of the network's modules
 
@@ -221,11 +223,11 @@ class Trainer:
             chosen = points[where[drawn]]
             out.append((term, chosen))
             numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
-        return (self.adversary.prepare(out) if self.adversary else out), numbers
+        return self.adversary.prepare(out), numbers
 
     def conditions(self, numbers: Sequence[int]) -> ConditionBatch:
         """What the student reads for prompts by number; an adversary may change it."""
-        return self.adversary.conditions(numbers) if self.adversary else self.prompts.batch(numbers)
+        return self.adversary.conditions(numbers)
 
     def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
         """One forward pass over all terms. Returns the weighted sum of their mean errors, and each error."""
@@ -327,8 +329,7 @@ class Trainer:
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
-        if self.objective.adversary:
-            self.adversary = self.objective.adversary(self, adapters)
+        self.adversary = (self.objective.adversary or Adversary)(self, adapters)
         if config.window == AUTO:
             config = self.config = replace(
                 config,
@@ -341,8 +342,7 @@ class Trainer:
             self.mask_by_saliency(adapters)
         if resume:
             self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
-            if self.adversary:
-                self.adversary.restore(resume.adversary)
+            self.adversary.restore(resume.adversary)
         self._trained_from = (self.step, time.monotonic())
         good = TrainingState.take(adapters, optimiser, self)
         while self.step < config.steps:
@@ -351,8 +351,7 @@ class Trainer:
                 if checkpoint:
                     checkpoint(good)
                 self.fill_bank("erase", adapters, self.step == 0)
-                if self.adversary:
-                    self.adversary.refreshed()
+                self.adversary.refreshed()
             self._maybe_preview(adapters)
             self._tick("train", self.step, config.steps)
             for group in optimiser.param_groups:
@@ -360,16 +359,14 @@ class Trainer:
             total, self.losses = self.loss(*self.batch())
             scaler.scale(total).backward()
             scaler.unscale_(optimiser)
-            if self.adversary:
-                self.adversary.correct()
+            self.adversary.correct()
             adapters.mask_gradients()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
-                raise Diverged(
-                    f"the loss is {total.item()} at step {self.step}; lower the learning rate "
-                    f"({config.lr:g})",
-                    good,
+                text = (
+                    f"the loss is {total.item()} at step {self.step}; lower the learning rate ({config.lr:g})"
                 )
+                raise Diverged(text, good)
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)

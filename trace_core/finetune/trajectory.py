@@ -197,13 +197,7 @@ class TrajectoryBank:
         Raises:
             TraceError: if the bank would exceed its limit.
         """
-        other_bytes = sum(points.nbytes for name, points in self.points.items() if name != role)
-        size = self.expected_bytes(len(pairs), len(needed))
-        if other_bytes + size > self.limit:
-            raise TraceError(
-                f"{len(pairs)} trajectories take {(other_bytes + size) >> 20} MB, more than the bank's "
-                f"{self.limit >> 20} MB; use fewer trajectories, fewer steps or a smaller picture"
-            )
+        self._check_room(role, len(pairs), len(needed))
         levels = min(self.sampling.steps, int(until * self.sampling.steps) + 1) + 1
         parts, total, done = [], -(-len(pairs) // self.sampling.batch) * levels, 0
 
@@ -235,6 +229,16 @@ class TrajectoryBank:
         points = Points.join(parts)
         self.points[role] = self._completed(role, points, needed, state, tick)
         state("student")
+
+    def _check_room(self, role: str, count: int, predictions: int) -> None:
+        """Refuse trajectories of a role that do not fit beside the other roles' points."""
+        other_bytes = sum(points.nbytes for name, points in self.points.items() if name != role)
+        size = self.expected_bytes(count, predictions)
+        if other_bytes + size > self.limit:
+            raise TraceError(
+                f"{count} trajectories take {(other_bytes + size) >> 20} MB, more than the bank's "
+                f"{self.limit >> 20} MB; use fewer trajectories, fewer steps or a smaller picture"
+            )
 
     def _points(
         self, pairs, percent: float, sigma: float, x: Tensor, found: dict[str, Tensor], needed

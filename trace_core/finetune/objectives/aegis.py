@@ -128,8 +128,17 @@ class Aegis(Adversary):
         self.omega = state[-1].item()
 
 
-#: The paper trains the whole UNet; the nearest scope is every linear layer
-_PAPER = {"scope": "linear", "eta": 1.0, "window": (0.0, 1.0), "steps": 125, "batch": 8, "refresh": 25}
+#: The paper trains the whole UNet; the nearest scope is every linear layer. Its rate 1e-5 belongs to whole
+#: matrices. Of the rates tried on a LoRA, this one erases most at the same accuracy of the rest.
+_PAPER = {
+    "scope": "linear",
+    "eta": 1.0,
+    "window": (0.0, 1.0),
+    "steps": 125,
+    "batch": 8,
+    "refresh": 25,
+    "lr": 1.5e-4,
+}
 
 AEGIS = Objective(
     name="aegis",
