@@ -95,11 +95,18 @@ def sample(
     config: SamplerConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
     step: Callable | None = None,
+    latents: Tensor | None = None,
+    denoise: float = 1.0,
 ) -> Tensor:
     """Latents ``[n, c, h, w]`` of prompt i with seed i. A picture does not depend on its batch.
 
     ``progress(done, total)`` is called per batch of pictures, and ``step`` per sampling step, like ComfyUI's
     callback. An exception from either cancels.
+
+    Args:
+        latents: pictures to start from, ``[n, c, h, w]``; None: empty ones.
+        denoise: share of the schedule to sample, as in ComfyUI's KSampler. Below 1 a picture to start from
+            shows through.
 
     Raises:
         TraceError: if the numbers of prompts and seeds differ.
@@ -112,8 +119,10 @@ def sample(
     out: dict[int, Tensor] = {}
     for places in conditioner.batches(prompts, config.batch):
         noise = backbone.with_frames(noise_for([seeds[at] for at in places], shape))
-        latents = _sample_batch(model, conditioner, [prompts[at] for at in places], noise, config, step)
-        out |= zip(places, backbone.without_frames(latents))
+        start = torch.zeros_like(noise) if latents is None else backbone.with_frames(latents[places])
+        texts = [prompts[at] for at in places]
+        made = _sample_batch(model, conditioner, texts, noise, config, step, start, denoise)
+        out |= zip(places, backbone.without_frames(made))
         if progress:
             progress(len(out), len(prompts))
     return torch.stack([out[at] for at in range(len(prompts))])
@@ -159,12 +168,13 @@ def _sample_batch(
     prompts: Sequence[str],
     noise: Tensor,
     config: SamplerConfig,
-    step: Callable | None = None,
+    step: Callable | None,
+    start: Tensor,
+    denoise: float,
 ) -> Tensor:
     guidance = {"guidance": config.guidance} if backbone_for(model).traits.embeds_guidance else {}
     positive = conditioner(prompts, **guidance)
     negative = conditioner([config.negative], **guidance)
-    empty = torch.zeros_like(noise)
     with torch.no_grad():  # loading applies patches to the weights, and fp8 rounding has no gradient
         return engine_of(model).sample.sample(
             model,
@@ -175,8 +185,8 @@ def _sample_batch(
             config.scheduler,
             positive,
             negative,
-            empty,
-            denoise=1.0,
+            start,
+            denoise=denoise,
             disable_pbar=True,
             seed=0,
             callback=step,

@@ -16,8 +16,8 @@ from ..lora.erasure import ErasureLora
 from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
+from . import attacking, jobs, outputs, training, workers
 from . import inputs as intake
-from . import jobs, outputs, training, workers
 from .engine import PACK_ROOT, EngineNotFound, find, load
 from .figures import table
 from .models import DEMO_MODELS, Source, open_model
@@ -269,14 +269,15 @@ def evaluate(args) -> dict:
         )
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
+    attacking.check(args)
     concepts, _ = intake.concepts(args)
     model, clip, vae = open_model(Source.of(args), vae=True, clock=args.clock)
     from ..demo.domain import domain
 
     bars = Bars(args.clock)
     config = sampler_of(args, model, True)
-    if args.recover:
-        return recover(args, (model, clip, vae), domain(), concepts, config, bars)
+    if args.recover or args.attack is not None:
+        return attacking.run(args, (model, clip, vae), domain(), concepts, config, bars)
     evaluator = Evaluator(model, clip, vae, domain(), args.samples, args.seed, config, bars)
     if not concepts:
         result = evaluator.unerased()
@@ -289,41 +290,6 @@ def evaluate(args) -> dict:
     print(table([("", result)]))
     window = {"start": args.start, "end": args.end}
     return result | window | {"model": args.model, "loras": args.lora, "strength": args.strength}
-
-
-def recover(args, opened: tuple, domain, concepts: Sequence[Concept], config, bars: Bars) -> dict:
-    """Run both attacks on one file, for every concept."""
-    from ..evaluate.recover import recoverability
-
-    if len(args.lora) != 1 or not concepts:
-        raise TraceError(
-            "--recover attacks one erasure; name its file with --lora and its concepts with --erase"
-        )
-    (model, clip, vae), lora, found = opened, ErasureLora.load(args.lora[0]), {}
-    try:
-        for concept in concepts:
-            r = recoverability(
-                model,
-                lora,
-                clip,
-                vae,
-                domain,
-                concept.target,
-                args.samples,
-                args.seed,
-                progress=bars,
-                config=config,
-            )
-            found[concept.target] = r
-            at, share = r["inversion"]["recovered_at"], max(share for _, share in r["inversion"]["curve"])
-            print(
-                f"{concept.target}: recognised on {100 * r['plain']:.1f} %, with adversarial rows on "
-                f"{100 * r['adversarial_rows']:.1f} %, by inversion "
-                f"{f'after {at} steps' if at is not None else 'never'} (at most {100 * share:.1f} %)"
-            )
-    finally:
-        bars.close()
-    return {"model": args.model, "loras": args.lora, "recoverability": found}
 
 
 def info(args) -> dict:

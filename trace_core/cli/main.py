@@ -8,6 +8,7 @@ import sys
 
 from .. import __version__
 from ..errors import TraceError
+from ..evaluate.attacks import ATTACKS
 from ..lora.formats import FORMATS
 from ..methods import METHODS
 from . import arguments
@@ -139,6 +140,15 @@ def _evaluate(commands) -> None:
         action="store_true",
         help="attack the erasure with adversarial rows and with inversion instead, and report what comes "
         "back (needs exactly one --lora)",
+    )
+    c.add_argument(
+        "--attack",
+        metavar="NAMES",
+        help="run attacks on the erasure instead: all, or names with commas between them (needs exactly one "
+        "--lora). " + "; ".join(f"{a.name}: {a.help}" for a in ATTACKS.values()),
+    )
+    c.add_argument(
+        "--budget", type=float, default=1.0, metavar="X", help="factor on the attacks' numbers of steps"
     )
 
 

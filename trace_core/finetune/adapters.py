@@ -192,6 +192,20 @@ def attached(
         before.restore()
 
 
+@contextmanager
+def aliased(network: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a module whose weights may be inference tensors, and restore it afterwards.
+
+    The weights are aliases as in :func:`attached`, and none of them is trained.
+    """
+    before = _ModuleState(network)
+    try:
+        before.alias()
+        yield
+    finally:
+        before.restore()
+
+
 def _inject_start(network: nn.Module, given: dict[str, tuple[Tensor, Tensor]]) -> None:
     missing = [m for m in given if not (found := _find(network, m)) or not is_linear(found)]
     if missing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,22 +75,7 @@ class Prompts:
 
     def batch(self, numbers: Tensor | Sequence[int]) -> ConditionBatch:
         """The conditions of several prompts, together where they have the same shape."""
-        groups: dict[tuple, list[int]] = {}
-        numbers = [int(n) for n in numbers]
-        for at, n in enumerate(numbers):
-            shape = tuple((k, getattr(v, "shape", v)) for k, v in self._conditions[n].items())
-            groups.setdefault(shape, []).append(at)
-        parts = []
-        for places in groups.values():
-            first = self._conditions[numbers[places[0]]]
-            condition = {
-                k: torch.cat([self._conditions[numbers[at]][k] for at in places])
-                if isinstance(v, Tensor)
-                else v
-                for k, v in first.items()
-            }
-            parts.append((places, condition))
-        return ConditionBatch(self._backbone, parts)
+        return grouped(self._backbone, [self._conditions[int(n)] for n in numbers])
 
     @property
     def nbytes(self) -> int:
@@ -135,3 +120,19 @@ class ConditionBatch:
             rows = [i for i, at in enumerate(places) if wanted.start <= at < wanted.stop]
             if rows:
                 yield [places[i] - wanted.start for i in rows], [(q[rows], k[rows]) for q, k in own]
+
+
+def grouped(backbone: Backbone, conditions: Sequence[Mapping]) -> ConditionBatch:
+    """The conditions of a batch, each of batch 1, together where they have the same shape."""
+    groups: dict[tuple, list[int]] = {}
+    for at, condition in enumerate(conditions):
+        shape = tuple((k, getattr(v, "shape", v)) for k, v in condition.items())
+        groups.setdefault(shape, []).append(at)
+    parts = []
+    for places in groups.values():
+        joined = {
+            k: torch.cat([conditions[at][k] for at in places]) if isinstance(v, Tensor) else v
+            for k, v in conditions[places[0]].items()
+        }
+        parts.append((places, joined))
+    return ConditionBatch(backbone, parts)
