@@ -8,6 +8,7 @@ import torch
 
 from trace_core.errors import TraceError
 from trace_core.finetune import FinetuneConfig
+from trace_core.finetune.hardening import LEVELS
 from trace_core.finetune.objectives import OBJECTIVES
 from trace_core.finetune.objectives.ant import reversed_guidance
 from trace_core.finetune.objectives.base import LIVE, WINDOWS, predicted, squared_error
@@ -122,6 +123,17 @@ def test_a_combination_is_trained_longer_on_more_that_stays(model):
     )
     assert (mine.steps, mine.scope, mine.weights) == (7, "text", {"keep": 2.0})
     assert FinetuneConfig(objective="esd").resolved("object", model, combined=True).scope == "text"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_hardened_run_trains_more_layers_and_longer(level):
+    preset, wanted = PRESETS["balanced"], LEVELS[level]
+    found = FinetuneConfig(robust=level).resolved("object", "sd1")
+    assert (found.scope, found.refresh) == (wanted.scope, wanted.refresh)
+    assert found.steps == preset["steps"] * wanted.longer
+    assert found.keep_trajectories == preset["keep_trajectories"] * wanted.wider
+    given = FinetuneConfig(robust=level, scope="entry", refresh=7, steps=9).resolved("object", "sd1")
+    assert (given.scope, given.refresh, given.steps) == ("entry", 7, 9)
 
 
 @pytest.mark.parametrize("model", ["sd1", "flux"])
@@ -264,6 +276,8 @@ BAD = {
     "window": (dict(window=(0.5, 0.5)), "the window is 0.5 to 0.5"),
     "negative weight": (dict(weights={"erase": -1.0}), "the weight of 'erase' is -1.0"),
     "weight is no number": (dict(weights={"keep": float("nan")}), "the weight of 'keep' is nan"),
+    "hardening of another": (dict(objective="esd", robust=1), "objective esd cannot be hardened"),
+    "no such level": (dict(robust=4), "robust is 4; it must lie between 0 and 3"),
     "maps that are thrown away": (dict(objective="mace", checkpointing=True), "turn checkpointing off"),
     "nothing to learn": (
         dict(objective="esd", weights={"erase": 0.0}),

@@ -53,9 +53,9 @@ class Adversary:
     def refreshed(self) -> None:
         """Called when the concept's trajectories have been sampled anew."""
 
-    def prepare(self, drawn: list) -> list:
-        """The points of a step, as :meth:`Trainer.batch` draws them, with predictions made for them now."""
-        return drawn
+    def prepare(self, drawn: list, numbers: list[int]) -> tuple[list, list[int]]:
+        """Points and prompts of a step, as :meth:`Trainer.batch` draws them, with what is added now."""
+        return drawn, numbers
 
     def conditions(self, numbers: Sequence[int]) -> ConditionBatch:
         """The conditions that the student is trained on, for prompts by number."""

@@ -23,6 +23,7 @@ from ..text.templates import TEMPLATES
 from .adapters import Adapters
 from .adversarial import Adversary
 from .attention import suppression
+from .hardening import Hardened
 from .objectives import OBJECTIVES, Term
 from .objectives.base import LIVE, squared_error
 from .options import AUTO, FinetuneConfig
@@ -91,7 +92,7 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------- the bank
 
-    def _draw_pairs(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
+    def draw_pairs(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
         """``count`` of the pairs; all are used before one repeats."""
         generator = torch.Generator().manual_seed(seed)
         order = [
@@ -138,12 +139,12 @@ class Trainer:
         )
         self.bank.sample(
             role,
-            self._draw_pairs(pairs, count, config.seed * 7919 + turn),
+            self.draw_pairs(pairs, count, config.seed * 7919 + turn),
             self._needed(role),
             config.seed * 104729 + turn * 2 + (role == "keep"),
             adapters.use,
             student,
-            self._tick,
+            self.tick,
             1.0 if whole else config.window[1],
         )
 
@@ -152,12 +153,12 @@ class Trainer:
         count = min(8, len(self.erase_pairs))
         self.bank.sample(
             "window",
-            self._draw_pairs(self.erase_pairs, count, self.config.seed),
+            self.draw_pairs(self.erase_pairs, count, self.config.seed),
             ["concept", "neutral"],
             self.config.seed,
             adapters.use,
             "base",
-            self._tick,
+            self.tick,
         )
         return auto_window(self.bank.points.pop("window"))
 
@@ -172,14 +173,14 @@ class Trainer:
             seed = self.config.seed * 6151 + number
             self.bank.sample(
                 "erase",
-                self._draw_pairs(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
+                self.draw_pairs(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
                 self._needed("erase"),
                 seed,
                 adapters.use,
                 "base",
-                self._tick,
+                self.tick,
             )
-            self._tick("saliency", number, count)
+            self.tick("saliency", number, count)
             total, _ = self.loss(*self.batch(seed))
             total.backward()
             masks = joint_masks(masks, adapters.gradients(), self.config.saliency)
@@ -223,7 +224,7 @@ class Trainer:
             chosen = points[where[drawn]]
             out.append((term, chosen))
             numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
-        return self.adversary.prepare(out), numbers
+        return self.adversary.prepare(out, numbers)
 
     def conditions(self, numbers: Sequence[int]) -> ConditionBatch:
         """What the student reads for prompts by number; an adversary may change it."""
@@ -293,7 +294,7 @@ class Trainer:
         part = (self.step - warm) / max(1, self.config.steps - warm)
         return self.config.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * part)) / 2)
 
-    def _tick(self, phase: str, done: int, total: int) -> None:
+    def tick(self, phase: str, done: int, total: int) -> None:
         now, rate = time.monotonic(), None
         self._began = self._began or now
         if self._trained_from is not None and self.step > self._trained_from[0]:
@@ -329,12 +330,13 @@ class Trainer:
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
-        self.adversary = (self.objective.adversary or Adversary)(self, adapters)
+        self.adversary = (Hardened if config.robust else self.objective.adversary or Adversary)(
+            self, adapters
+        )
         if config.window == AUTO:
-            config = self.config = replace(
-                config,
-                window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters),
-            )
+            measured = resume.window if resume else AUTO
+            measured = self.measure_window(adapters) if measured == AUTO else measured
+            config = self.config = replace(config, window=measured)
         if any(t.role == "keep" for t in self.terms()):
             self.fill_bank("keep", adapters, True)
         if config.saliency:
@@ -353,7 +355,7 @@ class Trainer:
                 self.fill_bank("erase", adapters, self.step == 0)
                 self.adversary.refreshed()
             self._maybe_preview(adapters)
-            self._tick("train", self.step, config.steps)
+            self.tick("train", self.step, config.steps)
             for group in optimiser.param_groups:
                 group["lr"] = self.learning_rate()
             total, self.losses = self.loss(*self.batch())
@@ -373,7 +375,7 @@ class Trainer:
             self.history.append({"step": self.step, **self.losses})
             self.step += 1
         self._maybe_preview(adapters)
-        self._tick("train", self.step, config.steps)
+        self.tick("train", self.step, config.steps)
 
     def _maybe_preview(self, adapters: Adapters) -> None:
         """Sample a concept prompt and a keep prompt with a fixed seed.
@@ -391,7 +393,7 @@ class Trainer:
             self.uncond,
             self.bank.sampling,
             self.config.seed,
-            lambda: self._tick("preview", self.step, self.config.steps),
+            lambda: self.tick("preview", self.step, self.config.steps),
         )
         adapters.use("student")
         self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])

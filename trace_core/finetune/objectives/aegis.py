@@ -79,10 +79,10 @@ class Aegis(Adversary):
         self.target, self.input = (Token(trainer.backbone, empty, generator) for _ in range(2))
         self.omega = 0.0
 
-    def prepare(self, drawn: list) -> list:
+    def prepare(self, drawn: list, numbers: list[int]) -> tuple[list, list[int]]:
         """Add the prediction ``adversarial`` to the points, then step both embeddings."""
         with self:
-            return [(term, self._stepped(points)) for term, points in drawn]
+            return [(term, self._stepped(points)) for term, points in drawn], numbers
 
     def _stepped(self, points):
         backbone, prompts, device = self.trainer.backbone, self.trainer.prompts, self.trainer.backbone.device
@@ -149,4 +149,5 @@ AEGIS = Objective(
     terms=(Term("erase", "erase", "prompt", "all", ("uncond", "adversarial"), adversarial_target),),
     also_needs=("concept",),
     kinds=dict.fromkeys(KINDS, _PAPER),
+    transformer=dict.fromkeys(KINDS, {"lr": 4e-4}),
 )
