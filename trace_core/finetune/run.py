@@ -125,6 +125,12 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    graded = next((c for c in concepts if c.strength != 1), None)
+    if config.robust and graded:
+        raise ConceptError(
+            f"'{graded.target}' has strength {graded.strength:g}, and a hardened erasure is whole; use strength "
+            "1, or robust 0"
+        )
     concepts, notes = follow_anchors(concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):

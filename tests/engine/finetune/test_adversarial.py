@@ -7,15 +7,30 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune_cases import KINDS, SMALL, TINY, Listener, Stop, closed_form, equal, run, same_factors, values
+from finetune_cases import (
+    KEEP,
+    KINDS,
+    SMALL,
+    TINY,
+    Listener,
+    Stop,
+    closed_form,
+    equal,
+    run,
+    same_factors,
+    values,
+)
 from trace_core.demo import domain, loader
+from trace_core.errors import ConceptError
 from trace_core.evaluate import Evaluator
+from trace_core.finetune import finetune
 from trace_core.finetune.adversarial import Adversary
 from trace_core.finetune.hardening import LEVELS, Hardened
 from trace_core.finetune.resume import TrainingState
 from trace_core.finetune.trainer import Trainer
 from trace_core.lora.gating import apply
 from trace_core.methods import Eraser
+from trace_core.text.concepts import Concept
 
 #: of the demo model, in a fraction of the paper's steps
 SHORT = {"gem": {}, "aegis": {"steps": 30, "refresh": 30, "trajectories": 8, "lr": 5e-4}}
@@ -126,6 +141,18 @@ def test_hardened_run_can_be_cancelled_in_the_rows(families):
     with pytest.raises(Stop):
         run(family, model, replace(SMALL, robust=2), report=Listener(at + 3))
     assert equal(values(model), before)
+
+
+def test_a_graded_concept_cannot_be_hardened(families):
+    family = families["sd1"]
+    with pytest.raises(ConceptError, match="'cat' has strength 0.5, and a hardened erasure is whole"):
+        finetune(
+            family.model(**TINY["sd1"]),
+            family.clip,
+            [Concept("cat", strength=0.5)],
+            KEEP,
+            replace(SMALL, robust=1),
+        )
 
 
 def test_without_hardening_a_run_is_what_it_was(families, monkeypatch):
