@@ -128,8 +128,8 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     graded = next((c for c in concepts if c.strength != 1), None)
     if config.robust and graded:
         raise ConceptError(
-            f"'{graded.target}' has strength {graded.strength:g}, and a hardened erasure is whole; use strength "
-            "1, or robust 0"
+            f"'{graded.target}' has strength {graded.strength:g}, and a hardened erasure is whole; use "
+            "strength 1, or robust 0"
         )
     concepts, notes = follow_anchors(concepts)
     backbone = backbone_for(model)
