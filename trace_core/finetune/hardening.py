@@ -2,15 +2,15 @@
 
 At every refresh, text rows are trained until the current student predicts with them what the base model
 predicts with the concept. The student then learns the substitute's prediction at these rows, on its own
-trajectories with them and, from level 2 on, on the base model's trajectories of the concept, which image to
-image and inverted latents start from. Adversarial training in this form is AdvUnlearn's (arXiv 2405.15234),
+trajectories with them and, from level 2 on, on the base model's trajectories of the concept with the
+concept's own prompts. Adversarial training in this form is AdvUnlearn's (arXiv 2405.15234),
 on rows instead of tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,7 +37,6 @@ class Level:
         steps: steps on the rows at every refresh.
         share: points of the adversarial prompts, relative to the batch.
         pictures: points on the base model's trajectories of the concept, relative to the batch.
-        empty: of these, with the empty prompt, relative to the batch.
         longer: factor of the preset's steps.
         wider: factor of the preset's keep trajectories.
         refresh: optimiser steps between two refreshes.
@@ -48,21 +47,20 @@ class Level:
     steps: int
     share: float
     pictures: float = 0.0
-    empty: float = 0.0
     longer: int = 1
     wider: int = 1
     refresh: int = 10
 
 
+#: Adapters on the text's layers alone do not resist: on demo-sd all of RECE's rows were still recognised.
 LEVELS = {
-    1: Level("text", 4, 8, 0.5),
-    2: Level("attention", 6, 12, 0.5, 0.25, longer=2, wider=2),
-    3: Level("linear", 8, 16, 0.5, 0.25, 0.125, longer=2, wider=2),
+    1: Level("attention", 4, 8, 0.5),
+    2: Level("linear", 4, 8, 0.5, 0.25),
+    3: Level("linear", 4, 8, 0.5, 0.25, longer=2, wider=2, refresh=15),
 }
 
 _ROWS = Term("robust", "robust", "prompt", "all", ("neutral",), predicted("neutral"))
 _PICTURES = Term("pictures", "pictures", "prompt", "all", ("neutral",), predicted("neutral"))
-_EMPTY = Term("empty", "pictures", "uncond", "all", ("neutral",), predicted("neutral"))
 
 
 class _Rows:
@@ -167,18 +165,11 @@ class Hardened(Adversary):
         """Add the points of the adversarial prompts and of the concept's pictures."""
         trainer = self.trainer
         generator = torch.Generator().manual_seed(trainer.config.seed * 86028121 + trainer.step)
-        for term, share in (
-            (_ROWS, self.level.share),
-            (_PICTURES, self.level.pictures),
-            (_EMPTY, self.level.empty),
-        ):
+        for term, share in ((_ROWS, self.level.share), (_PICTURES, self.level.pictures)):
             count = round(trainer.config.batch * share)
-            if not count:
-                continue
-            points = self._drawn(term.role, count, generator)
-            drawn = [*drawn, (replace(term, weight=trainer.config.weights.get(term.name, 1.0)), points)]
-            empty = [trainer.uncond] * count
-            numbers = [*numbers, *(points.prompt.tolist() if term.prompt == "prompt" else empty)]
+            if count:
+                points = self._drawn(term.role, count, generator)
+                drawn, numbers = [*drawn, (term, points)], [*numbers, *points.prompt.tolist()]
         return drawn, numbers
 
     def _drawn(self, role: str, count: int, generator: torch.Generator) -> Points:

@@ -149,5 +149,5 @@ AEGIS = Objective(
     terms=(Term("erase", "erase", "prompt", "all", ("uncond", "adversarial"), adversarial_target),),
     also_needs=("concept",),
     kinds=dict.fromkeys(KINDS, _PAPER),
-    transformer=dict.fromkeys(KINDS, {"lr": 4e-4}),
+    transformer=dict.fromkeys(KINDS, {"lr": 2.5e-4}),
 )
