@@ -33,7 +33,7 @@ from trace_core.methods import Eraser
 from trace_core.text.concepts import Concept
 
 #: of the demo model, in a fraction of the paper's steps
-SHORT = {"gem": {}, "aegis": {"steps": 30, "refresh": 30, "trajectories": 8, "lr": 5e-4}}
+SHORT = {"gem": {}, "aegis": {"steps": 40, "refresh": 40, "trajectories": 8, "lr": 4e-3}}
 
 
 @pytest.fixture(scope="module")
