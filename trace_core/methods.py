@@ -69,6 +69,8 @@ METHODS: dict[str, Method] = {
         Method("oce", "OCE's closed form: a rotation", {"policy": "oce"}),
         Method("ant", "ANT's finetune", None, {"objective": "ant"}),
         Method("esd", "ESD-x's finetune", None, {"objective": "esd"}),
+        Method("gem", "GEM's finetune, which stops by itself", None, {"objective": "gem"}),
+        Method("aegis", "AEGIS's finetune against adversarial embeddings", None, {"objective": "aegis"}),
     )
 }
 

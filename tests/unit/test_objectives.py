@@ -8,15 +8,16 @@ import torch
 
 from trace_core.errors import TraceError
 from trace_core.finetune import FinetuneConfig
+from trace_core.finetune.hardening import LEVELS
 from trace_core.finetune.objectives import OBJECTIVES
 from trace_core.finetune.objectives.ant import reversed_guidance
-from trace_core.finetune.objectives.base import WINDOWS, predicted, squared_error
+from trace_core.finetune.objectives.base import LIVE, WINDOWS, predicted, squared_error
 from trace_core.finetune.objectives.esd import negative_guidance
 from trace_core.finetune.objectives.mace import focal_density
 from trace_core.finetune.objectives.trace import erase_target
 from trace_core.finetune.objectives.trce import amplified, contrast, plain_error
 from trace_core.finetune.options import PRESETS
-from trace_core.finetune.trainer import largest
+from trace_core.finetune.saliency import largest
 from trace_core.finetune.trajectory import REFERENCES
 from trace_core.text.kinds import KINDS
 
@@ -26,7 +27,8 @@ SHAPE = (3, 4, 5, 6)
 @pytest.fixture
 def predictions():
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(SHAPE, generator=generator, dtype=torch.float64) for name in sorted(REFERENCES)}
+    names = [*sorted(REFERENCES), *LIVE]
+    return {name: torch.randn(SHAPE, generator=generator, dtype=torch.float64) for name in names}
 
 
 # ------------------------------------------------------------------------------------- targets
@@ -78,7 +80,7 @@ def test_tables_name_what_there_is(name):
     assert len({t.name for t in objective.terms}) == len(objective.terms)
     for term in objective.terms:
         assert term.role in ("erase", "keep") and term.prompt in ("prompt", "uncond") and term.when in WINDOWS
-        assert set(term.needs) <= set(REFERENCES) and term.weight > 0 and term.share > 0
+        assert set(term.needs) <= {*REFERENCES, *LIVE} and term.weight > 0 and term.share > 0
     assert set(objective.kinds) == set(KINDS)
 
 
@@ -93,7 +95,7 @@ def test_papers_values_make_a_whole_configuration(name, kind):
         )
         flux = OBJECTIVES[name].transformer.get(kind, {}) if model.startswith("flux") else {}
         for option, value in {**OBJECTIVES[name].kinds[kind], **flux}.items():
-            if option == "eta" and model == "flux":
+            if option == "eta" and model == "flux" and OBJECTIVES[name].overshoot:
                 value /= config.guidance  # which distillation has multiplied the difference by
             if option == "longer":
                 option, value = "steps", value * PRESETS["balanced"]["steps"]
@@ -121,6 +123,17 @@ def test_a_combination_is_trained_longer_on_more_that_stays(model):
     )
     assert (mine.steps, mine.scope, mine.weights) == (7, "text", {"keep": 2.0})
     assert FinetuneConfig(objective="esd").resolved("object", model, combined=True).scope == "text"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_hardened_run_trains_more_layers_and_longer(level):
+    preset, wanted = PRESETS["balanced"], LEVELS[level]
+    found = FinetuneConfig(robust=level).resolved("object", "sd1")
+    assert (found.scope, found.refresh) == (wanted.scope, wanted.refresh)
+    assert found.steps == preset["steps"] * wanted.longer
+    assert found.keep_trajectories == preset["keep_trajectories"] * wanted.wider
+    given = FinetuneConfig(robust=level, scope="entry", refresh=7, steps=9).resolved("object", "sd1")
+    assert (given.scope, given.refresh, given.steps) == ("entry", 7, 9)
 
 
 @pytest.mark.parametrize("model", ["sd1", "flux"])
@@ -242,7 +255,7 @@ def test_largest_share_is_kept(share):
 BAD = {
     "objective": (
         dict(objective="uce"),
-        "objective 'uce' is unknown; use one of trace, mace, ant, trce, esd",
+        "objective 'uce' is unknown; use one of trace, mace, ant, trce, esd, gem, aegis",
     ),
     "preset": (dict(preset="slow"), "preset 'slow' is unknown; use one of fast"),
     "kind": (dict(kind="animal"), "kind 'animal' is unknown; use one of auto, object"),
@@ -263,6 +276,8 @@ BAD = {
     "window": (dict(window=(0.5, 0.5)), "the window is 0.5 to 0.5"),
     "negative weight": (dict(weights={"erase": -1.0}), "the weight of 'erase' is -1.0"),
     "weight is no number": (dict(weights={"keep": float("nan")}), "the weight of 'keep' is nan"),
+    "hardening of another": (dict(objective="esd", robust=1), "objective esd cannot be hardened"),
+    "no such level": (dict(robust=4), "robust is 4; it must lie between 0 and 3"),
     "maps that are thrown away": (dict(objective="mace", checkpointing=True), "turn checkpointing off"),
     "nothing to learn": (
         dict(objective="esd", weights={"erase": 0.0}),

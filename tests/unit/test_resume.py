@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trace_core.errors import LoraError
+from trace_core.finetune.adversarial import Adversary
 from trace_core.finetune.resume import FORMAT, TrainingState
 from trace_core.lora import ErasureLora
 
@@ -65,7 +66,14 @@ def optimiser_of(adapters):
 def taken(adapters, optimiser, step: int, window=(0.25, 1.0)) -> TrainingState:
     history = [{"step": i, "erase": 0.1 * i, "keep": 1e-7} for i in range(step)]
     config, scaler = SimpleNamespace(window=window), Scaler()
-    trainer = SimpleNamespace(step=step, config=config, history=history, identity=RUN, scaler=scaler)
+    trainer = SimpleNamespace(
+        step=step,
+        config=config,
+        history=history,
+        identity=RUN,
+        scaler=scaler,
+        adversary=Adversary(None, None),
+    )
     return TrainingState.take(adapters, optimiser, trainer)
 
 

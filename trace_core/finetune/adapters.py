@@ -59,6 +59,21 @@ class Adapters:
         weights = [layer.lora_B[STUDENT].weight for layer in self._trained]
         return [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
 
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """The trained factors of every layer: B ``[out, r]`` with PEFT's scale, and A ``[r, in]``."""
+        return [
+            (
+                layer.scaling[STUDENT] * layer.lora_B[STUDENT].weight.detach(),
+                layer.lora_A[STUDENT].weight.detach(),
+            )
+            for layer in self._trained
+        ]
+
+    def arranged(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Tensors like B and A of every layer, in the order of :meth:`parameters`."""
+        down = [] if self.dense else [a for _, a in pairs]
+        return down + [b for b, _ in pairs]
+
     def restrict(self, masks: Sequence[Tensor | None]) -> None:
         """Train only the entries of B where the mask is True; one mask per layer, None for all entries."""
         self._masks = [

@@ -11,6 +11,7 @@ from ..backbones.families import KINDS as KINDS_OF_MODEL
 from ..backbones.kinds import Kind
 from ..errors import TraceError
 from ..text.kinds import KINDS
+from .hardening import LEVELS
 from .objectives import OBJECTIVES
 from .windows import check_window
 
@@ -98,6 +99,10 @@ class FinetuneConfig:
         default=5,
         metadata={"help": "keep this many near neighbours of each concept too; 0: none (trace)"},
     )
+    robust: int = field(
+        default=0,
+        metadata={"help": "adversarial hardening of trace: 0 off; 1, 2 and 3 resist more and cost more"},
+    )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
         metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
@@ -131,10 +136,26 @@ class FinetuneConfig:
             ("saliency_maps", 1, 1000),
             ("preview_every", 0, 100_000),
             ("neighbours", 0, 64),
+            ("robust", 0, max(LEVELS)),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise TraceError(f"{name} is {value}; it must lie between {low} and {high}")
+        if self.robust and self.objective != "trace":
+            raise TraceError(
+                f"robust is {self.robust}, but objective {self.objective} cannot be hardened; use trace, or 0"
+            )
+        self._check_weights()
+        if self.checkpointing and any(t.attention for t in OBJECTIVES[self.objective].terms):
+            raise TraceError(
+                f"objective {self.objective} needs attention maps, which checkpointing discards; turn "
+                "checkpointing off"
+            )
+        if self.window is not None and self.window != AUTO:
+            check_window(*self.window)
+
+    def _check_weights(self) -> None:
+        """Refuse weights of unknown terms, weights below 0, and weights that leave nothing to learn."""
         unknown = set(self.weights) - {t.name for t in OBJECTIVES[self.objective].terms}
         if unknown:
             raise TraceError(
@@ -152,13 +173,6 @@ class FinetuneConfig:
                 f"every term of objective {self.objective} has weight 0, so there is nothing to learn; give "
                 "one a weight"
             )
-        if self.checkpointing and any(t.attention for t in OBJECTIVES[self.objective].terms):
-            raise TraceError(
-                f"objective {self.objective} needs attention maps, which checkpointing discards; turn "
-                "checkpointing off"
-            )
-        if self.window is not None and self.window != AUTO:
-            check_window(*self.window)
 
     def resolved(
         self, kind: str, model: Kind | str, anchored: bool = False, combined: bool = False
@@ -179,12 +193,17 @@ class FinetuneConfig:
         }
         weights = {**paper.pop("weights", {}), **self.weights}
         more = {"steps": paper.pop("longer", 1), "keep_trajectories": paper.pop("wider", 1)}
+        if self.robust:
+            level = LEVELS[self.robust]
+            paper |= {"scope": level.scope, "refresh": level.refresh}
+            more["steps"] *= level.longer
+            more["keep_trajectories"] *= level.wider
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}
         values |= {k: values[k] * times for k, times in more.items() if k in values}
         if anchored and self.eta is None and self.objective == "trace":
             values["eta"] = 0.0
         # distilled guidance already amplifies p0(c) - p0(g)
-        if traits.embeds_guidance and "eta" in values:
+        if traits.embeds_guidance and objective.overshoot and "eta" in values:
             values["eta"] /= max(1.0, self.guidance)
         if self.window is None:
             values.setdefault("window", AUTO)
@@ -195,5 +214,5 @@ class FinetuneConfig:
         if self.cfg is None:
             values["cfg"] = traits.training_cfg
         if self.sampling_steps is None:
-            values["sampling_steps"] = min(SAMPLING_STEPS, traits.steps)
+            values.setdefault("sampling_steps", min(SAMPLING_STEPS, traits.steps))
         return replace(self, kind=kind, weights=weights, **values)

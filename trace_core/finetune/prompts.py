@@ -52,6 +52,20 @@ class Prompts:
         self._conditions.append(condition)
         self.texts.append(prompt)
 
+    def condition(self, number: int) -> dict[str, Tensor]:
+        """The network's inputs for a prompt, of batch 1."""
+        return self._conditions[number]
+
+    def add(self, condition: dict[str, Tensor]) -> int:
+        """The number of a new condition that no text gives; :attr:`texts` shows it as empty."""
+        self._conditions.append(condition)
+        self.texts.append("")
+        return len(self._conditions) - 1
+
+    def put(self, number: int, condition: dict[str, Tensor]) -> None:
+        """Replace the condition of an :meth:`add`."""
+        self._conditions[number] = condition
+
     def columns(self, numbers: Tensor | Sequence[int], ends: bool) -> Tensor:
         """Mask of a concept's words among the text rows, ``[n, m]`` bool.
 

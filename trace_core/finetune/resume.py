@@ -33,6 +33,7 @@ class TrainingState:
     history: list[dict]
     run: str  #: JSON identity of the run, to refuse the state of another run
     scale: dict = field(default_factory=dict)  #: gradient scale of a float16 network
+    adversary: list[Tensor] = field(default_factory=list)  #: adversarial rows and what belongs to them
 
     @classmethod
     def take(cls, adapters, optimiser, trainer) -> TrainingState:
@@ -52,6 +53,7 @@ class TrainingState:
             list(trainer.history),
             trainer.identity,
             trainer.scaler.state_dict(),
+            trainer.adversary.state(),
         )
 
     def put(self, adapters, optimiser, scaler) -> int:
@@ -102,7 +104,7 @@ class TrainingState:
         """
         tensors = {
             f"{name}.{i}": t.contiguous()
-            for name in ("adapter", "mean", "square")
+            for name in ("adapter", "mean", "square", "adversary")
             for i, t in enumerate(getattr(self, name))
         }
         rest = {
@@ -145,17 +147,19 @@ class TrainingState:
             raise
         except (OSError, SafetensorError, ValueError) as error:
             raise LoraError(f"cannot read '{path.name}' as a training state: {error}") from error
-        count, names = len(tensors) // 3, ("adapter", "mean", "square")
+        names = ("adapter", "mean", "square")
+        rows = sum(key.startswith("adversary.") for key in tensors)
+        count = (len(tensors) - rows) // 3
         try:
-            if rest["format"] != FORMAT or set(tensors) != {
-                f"{name}.{i}" for name in names for i in range(count)
-            }:
+            expected = {f"{name}.{i}" for name in names for i in range(count)}
+            expected |= {f"adversary.{i}" for i in range(rows)}
+            if rest["format"] != FORMAT or set(tensors) != expected:
                 raise ValueError
             lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
             window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
-            return cls(
-                *lists, int(rest["step"]), window, list(rest["history"]), rest["run"], dict(rest["scale"])
-            )
+            adversary = [tensors[f"adversary.{i}"] for i in range(rows)]
+            step, history = int(rest["step"]), list(rest["history"])
+            return cls(*lists, step, window, history, rest["run"], dict(rest["scale"]), adversary)
         except (KeyError, TypeError, ValueError):
             raise LoraError(
                 f"'{path.name}' is not a training state of this library; use a file that --resume wrote"
@@ -170,6 +174,8 @@ def identity(trainer) -> str:
     """
     free = ("window", "contexts", "preview_every", "checkpointing", "lr", "lr_scale")
     options = {k: v for k, v in asdict(trainer.config).items() if k not in free}
+    if not options["robust"]:
+        del options["robust"]  # states of before the option fit a run without it
     options["start"] = trainer.start.fingerprint if trainer.start else None
     options["concepts"] = trainer.concepts
     return json.dumps(

@@ -128,6 +128,12 @@ def _plan(model, clip, concepts: list[Concept], keep: Sequence[str], config: Fin
     if not concepts:
         raise ConceptError("nothing to erase; name at least one concept")
     check_disjoint(concepts, keep)
+    graded = next((c for c in concepts if c.strength != 1), None)
+    if config.robust and graded:
+        raise ConceptError(
+            f"'{graded.target}' has strength {graded.strength:g}, and a hardened erasure is whole; use "
+            "strength 1, or robust 0"
+        )
     concepts, notes = follow_anchors(concepts)
     backbone = backbone_for(model)
     if any((e["start"], e["end"]) != (0.0, 1.0) for e in erasures_on(model)):
@@ -264,5 +270,6 @@ def _result(
         "notes": [*plan.notes, *reference_notes(backbone)],
         "warnings": [*plan.warnings, *negative_prompt_warnings(config, plan.concepts)],
         "trained_share": trainer.kept_share,
+        **(trainer.adversary.report() if trainer.adversary.steps else {}),
     }
     return FinetuneResult(lora, report, adapter)

@@ -21,13 +21,16 @@ from ..text.kinds import guess_kind
 from ..text.prompts import prompt_pairs
 from ..text.templates import TEMPLATES
 from .adapters import Adapters
+from .adversarial import Adversary
 from .attention import suppression
+from .hardening import Hardened
 from .objectives import OBJECTIVES, Term
-from .objectives.base import squared_error
+from .objectives.base import LIVE, squared_error
 from .options import AUTO, FinetuneConfig
 from .progress import Diverged, Progress
-from .prompts import Prompts
+from .prompts import ConditionBatch, Prompts
 from .resume import TrainingState, identity
+from .saliency import joint_masks, trained_share
 from .trajectory import REGION, Points, Sampling, TrajectoryBank, trajectories
 from .windows import auto_window, inside
 
@@ -64,6 +67,7 @@ class Trainer:
         self.bank = TrajectoryBank(backbone, self.prompts, sampling, self.uncond, config.bank_limit)
         self.step, self.losses, self.history, self.kept_share = 0, {}, [], None
         self._began = self._trained_from = None
+        self.adversary = Adversary(self, None)
         self._started_at = backbone.evaluations
         self.identity = identity(self)  # before adapters change the names of the network's modules
 
@@ -93,7 +97,7 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------- the bank
 
-    def _draw_pairs(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
+    def draw_pairs(self, pairs: list, count: int, seed: int) -> list[tuple[int, int]]:
         """``count`` of the pairs; all are used before one repeats."""
         generator = torch.Generator().manual_seed(seed)
         order = [
@@ -112,7 +116,9 @@ class Trainer:
         partial = any(s != 1 for s in self.strengths.values())
         if role == "erase" and self.objective.name == "trace" and not self.config.eta and not partial:
             names -= {"concept"}
-        return sorted(names - ({REGION} if self.config.kind == "style" or self.region is not None else set()))
+        names |= set(self.objective.also_needs if role == "erase" else ())
+        given = {REGION} if self.config.kind == "style" or self.region is not None else set()
+        return sorted(names - given - set(LIVE))
 
     def terms(self) -> list[Term]:
         """The objective's terms with points in this window, with the weights of this run."""
@@ -130,6 +136,7 @@ class Trainer:
             else (self.keep_pairs, config.keep_trajectories)
         )
         turn = 0 if role == "keep" else self.step // config.refresh
+        whole = config.window == AUTO or any(t.role == role and t.when == "all" for t in self.terms())
         student = (
             "base"
             if role == "keep" or self.objective.student == "base" or (fresh and not self.started)
@@ -137,12 +144,13 @@ class Trainer:
         )
         self.bank.sample(
             role,
-            self._draw_pairs(pairs, count, config.seed * 7919 + turn),
+            self.draw_pairs(pairs, count, config.seed * 7919 + turn),
             self._needed(role),
             config.seed * 104729 + turn * 2 + (role == "keep"),
             adapters.use,
             student,
-            self._tick,
+            self.tick,
+            1.0 if whole else config.window[1],
         )
 
     def measure_window(self, adapters: Adapters) -> tuple[float, float]:
@@ -150,12 +158,12 @@ class Trainer:
         count = min(8, len(self.erase_pairs))
         self.bank.sample(
             "window",
-            self._draw_pairs(self.erase_pairs, count, self.config.seed),
+            self.draw_pairs(self.erase_pairs, count, self.config.seed),
             ["concept", "neutral"],
             self.config.seed,
             adapters.use,
             "base",
-            self._tick,
+            self.tick,
         )
         return auto_window(self.bank.points.pop("window"))
 
@@ -170,23 +178,22 @@ class Trainer:
             seed = self.config.seed * 6151 + number
             self.bank.sample(
                 "erase",
-                self._draw_pairs(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
+                self.draw_pairs(self.erase_pairs, count, self.config.seed)[number : number + 1] * 4,
                 self._needed("erase"),
                 seed,
                 adapters.use,
                 "base",
-                self._tick,
+                self.tick,
             )
-            self._tick("saliency", number, count)
+            self.tick("saliency", number, count)
             total, _ = self.loss(*self.batch(seed))
             total.backward()
-            largest_masks = [largest(g.abs(), self.config.saliency) for g in adapters.gradients()]
-            masks = largest_masks if masks is None else [a & b for a, b in zip(masks, largest_masks)]
+            masks = joint_masks(masks, adapters.gradients(), self.config.saliency)
             for p in adapters.parameters():
                 p.grad = None
         del self.bank.points["erase"]
         adapters.restrict(masks)
-        self.kept_share = sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+        self.kept_share = trained_share(masks)
 
     # --------------------------------------------------------------------------------------- a step
 
@@ -210,7 +217,9 @@ class Trainer:
                     f"no step of a trajectory lies {term.when} in the window {self.config.window}; widen it"
                 )
             count = max(1, round(self.config.batch * term.share / shares))
-            if term.focus:
+            if self.objective.whole:
+                count, drawn = len(where), torch.arange(len(where))
+            elif term.focus:
                 density = term.focus(self.backbone.time_of(points.sigma[where]))
                 drawn = torch.multinomial(
                     density.clamp_min(1e-12), count, replacement=True, generator=generator
@@ -220,14 +229,18 @@ class Trainer:
             chosen = points[where[drawn]]
             out.append((term, chosen))
             numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
-        return out, numbers
+        return self.adversary.prepare(out, numbers)
+
+    def conditions(self, numbers: Sequence[int]) -> ConditionBatch:
+        """What the student reads for prompts by number; an adversary may change it."""
+        return self.adversary.conditions(numbers)
 
     def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
         """One forward pass over all terms. Returns the weighted sum of their mean errors, and each error."""
         device, maps = self.backbone.device, []
         x = torch.cat([points.x for _, points in drawn]).to(device).float()
         sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
-        batch = self.prompts.batch(numbers)
+        batch = self.conditions(numbers)
         with self.backbone.attention_maps(maps) if any(t.attention for t, _ in drawn) else nullcontext():
             out = batch.predict(x, sigma)
         total, errors, at = 0.0, {}, 0
@@ -247,7 +260,7 @@ class Trainer:
         predictions = {k: v.to(out.device).float() for k, v in points.predictions.items()}
         sigma = points.sigma.to(out.device)
         if term.error:
-            return term.error(out, predictions, sigma)
+            return term.error(out, predictions, sigma, self.config.eta or 0.0)
         target = term.target(predictions, self.config.eta or 0.0)
         strength = torch.tensor(
             [self.strengths.get(int(n), 1.0) for n in points.prompt], device=out.device
@@ -286,7 +299,7 @@ class Trainer:
         part = (self.step - warm) / max(1, self.config.steps - warm)
         return self.config.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * part)) / 2)
 
-    def _tick(self, phase: str, done: int, total: int) -> None:
+    def tick(self, phase: str, done: int, total: int) -> None:
         now, rate = time.monotonic(), None
         self._began = self._began or now
         if self._trained_from is not None and self.step > self._trained_from[0]:
@@ -322,11 +335,13 @@ class Trainer:
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
+        self.adversary = (Hardened if config.robust else self.objective.adversary or Adversary)(
+            self, adapters
+        )
         if config.window == AUTO:
-            config = self.config = replace(
-                config,
-                window=resume.window if resume and resume.window != AUTO else self.measure_window(adapters),
-            )
+            measured = resume.window if resume else AUTO
+            measured = self.measure_window(adapters) if measured == AUTO else measured
+            config = self.config = replace(config, window=measured)
         if any(t.role == "keep" for t in self.terms()):
             self.fill_bank("keep", adapters, True)
         if config.saliency:
@@ -334,6 +349,7 @@ class Trainer:
             self.mask_by_saliency(adapters)
         if resume:
             self.step, self.history = resume.put(adapters, optimiser, scaler), list(resume.history)
+            self.adversary.restore(resume.adversary)
         self._trained_from = (self.step, time.monotonic())
         good = TrainingState.take(adapters, optimiser, self)
         while self.step < config.steps:
@@ -342,28 +358,29 @@ class Trainer:
                 if checkpoint:
                     checkpoint(good)
                 self.fill_bank("erase", adapters, self.step == 0)
+                self.adversary.refreshed()
             self._maybe_preview(adapters)
-            self._tick("train", self.step, config.steps)
+            self.tick("train", self.step, config.steps)
             for group in optimiser.param_groups:
                 group["lr"] = self.learning_rate()
             total, self.losses = self.loss(*self.batch())
             scaler.scale(total).backward()
             scaler.unscale_(optimiser)
+            self.adversary.correct()
             adapters.mask_gradients()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             if not math.isfinite(total.item()) or (not half and not math.isfinite(norm.item())):
-                raise Diverged(
-                    f"the loss is {total.item()} at step {self.step}; lower the learning rate "
-                    f"({config.lr:g})",
-                    good,
+                text = (
+                    f"the loss is {total.item()} at step {self.step}; lower the learning rate ({config.lr:g})"
                 )
+                raise Diverged(text, good)
             scaler.step(optimiser)
             scaler.update()
             optimiser.zero_grad(set_to_none=True)
             self.history.append({"step": self.step, **self.losses})
             self.step += 1
         self._maybe_preview(adapters)
-        self._tick("train", self.step, config.steps)
+        self.tick("train", self.step, config.steps)
 
     def _maybe_preview(self, adapters: Adapters) -> None:
         """Sample a concept prompt and a keep prompt with a fixed seed.
@@ -381,13 +398,7 @@ class Trainer:
             self.uncond,
             self.bank.sampling,
             self.config.seed,
-            lambda: self._tick("preview", self.step, self.config.steps),
+            lambda: self.tick("preview", self.step, self.config.steps),
         )
         adapters.use("student")
         self._preview(self.step, last[2].cpu(), [self.prompts.texts[n] for n in numbers])
-
-
-def largest(values: Tensor, share: float) -> Tensor:
-    """Bool mask of the largest ``share`` of a tensor's entries, at least one."""
-    count = max(1, round(share * values.numel()))
-    return values >= values.flatten().kthvalue(values.numel() - count + 1).values

@@ -102,8 +102,12 @@ def trajectories(
     sampling: Sampling,
     seed: int,
     tick: Callable[[], None],
+    until: float = 1.0,
 ) -> Iterator[tuple[float, float, Tensor, dict[str, Tensor]]]:
     """Sample by Euler's method with classifier-free guidance (Ho and Salimans, arXiv 2207.12598).
+
+    Args:
+        until: the part of the schedule, 0..1, after which a trajectory is left unfinished.
 
     Yields:
         for every step percent, sigma, x ``[n, c, h, w]`` rounded to the bank's type, and the network's
@@ -120,6 +124,8 @@ def trajectories(
     given = [*numbers, *[uncond] * len(numbers)] if sampling.guided else list(numbers)
     condition = prompts.batch(given)
     for percent, sigma, after in zip(percents, sigmas, [*sigmas[1:], 0.0]):
+        if percent > until:
+            return
         tick()
         x = x.to(sampling.dtype).float()  # so that the predictions belong to the stored latents
         doubled = torch.cat([x, x]) if sampling.guided else x
@@ -175,6 +181,7 @@ class TrajectoryBank:
         state: Callable[[str], None],
         student: str,
         tick: Tick,
+        until: float = 1.0,
     ) -> None:
         """Replace the points of a role by newly sampled ones.
 
@@ -185,18 +192,14 @@ class TrajectoryBank:
             state: function that switches the network between ``base``, ``start`` and ``student``.
             student: the state to sample from.
             tick: called before every model evaluation.
+            until: the part of the schedule, 0..1, after which no points are needed.
 
         Raises:
             TraceError: if the bank would exceed its limit.
         """
-        other_bytes = sum(points.nbytes for name, points in self.points.items() if name != role)
-        size = self.expected_bytes(len(pairs), len(needed))
-        if other_bytes + size > self.limit:
-            raise TraceError(
-                f"{len(pairs)} trajectories take {(other_bytes + size) >> 20} MB, more than the bank's "
-                f"{self.limit >> 20} MB; use fewer trajectories, fewer steps or a smaller picture"
-            )
-        parts, total, done = [], -(-len(pairs) // self.sampling.batch) * (self.sampling.steps + 1), 0
+        self._check_room(role, len(pairs), len(needed))
+        levels = min(self.sampling.steps, int(until * self.sampling.steps) + 1) + 1
+        parts, total, done = [], -(-len(pairs) // self.sampling.batch) * levels, 0
 
         def sampled():
             nonlocal done
@@ -214,6 +217,7 @@ class TrajectoryBank:
                 self.sampling,
                 seed * 1009 + number,
                 sampled,
+                until,
             )
             for percent, sigma, x, found in steps:
                 if sigma:
@@ -225,6 +229,16 @@ class TrajectoryBank:
         points = Points.join(parts)
         self.points[role] = self._completed(role, points, needed, state, tick)
         state("student")
+
+    def _check_room(self, role: str, count: int, predictions: int) -> None:
+        """Refuse trajectories of a role that do not fit beside the other roles' points."""
+        other_bytes = sum(points.nbytes for name, points in self.points.items() if name != role)
+        size = self.expected_bytes(count, predictions)
+        if other_bytes + size > self.limit:
+            raise TraceError(
+                f"{count} trajectories take {(other_bytes + size) >> 20} MB, more than the bank's "
+                f"{self.limit >> 20} MB; use fewer trajectories, fewer steps or a smaller picture"
+            )
 
     def _points(
         self, pairs, percent: float, sigma: float, x: Tensor, found: dict[str, Tensor], needed

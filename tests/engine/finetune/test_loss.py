@@ -58,7 +58,7 @@ class Step:
         """The error by the paper's formula in float64."""
         if term.attention:
             return Step.independent_attention(trainer, points, numbers)
-        out = trainer.prompts.batch(numbers).predict(points.x.float(), points.sigma).double()
+        out = trainer.conditions(numbers).predict(points.x.float(), points.sigma).double()
         p = {k: v.double() for k, v in points.predictions.items()}
         if trainer.objective.name == "trce":
             amplified = lambda name: 16 * p[name] - 15 * p["uncond"]  # noqa: E731
@@ -71,7 +71,14 @@ class Step:
                 .mean()
                 .item()
             )
-        eta, origin = trainer.config.eta, "neutral" if trainer.objective.name == "trace" else "uncond"
+        eta = trainer.config.eta
+        if trainer.objective.name == "gem":
+            distance = lambda to: (out - to).flatten(1).norm(dim=1)  # noqa: E731
+            return (distance(p["uncond"]) - eta * distance(p["concept"])).clamp_min(0).mean().item()
+        if trainer.objective.name == "aegis":
+            target = (1 + eta) * p["uncond"] - eta * p["adversarial"]
+            return squared_error(out, target, points.sigma.double()).mean().item()
+        origin = "neutral" if trainer.objective.name == "trace" else "uncond"
         target = (1 + eta) * p[origin] - eta * p["concept"] if term.name == "erase" else p[term.needs[0]]
         return squared_error(out, target, points.sigma.double()).mean().item()
 
@@ -102,6 +109,8 @@ WEIGHTS = {
     "esd": ("erase",),
     "mace": ("attention",),
     "trce": ("steer", "steer uncond", "preserve"),
+    "gem": ("erase",),
+    "aegis": ("erase",),
 }
 
 
@@ -132,7 +141,11 @@ def test_points_of_a_term_are_where_and_whose_it_says(families, objective):
     shares = sum(t.share for t in step.terms)
     for term in step.terms:
         points, numbers = step.points[term.name]
-        assert len(points) == pytest.approx(40 * term.share / shares, abs=0.51)
+        wanted = 40 * term.share / shares
+        if OBJECTIVES[objective].whole:  # every point of the window, of all trajectories
+            percents = points.percent.unique()
+            wanted = len(percents) * config.trajectories
+        assert len(points) == pytest.approx(wanted, abs=0.51)
         assert numbers == (points.prompt.tolist() if term.prompt == "prompt" else [step.uncond] * len(points))
         late = (points.percent >= 0.3) & (points.percent <= 0.8)
         assert {"late": late, "early": points.percent < 0.3, "all": late | True}[term.when].all()

@@ -32,7 +32,7 @@ class Ending:
             trajectories=1,
             scope=self.draw.choice(("text", "attention", "linear")),
             checkpointing=self.draw.random() < 0.5,
-            objective=self.draw.choice(("trace", "ant", "esd")),
+            objective=self.draw.choice(("trace", "ant", "esd", "gem", "aegis")),
         )
         self.error = {"success": None, "keyboard": KeyboardInterrupt}.get(self.name, Stop)
 

@@ -34,16 +34,15 @@ def stopped(family, model, config, stop, path, **options) -> None:
         )
 
 
-@pytest.mark.parametrize("trial", range(6))
+@pytest.mark.parametrize("trial", range(8))
 def test_resumed_run_is_the_run_that_did_not_stop(families, tmp_path, trial):
     draw = random.Random(trial)
     family = families[KINDS[trial % 3]]
     model = family.model(**TINY[family.kind])
     start = closed_form(family, model) if trial % 2 else None
     window = "auto" if trial > 3 else (0.2, 1.0)
-    config = replace(
-        SMALL, steps=6, scope="attention", window=window, objective="ant" if trial == 2 else "trace"
-    )
+    objective = {2: "ant", 6: "aegis", 7: "gem"}.get(trial, "trace")
+    config = replace(SMALL, steps=6, scope="attention", window=window, objective=objective)
     heard = Listener()
     whole = run(family, model, config, start=start, report=heard)
     refreshed = [i for i, p in enumerate(heard.heard) if p.step == 2]

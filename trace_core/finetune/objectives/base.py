@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 WINDOWS = ("late", "early", "all")
+LIVE = ("adversarial",)  #: predictions that an adversary makes at every step
 
 SIGMA_SQUARED = 30.0  #: upper bound of the weight of noisy steps; SD's sigmas reach 14.6, FLUX's 1
 
@@ -26,11 +27,11 @@ class Term:
         role: ``erase`` or ``keep``, the trajectories of the points.
         prompt: ``prompt`` (the point's own) or ``uncond``.
         when: ``late`` (in the window), ``early`` (before it) or ``all``.
-        needs: the base model's predictions for the target.
+        needs: the base model's predictions for the target, and those of :data:`LIVE`.
         target: ``target(predictions, eta) -> [n, c, h, w]``.
         weight: lambda.
         share: relative share of a step's samples.
-        error: ``error(student, predictions, sigma) -> [n]``, in place of the squared error to a target.
+        error: ``error(student, predictions, sigma, eta) -> [n]``, in place of the squared error to a target.
         attention: the loss uses the student's attention maps, not its prediction.
         focus: ``focus(t) -> [n]``, the density of points at time t (0 clean, 1 noise); None: uniform.
     """
@@ -43,7 +44,7 @@ class Term:
     target: Callable[[Mapping[str, Tensor], float], Tensor] | None
     weight: float = 1.0
     share: float = 1.0
-    error: Callable[[Tensor, Mapping[str, Tensor], Tensor], Tensor] | None = None
+    error: Callable[[Tensor, Mapping[str, Tensor], Tensor, float], Tensor] | None = None
     attention: bool = False
     focus: Callable[[Tensor], Tensor] | None = None
 
@@ -62,6 +63,10 @@ class Objective:
         combined: overrides of both for a combined concept; ``wider`` multiplies the preset's keep
             trajectories.
         unconditional: sample the keep points without a prompt instead of from the keep list.
+        whole: a step takes every point of the window once, instead of a random batch.
+        overshoot: eta is an overshoot past the target, which distilled guidance has already multiplied.
+        adversary: what the objective trains against, a :class:`~trace_core.finetune.adversarial.Adversary`.
+        also_needs: the base model's predictions that the adversary reads.
     """
 
     name: str
@@ -72,6 +77,10 @@ class Objective:
     transformer: Mapping[str, Mapping] = field(default_factory=dict)
     combined: Mapping = field(default_factory=dict)
     unconditional: bool = False
+    whole: bool = False
+    overshoot: bool = True
+    adversary: Callable | None = None
+    also_needs: tuple[str, ...] = ()
 
 
 def predicted(name: str) -> Callable[[Mapping[str, Tensor], float], Tensor]:

@@ -20,7 +20,9 @@ def amplified(predictions: Mapping[str, Tensor], name: str) -> Tensor:
     return predictions[name] + GUIDANCE * (predictions[name] - predictions["uncond"])
 
 
-def contrast(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+def contrast(
+    prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor, eta: float = 0.0
+) -> Tensor:
     """TRCE's margin loss per sample: ``max(0, ||e - prefer||^2 - ||e - reject||^2 + m)``, ``[n]``.
 
     The norms are means over the numbers of a prediction.
@@ -30,7 +32,9 @@ def contrast(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tenso
     return (near - far + MARGIN).clamp_min(0)
 
 
-def plain_error(prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+def plain_error(
+    prediction: Tensor, predictions: Mapping[str, Tensor], sigma: Tensor, eta: float = 0.0
+) -> Tensor:
     """``||e - p_1(0)||^2`` per sample against the model after stage 1, mean over numbers; ``[n]``."""
     return (prediction - predictions["start uncond"]).square().mean(dim=(1, 2, 3))
 
