@@ -8,6 +8,7 @@ from PIL import Image
 from ..trace_core.backbones.base import SCOPES
 from ..trace_core.errors import LoraError
 from ..trace_core.evaluate.grid import to_image
+from ..trace_core.finetune.hardening import LEVELS
 from ..trace_core.finetune.objectives import OBJECTIVES
 from ..trace_core.finetune.options import LEARNING_RATE, PRESETS, FinetuneConfig
 from ..trace_core.lora import gating
@@ -26,8 +27,7 @@ TOOLTIPS = {
     **widgets.SHARED_TOOLTIPS,
     "model": "The loader's model. The projection's model is not for this input: connect its LoRA to lora.",
     "clip": "The text encoder of the same model.",
-    "objective": "The loss. trace is this pack's own, and mace, ant, trce and esd are published methods for "
-    "comparison.",
+    "objective": "The loss. trace is this pack's own, and the others are published methods for comparison.",
     "preset": "How long to train. fast is enough to see the training work.",
     "kind": "What the concept is, which selects the prompts and the objective's values. auto decides by name "
     "lists and by words such as style, and the report says how.",
@@ -56,6 +56,10 @@ TOOLTIPS = {
     "model that is made for few steps. Set it for a Turbo or Lightning model.",
     "cfg": "Guidance of these trajectories. -1 takes the model family's own. Set 1 for a Turbo or Lightning "
     "model.",
+    "robust": "Objective trace: hardens the erasure against attacks on the text, from 1 to 3. Training takes "
+    "two to four times as long, and other pictures change more. 0 is off.",
+    "neighbours": "Objective trace: keeps this many things that are nearest to each concept too. The report "
+    "names them. 0 keeps none.",
     "mask": "Where in the picture the concept is, for objective mace. Without a mask the model's own "
     "attention says where.",
 }
@@ -92,7 +96,7 @@ class LateStageFinetune:
     FUNCTION = "train"
     ADVANCED = tuple(
         "window window_start window_end steps rank lr eta width height checkpointing scope saliency "
-        "sampling_steps cfg".split()
+        "sampling_steps cfg robust neighbours".split()
     )
 
     @classmethod
@@ -127,6 +131,8 @@ class LateStageFinetune:
                 "mask": widgets.socket("MASK"),
                 "sampling_steps": widgets.integer(0, 0, 1000),
                 "cfg": widgets.number(-1.0, -1.0, 30.0, 0.1),
+                "robust": widgets.integer(DEFAULTS.robust, 0, max(LEVELS)),
+                "neighbours": widgets.integer(DEFAULTS.neighbours, 0, 64),
             },
             advanced=cls.ADVANCED,
         )
@@ -158,6 +164,8 @@ class LateStageFinetune:
         mask=None,
         sampling_steps=0,
         cfg=-1.0,
+        robust=DEFAULTS.robust,
+        neighbours=DEFAULTS.neighbours,
     ):
         concepts, kept = wire.concepts_of(erase, keep)
         custom_window = None if window == "auto" else (window_start, window_end)
@@ -166,6 +174,7 @@ class LateStageFinetune:
         options = {
             **dict(preset=preset, kind=kind, window=custom_window, rank=rank, saliency=saliency),
             **dict(checkpointing=checkpointing, preview_every=preview_every),
+            **dict(robust=robust, neighbours=neighbours),
             **dict(steps=steps or None, sampling_steps=sampling_steps or None),
             **dict(eta=None if eta < 0 else eta, cfg=None if cfg < 0 else cfg),
             "scope": None if scope == "auto" else scope,

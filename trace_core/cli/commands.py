@@ -209,9 +209,8 @@ def _closed_form_options(args, method) -> dict:
     ]
     given += [("contrast", False)] if args.no_contrast else []
     given += [("exact", True)] if args.exact else []
-    given += [("robust", args.robust)] if args.robust else []
     if method.finetune is None:
-        given += [("eta", args.eta), ("max_rank", args.rank)]
+        given += [("eta", args.eta), ("max_rank", args.rank), ("robust", args.robust)]
     options = {k: v for k, v in given if v is not None}
     ClosedFormConfig(**{**method.closed_form, **options})
     return options

@@ -21,7 +21,7 @@ def options(args, method) -> dict:
     from ..finetune.run import FinetuneConfig
 
     given = {"rank": args.rank, "lr": args.lr, "scope": args.scope, "steps": args.steps, "eta": args.eta}
-    given |= {"neighbours": args.neighbours}
+    given |= {"neighbours": args.neighbours, "robust": args.robust}
     given |= {"sampling_steps": args.sampling_steps, "cfg": args.sampling_cfg}
     found = {k: v for k, v in given.items() if v is not None}
     found |= {

@@ -28,7 +28,7 @@ from .objectives import OBJECTIVES, Term
 from .objectives.base import LIVE, squared_error
 from .options import AUTO, FinetuneConfig
 from .progress import Diverged, Progress
-from .prompts import ConditionBatch, Prompts
+from .prompts import Prompts
 from .resume import TrainingState, identity
 from .saliency import joint_masks, trained_share
 from .trajectory import REGION, Points, Sampling, TrajectoryBank, trajectories
@@ -231,16 +231,12 @@ class Trainer:
             numbers += chosen.prompt.tolist() if term.prompt == "prompt" else [self.uncond] * count
         return self.adversary.prepare(out, numbers)
 
-    def conditions(self, numbers: Sequence[int]) -> ConditionBatch:
-        """What the student reads for prompts by number; an adversary may change it."""
-        return self.adversary.conditions(numbers)
-
     def loss(self, drawn: list[tuple[Term, Points]], numbers: list[int]) -> tuple[Tensor, dict[str, float]]:
         """One forward pass over all terms. Returns the weighted sum of their mean errors, and each error."""
         device, maps = self.backbone.device, []
         x = torch.cat([points.x for _, points in drawn]).to(device).float()
         sigma = torch.cat([points.sigma for _, points in drawn]).to(device)
-        batch = self.conditions(numbers)
+        batch = self.adversary.conditions(numbers)
         with self.backbone.attention_maps(maps) if any(t.attention for t, _ in drawn) else nullcontext():
             out = batch.predict(x, sigma)
         total, errors, at = 0.0, {}, 0
@@ -335,9 +331,8 @@ class Trainer:
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
-        self.adversary = (Hardened if config.robust else self.objective.adversary or Adversary)(
-            self, adapters
-        )
+        adversary = Hardened if config.robust else self.objective.adversary or Adversary
+        self.adversary = adversary(self, adapters)
         if config.window == AUTO:
             measured = resume.window if resume else AUTO
             measured = self.measure_window(adapters) if measured == AUTO else measured

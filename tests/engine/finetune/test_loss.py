@@ -58,7 +58,7 @@ class Step:
         """The error by the paper's formula in float64."""
         if term.attention:
             return Step.independent_attention(trainer, points, numbers)
-        out = trainer.conditions(numbers).predict(points.x.float(), points.sigma).double()
+        out = trainer.adversary.conditions(numbers).predict(points.x.float(), points.sigma).double()
         p = {k: v.double() for k, v in points.predictions.items()}
         if trainer.objective.name == "trce":
             amplified = lambda name: 16 * p[name] - 15 * p["uncond"]  # noqa: E731
