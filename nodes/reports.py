@@ -238,6 +238,8 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
             ("trained, by saliency", f"{percent(report['trained_share'], 1)} of the layers' weights"),
             ("cut off to the rank", f"{percent(report['truncation'], 1)} of the edit's norm"),
         ]
+    if "adversarial_steps" in report:
+        figures.append(("steps on adversarial rows", report["adversarial_steps"]))
     figures.append(("result", _size(lora) + (", the closed form joined in" if joined else "")))
     lines = [
         f"# Finetuned: {_concept_names(report['concepts'])}",
