@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ...backbones import Backbone, backbone_for
-from ...backbones.base import POOLED
 from ...backbones.sampling import SamplerConfig
 from ...finetune.adapters import attached
 from ...finetune.gradients import saved_apart, training_mode
@@ -246,22 +245,3 @@ def finished(
         backbone, prompts, [number] * sampling.batch, uncond, sampling, seed, lambda: None
     )
     return last[2].cpu()
-
-
-# ------------------------------------------------------------------------------------------- text
-
-
-def text_of(condition: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-    """The text of a condition: the rows, and the text columns of the pooled vector if the model reads one."""
-    pooled = backbone.width(POOLED)
-    text = {"c_crossattn": condition["c_crossattn"]} | ({"y": condition["y"][:, :pooled]} if pooled else {})
-    return {k: v.detach().float().clone() for k, v in text.items()}
-
-
-def with_text(condition: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A condition with other text. Columns behind the pooled vector (SDXL's sizes) stay."""
-    out = dict(condition)
-    for name, value in text.items():
-        rest = condition[name][:, value.shape[1] :] if name == "y" else condition[name][:, :0]
-        out[name] = torch.cat([value.to(rest.dtype), rest], dim=1)
-    return out

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ...backbones import Backbone
 from ...backbones.sampling import SamplerConfig
+from ...finetune.adversarial import text_of, with_text
 from ...lora.erasure import ErasureLora
 from ...text.templates import fill
 from ..protocol import Progress
 from .case import RECOGNISED, Attack, Case, Outcome
-from .learning import Course, Learned, Replaced, learn, text_of, with_text
+from .learning import Course, Learned, Replaced, learn
 
 STEPS = 60  #: Adam steps at most
 EVERY = 10  #: steps per judgement from the concept's own start, which runs until all is recognised
