@@ -39,7 +39,8 @@ VARIANTS = {
     "ant-saliency": ("ant", {"finetune": {"saliency": 0.5, "rank": 64}}),
     "trace-fused": ("trace", {"per_concept": True}),
     "projection-robust": ("projection", {"closed_form": {"robust": 1}}),
-    "trace-robust": ("trace", {"finetune": {"robust": 2}}),
+    "trace-robust": ("trace", {"finetune": {"robust": 1}}),
+    "trace-adversarial": ("trace", {"finetune": {"robust": 2}}),
     "projection-exact": ("projection", {"closed_form": {"exact": True}}),
 }
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from erasure import VARIANTS, concepts_of  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
-METHODS_HERE = [*METHODS, "ant-saliency", "projection-robust", "trace-robust"]
+METHODS_HERE = [*METHODS, "ant-saliency", "projection-robust", "trace-robust", "trace-adversarial"]
 
 
 def erased(method: str, concept: str, seed: int, opened: tuple, measured) -> tuple[object, dict]:

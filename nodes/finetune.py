@@ -56,8 +56,8 @@ TOOLTIPS = {
     "model that is made for few steps. Set it for a Turbo or Lightning model.",
     "cfg": "Guidance of these trajectories. -1 takes the model family's own. Set 1 for a Turbo or Lightning "
     "model.",
-    "robust": "Objective trace: hardens the erasure against attacks on the text, from 1 to 3. Training takes "
-    "two to four times as long, and other pictures change more. 0 is off.",
+    "robust": "Objective trace: 1 keeps a hardened projection hardened. 2 and 3 train against text that "
+    "brings the concept back, for two and four times as long. Other pictures change more. 0 is off.",
     "neighbours": "Objective trace: keeps this many things that are nearest to each concept too. The report "
     "names them. 0 keeps none.",
     "mask": "Where in the picture the concept is, for objective mace. Without a mask the model's own "

@@ -244,7 +244,10 @@ class Eraser:
             return None
         from .closed_form import ClosedFormConfig, erase
 
-        config = ClosedFormConfig(**{**self.parts.closed_form, **self.closed_form})
+        options = {**self.parts.closed_form, **self.closed_form}
+        if self.parts.finetune and (self.finetune or {}).get("robust") == 1:  # it keeps what is hardened here
+            options = {"robust": 1, **options}
+        config = ClosedFormConfig(**options)
         return erase(model, clip, concepts, self.keep, config, progress, self.seed)
 
     def _finetune(self, model, clip, concepts, start: ErasureLora | None, hooks: Mapping):

@@ -50,6 +50,8 @@ def solve(
             return edit, info
         if sums.strengths_differ:
             raise TraceError("concepts of different strengths cannot be hardened; give all the same strength")
+        # at their mean the counterparts stay, or what is removed would move them towards the concept
+        fixed = sums.centre if fixed is None else torch.cat([fixed, sums.centre])
         edit, price = harden(edit, sums.difference(), gram(), G, config.robust, strength, fixed)
         return edit, {**info, "rank": edit.rank, "robust": price}
     return solvers.ridge(

@@ -47,6 +47,7 @@ class RowSums:
         #: orthonormal directions of rows that are kept exactly, [k, d]
         self.exact: Tensor | None = None
         self.weight = self._starts = 0.0  # weight of the keep rows without start tokens; energy of those
+        self._centre, self._centre_weight = torch.zeros(width, dtype=torch.float64), 0.0
         self._ridge = solver in ("ridge", "rece")
         self._listed = solver not in ("ridge", "projection")  # the papers' solvers need the rows themselves
         #: (c, g, a) of every added pair, for the papers' solvers
@@ -104,6 +105,8 @@ class RowSums:
             if self._differ:
                 self._strength_weighted.add(source, partners, erase, weights * strength)
             return
+        self._centre += (want.double() * weights[:, None]).sum(dim=0)
+        self._centre_weight += weights.sum().item()
         self.rows.append((erase.double() - want.double()).mul_(weights.sqrt()[:, None]))
         self._row_strengths.append(torch.full((len(erase),), strength, dtype=torch.float64))
         if self._substituted:
@@ -148,6 +151,11 @@ class RowSums:
     def trace(self) -> float:
         """Trace of the keep matrix without its start-token rows, whose very large values would dominate."""
         return self.keep.value().diagonal().sum().item() - self._starts
+
+    @property
+    def centre(self) -> Tensor:
+        """Mean counterpart row g, ``[1, d]``, for the projection."""
+        return (self._centre / max(self._centre_weight, 1e-300))[None]
 
     @property
     def strengths_differ(self) -> bool:

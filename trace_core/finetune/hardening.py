@@ -1,10 +1,13 @@
-"""Adversarial hardening of ``trace``: the student also unlearns rows that bring the concept back.
+"""Hardening of ``trace``.
 
-At every refresh, text rows are trained until the current student predicts with them what the base model
-predicts with the concept. The student then learns the substitute's prediction at these rows, on its own
-trajectories with them and, from level 2 on, on the base model's trajectories of the concept with the
-concept's own prompts. Adversarial training in this form is AdvUnlearn's (arXiv 2405.15234),
-on rows instead of tokens.
+Level 1 trains only layers that do not read the text. So a hardened closed form stays hardened, and the
+training repairs what it spoiled.
+
+From level 2 on, the student also unlearns rows that bring the concept back. At every refresh, text rows are
+trained until the current student predicts with them what the base model predicts with the concept. The
+student then learns the substitute's prediction at these rows. It does so on its own trajectories with them,
+and on the base model's trajectories of the concept with the concept's own prompts. Adversarial training in
+this form is AdvUnlearn's (arXiv 2405.15234), on rows instead of tokens.
 """
 
 from __future__ import annotations
@@ -33,29 +36,29 @@ class Level:
 
     Attributes:
         scope: adapted layers, unless the user names others.
-        rows: adversarial prompts.
+        rows: adversarial prompts; 0: no adversary.
         steps: steps on the rows at every refresh.
         share: points of the adversarial prompts, relative to the batch.
         pictures: points on the base model's trajectories of the concept, relative to the batch.
         longer: factor of the preset's steps.
         wider: factor of the preset's keep trajectories.
-        refresh: optimiser steps between two refreshes.
+        refresh: optimiser steps between two refreshes; None: the preset's.
     """
 
     scope: str
-    rows: int
-    steps: int
-    share: float
+    rows: int = 0
+    steps: int = 0
+    share: float = 0.0
     pictures: float = 0.0
     longer: int = 1
     wider: int = 1
-    refresh: int = 10
+    refresh: int | None = None
 
 
 #: Adapters on the text's layers alone do not resist: on demo-sd all of RECE's rows were still recognised.
 LEVELS = {
-    1: Level("attention", 4, 8, 0.5),
-    2: Level("linear", 4, 8, 0.5, 0.25),
+    1: Level("image"),
+    2: Level("linear", 4, 8, 0.5, 0.25, refresh=10),
     3: Level("linear", 4, 8, 0.5, 0.25, longer=2, wider=2, refresh=15),
 }
 

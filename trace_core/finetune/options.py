@@ -101,7 +101,7 @@ class FinetuneConfig:
     )
     robust: int = field(
         default=0,
-        metadata={"help": "adversarial hardening of trace: 0 off; 1, 2 and 3 resist more and cost more"},
+        metadata={"help": "harden trace against attacks: 0 off; 1, 2 and 3 resist more and cost more"},
     )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
@@ -195,7 +195,7 @@ class FinetuneConfig:
         more = {"steps": paper.pop("longer", 1), "keep_trajectories": paper.pop("wider", 1)}
         if self.robust:
             level = LEVELS[self.robust]
-            paper |= {"scope": level.scope, "refresh": level.refresh}
+            paper |= {"scope": level.scope} | ({"refresh": level.refresh} if level.refresh else {})
             more["steps"] *= level.longer
             more["keep_trajectories"] *= level.wider
         values |= {k: v for k, v in paper.items() if getattr(self, k) is None}

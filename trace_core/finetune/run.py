@@ -217,6 +217,17 @@ def negative_prompt_warnings(config: FinetuneConfig, concepts: Sequence[Concept]
     ]
 
 
+def hardening_warnings(config: FinetuneConfig, start: ErasureLora | None) -> list[str]:
+    """A warning if there is nothing hardened that level 1 could keep."""
+    parameters = json.loads(start.metadata.get("trace.parameters", "{}")) if start else {}
+    if config.robust != 1 or parameters.get("robust"):
+        return []
+    return [
+        "robust 1 keeps a hardened projection hardened, and none is connected; set robust on the projection "
+        "too, or set robust to 2 here"
+    ]
+
+
 def _result(
     trainer: Trainer, plan: _Plan, factors, start: ErasureLora | None, truncation: float
 ) -> FinetuneResult:
@@ -268,7 +279,11 @@ def _result(
         "truncation": truncation,
         "kinds": plan.kinds,
         "notes": [*plan.notes, *reference_notes(backbone)],
-        "warnings": [*plan.warnings, *negative_prompt_warnings(config, plan.concepts)],
+        "warnings": [
+            *plan.warnings,
+            *negative_prompt_warnings(config, plan.concepts),
+            *hardening_warnings(config, start),
+        ],
         "trained_share": trainer.kept_share,
         **(trainer.adversary.report() if trainer.adversary.steps else {}),
     }

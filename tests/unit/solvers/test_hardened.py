@@ -85,10 +85,13 @@ def test_the_concept_becomes_its_substitute_and_what_is_removed_stays_removed(fa
     H, difference = case.gram(CONTEXT), case.sums[CONTEXT].difference()
     plain, joint = case.edits[CONTEXT], hard.edits[CONTEXT]
     assert certificate(joint, H, difference) > 0.8 > certificate(plain, H, difference)
-    starts = case.sums[CONTEXT].constrained
-    first, _ = hardened(difference, H, case.sums[CONTEXT].keep.value(), 0.8, constrained=starts)
+    fixed = torch.cat([case.sums[CONTEXT].constrained, case.sums[CONTEXT].centre])
+    first, _ = hardened(difference, H, case.sums[CONTEXT].keep.value(), 0.8, constrained=fixed)
     rows = torch.cat([c[None] for c, _, _ in case.pairs()])
     assert torch.allclose(joint.map(rows), first.map(plain.map(rows)), atol=1e-6 * rows.abs().max())
+    pairs = list(case.pairs())
+    centre = sum(w * g for _, g, w in pairs) / sum(w for _, _, w in pairs)
+    assert torch.allclose(first.map(centre[None])[0], centre, atol=1e-9 * centre.norm())
     assert hard.solved[CONTEXT][1]["robust"]["keep_change"]["robust"] > 0
 
 
