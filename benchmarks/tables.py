@@ -29,6 +29,7 @@ from tables_erasure import (  # noqa: E402
     methods,
     per_class,
     prompts,
+    similar,
     summary,
 )
 
@@ -51,6 +52,7 @@ TABLES = {
         real_shapes_phases,
         families,
         prompts,
+        similar,
     )
 }
 

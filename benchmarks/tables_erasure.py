@@ -218,6 +218,34 @@ def conditional() -> str:
     return markdown(head, rows) + f"\n\n{note}"
 
 
+def similar() -> str:
+    """The five classes nearest to an erased one, beside all others, a row for each model and method."""
+    rows = []
+    for model in MODELS:
+        found: dict[str, list[dict]] = {}
+        for seed in seeds(model):
+            for key, r in results(model, seed)["results"].items():
+                _, method, task, _ = key.split("/")
+                if task == "object" and r.get("similar"):
+                    found.setdefault(method, []).append(r)
+        for method, runs in sorted(found.items()):
+            near = [r["similar"] for r in runs]
+            drifts = [fmean(n[k] for n in near) for k in ("latent_mse", "others_latent_mse")]
+            accuracies = (fmean(n["acc"] for n in near), fmean(r["acc_s"] for r in runs))
+            rows.append(
+                [
+                    model,
+                    named(method),
+                    *(percent(a) for a in accuracies),
+                    *(f"{d:.4f}" for d in drifts),
+                    f"{drifts[0] / drifts[1]:.1f}" if drifts[1] else "–",
+                    str(len(runs)),
+                ]
+            )
+    head = ["model", "method", "Acc_s, nearest five", "Acc_s, all", "drift, nearest five", "drift, others"]
+    return markdown([*head, "ratio", "erasures"], rows)
+
+
 def attacks() -> str:
     """What attacks bring back, a row for each model and method; see ``benchmarks/recoverability.py``."""
     data = json.loads((RESULTS / "attacks.json").read_text())
