@@ -246,6 +246,26 @@ def similar() -> str:
     return markdown([*head, "ratio", "erasures"], rows)
 
 
+def hardening() -> str:
+    """What one removed direction reaches and costs, by its metric; see ``benchmarks/hardening.py``."""
+    data = json.loads((RESULTS / "hardening.json").read_text())
+    rows = [
+        [
+            *key.split("/"),
+            f"{r['certificate']:.2f}",
+            percent(r["rece"]),
+            percent(r["acc_e"]),
+            percent(r["acc_s"]),
+            f"{r['latent_mse']:.3f}",
+        ]
+        for key, r in data["results"].items()
+    ]
+    head = ["model", "erased", "metric", "certificate ↑", "RECE's rows ↓", "Acc_e ↓", "Acc_s ↑", "drift ↓"]
+    setting = data["setting"]
+    note = f"{setting['samples']} pictures of the concept, {setting['others']} of every other class, seed 0."
+    return markdown(head, rows) + f"\n\n{note}"
+
+
 def attacks() -> str:
     """What attacks bring back, a row for each model and method; see ``benchmarks/recoverability.py``."""
     data = json.loads((RESULTS / "attacks.json").read_text())
