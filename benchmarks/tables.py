@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # the tests load this file by its path
 from table_text import ROOT  # noqa: E402
+from tables_attacks import attacks, hardening, recoverability  # noqa: E402
 from tables_claims import claims  # noqa: E402
 from tables_cost import (  # noqa: E402
     closed_form,
@@ -21,10 +22,8 @@ from tables_cost import (  # noqa: E402
     real_shapes_phases,
 )
 from tables_erasure import (  # noqa: E402
-    attacks,
     conditional,
     erasure,
-    hardening,
     judge,
     mass,
     methods,
@@ -47,6 +46,7 @@ TABLES = {
         conditional,
         attacks,
         hardening,
+        recoverability,
         mass,
         claims,
         finetune,
