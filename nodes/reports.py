@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median
 
 from ..trace_core.lora import ErasureLora
+from .markdown import escaped, percent, shortened, table
 
 ERASING_TERMS = ("erase", "attention", "steer")  #: of the objectives; each has one of these
 
@@ -17,35 +16,6 @@ LIMITS = (
     "prompts can bring a concept back. Look at pictures before you share a result. Compare Erasure draws "
     "pictures side by side."
 )
-
-
-def escaped(report: Callable[..., str]) -> Callable[..., str]:
-    """A report whose names and warnings are plain text, without tags, links or pictures.
-
-    ComfyUI's text preview draws HTML within Markdown, and names may come from a file that somebody shared.
-    """
-
-    @functools.wraps(report)
-    def escaped_report(*given, **named) -> str:
-        return re.sub(r"\\(?=[\\<\]])|<|\](?=[(\[])", r"\\\g<0>", report(*given, **named))
-
-    return escaped_report
-
-
-def percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
-
-
-def shortened(names: Sequence[str], most: int) -> str:
-    """The first names, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
 
 
 def _concept_names(concepts: Sequence[dict]) -> str:
@@ -86,6 +56,23 @@ def _certificate(shares: dict[str, float]) -> tuple[str, str, str]:
     return "out of reach of any one text row", value, "smallest residual over all rows and layers"
 
 
+def _verdict(report: dict, middle: float, worst: float) -> str:
+    """One sentence on what is left of the concept, from the residuals of the median and the worst layer."""
+    difference = "of what tells the concept from its counterpart"
+    if report["parameters"].get("robust"):
+        share = percent(min(report["certificates"].values(), default=0.0))
+        return f"No text row brings back {share} {difference}, over all layers."
+    if report["solver"] == "projection" and report["parameters"]["strength"] == 1.0:
+        return (
+            f"The median layer lost {percent(1 - middle)} {difference}, and every layer that reads text lost "
+            f"at least {percent(1 - worst)}."
+        )
+    return (
+        f"The median layer keeps {percent(middle)} {difference}, and no layer keeps more than "
+        f"{percent(worst)}."
+    )
+
+
 @escaped
 def closed_form(report: dict, lora: ErasureLora) -> str:
     """The report of :func:`trace_core.closed_form.erase`."""
@@ -95,17 +82,7 @@ def closed_form(report: dict, lora: ErasureLora) -> str:
         return "\n".join([*lines, "**The edit changes nothing** (strength 0?)."])
     worst, middle = (of(v["residual"] for v in layers.values()) for of in (max, median))
     keep_change = max(v["keep_change"] for v in layers.values())
-    difference = "of what tells the concept from its counterpart"
-    if report["solver"] == "projection" and report["parameters"]["strength"] == 1.0:
-        verdict = (
-            f"The median layer lost {percent(1 - middle)} {difference}, and every layer that reads text lost "
-            f"at least {percent(1 - worst)}."
-        )
-    else:
-        verdict = (
-            f"The median layer keeps {percent(middle)} {difference}, and no layer keeps more than "
-            f"{percent(worst)}."
-        )
+    verdict = _verdict(report, middle, worst)
     figures = [
         (
             "residual, median and worst layer",

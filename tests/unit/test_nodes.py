@@ -307,6 +307,26 @@ def test_help_pages_have_no_dead_pictures():
             assert (page.parent / target).is_file(), f"{page.name}: {target}"
 
 
+def test_a_hardened_erasure_says_what_it_holds_and_costs(part):
+    lora = part("trace_core.lora").ErasureLora.from_factors({"a": (torch.ones(4, 2), torch.ones(2, 3))})
+    price = {"directions": 3, "share": 0.85, "keep_change": {"plain": 0.05, "robust": 0.21}, "seconds": 1.25}
+    report = {
+        "concepts": [{"target": "cat", "anchor": ""}],
+        "solver": "projection",
+        "parameters": {"strength": 1.0, "robust": 2},
+        "method": "projection",
+        "model": "SDXL",
+        "certificates": {"context": 0.87, "pooled": 0.9},
+        "layers": {"a": {"residual": 1.4, "keep_change": 0.2}},  # of one layer, which says nothing here
+        "solved": {"context": {"rank": 4, "robust": price}},
+        "keep": [],
+        "warnings": [],
+    }
+    text = part("nodes.reports").closed_form(report, lora)
+    assert "No text row brings back 87 % of what tells the concept" in text and "lost at least" not in text
+    assert "| context | 3, 85 % | 5.00 % → 21.00 % | 1.2 s |" in text
+
+
 def test_side_effects_stand_in_the_report(part):
     """Short, and what is in no prompt of the text encoder's length is left out."""
     lora = part("trace_core.lora").ErasureLora.from_factors(

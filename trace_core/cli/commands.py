@@ -188,9 +188,12 @@ def _setup(args, concepts, keep, closed, tuned) -> workers.Setup:
 
 
 def _done(report: dict) -> str:
-    """The number of model evaluations of a finetune, or the residual of a closed form."""
+    """The number of model evaluations of a finetune, or what a closed form leaves."""
     if report.get("evaluations"):
         return f"{report['evaluations']} model evaluations"
+    if report.get("parameters", {}).get("robust"):
+        share = min(report["certificates"].values(), default=0.0)
+        return f"{100 * share:.0f} % of the concept is out of reach of any text row"
     layers = [v for part in report.get("parts", [report]) for v in part["layers"].values()]
     return f"residual {100 * max((v['residual'] for v in layers), default=0.0):.1f} % at most"
 
