@@ -40,14 +40,14 @@ def harden(
         edit: the plain edit.
         difference, gram, G, constrained: as for :func:`hardened`.
         level: 1 to 3, see :data:`LEVELS`.
-        strength: of the edit; removing more than everything would bring the concept back, so at most 1.
+        strength: of the edit; removing more than everything would bring the concept back, so 0 to 1.
 
     Returns:
         the joint edit, and the price: ``directions`` removed, their ``share`` of the concept's output, the
         ``keep_change`` of the plain and of the joint edit, and ``seconds``.
     """
     begin = time.perf_counter()
-    first, found = hardened(difference, gram, G, LEVELS[level], min(strength, 1.0), constrained)
+    first, found = hardened(difference, gram, G, LEVELS[level], max(0.0, min(strength, 1.0)), constrained)
     joint = first.then(edit)
     change = [keep_change(e, gram, G) for e in (edit, joint)]
     return joint, {

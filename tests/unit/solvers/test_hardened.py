@@ -73,7 +73,8 @@ def test_strength_scales_and_never_overshoots(sums):
     half, _ = harden(plain, *args(sums), 1, strength=0.5)
     whole, price = harden(plain, *args(sums), 1)
     over, _ = harden(plain, *args(sums), 1, strength=1.5)
-    assert torch.allclose(2 * half.U, whole.U) and torch.equal(over.U, whole.U)
+    none, _ = harden(plain, *args(sums), 1, strength=-1.0)
+    assert torch.allclose(2 * half.U, whole.U) and torch.equal(over.U, whole.U) and not none.U.any()
     assert price["keep_change"]["plain"] == 0 < price["keep_change"]["robust"]
     assert price["directions"] == whole.rank and price["seconds"] >= 0
 
