@@ -155,6 +155,9 @@ def _shortlist(
     entries = [*own, *others]
     if len(entries) <= limit:
         return entries
+    # an encoder of few words has no room for the longest names
+    own, others = ([e for e in part if encoder.finds(e, e)] for part in (own, others))
+    entries = [*own, *others]
     means = encoder.input_means([target, *entries])
     if means is None:
         return None
