@@ -28,5 +28,11 @@ def adversarial_map(edit: ContextEdit, gram: Tensor, reach: float = REACH) -> Te
     half = gram + edit.V @ (edit.U.T @ gram)  # T^T H
     own = half + (half @ edit.U) @ edit.V.T
     own = (own + own.T) / 2
-    ridge = reach * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
-    return torch.cholesky_solve(half, cholesky(own + ridge))
+    return bring_back(own, half, reach * own.diagonal().mean().item())
+
+
+def bring_back(edited: Tensor, cross: Tensor, strength: float) -> Tensor:
+    """RECE, eq. 6: ``A = (sum W'^T W' + l I)^-1 sum W'^T W``, ``[d, d]``, from both sums ``[d, d]`` and l."""
+    return torch.cholesky_solve(
+        cross, cholesky(edited + strength * torch.eye(len(edited), dtype=edited.dtype))
+    )

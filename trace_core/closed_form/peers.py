@@ -217,8 +217,9 @@ def rece(policy: Policy, sums: RowSums, setting: Setting, values: Mapping) -> tu
     C = torch.cat([c for c, _ in pairs]).double()
     A = torch.cat([g for _, g in pairs]).double()
     G = solvers.regularise(values["keep"] * sums.keep.value(), None, values["lambda"] * sums.energy)
+    gram = setting.gram()
     for _ in range(int(values["rounds"])):
-        adversarial = C @ adversarial_map(edit, setting.gram(), values["reach"]).T
+        adversarial = C @ adversarial_map(edit, gram, values["reach"]).T
         more, _ = solvers.ridge(
             A - adversarial, adversarial, G + adversarial.T @ adversarial, setting.strength
         )

@@ -9,15 +9,12 @@ from torch import Tensor
 
 from ...backbones import backbone_for
 from ...backbones.base import CONTEXT, POOLED
-from ...closed_form.solvers import cholesky
+from ...closed_form.adversarial import REACH, bring_back
 from ...text.batching import encode
 from .case import Attack, Case, Outcome
 
 RIDGE = 0.1  #: RECE's lambda on Stable Diffusion 1.4, its value for most concepts
-#: RECE's lambda as a share of the mean diagonal of ``sum W'^T W'``. Stable Diffusion 1.4 has 24,960 outputs
-#: of cross-attention keys and values, whose weights have the variance 1/(3*768) when they are initialised.
-#: The mean diagonal is then 24,960/(3*768) = 10.8, and 0.1/10.8 = 0.0092.
-RELATIVE_RIDGE = 0.0092
+RELATIVE_RIDGE = REACH  #: the same as a share of the mean diagonal of ``sum W'^T W'``
 
 
 def adversarial_map(
@@ -44,7 +41,7 @@ def adversarial_map(
         cross += new.T @ old.double()
     if strength is None:
         strength = RELATIVE_RIDGE * gram.diagonal().mean().item()
-    return torch.cholesky_solve(cross, cholesky(gram + strength * torch.eye(width, dtype=torch.float64)))
+    return bring_back(gram, cross, strength)
 
 
 def adversarial_maps(model, erased, strength: float | None = None) -> dict[str, Tensor]:
