@@ -92,7 +92,7 @@ class Trainer:
         prompts = keep_prompts(
             POLICIES["projection"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
         )
-        texts = dict.fromkeys([*(text for text, _ in prompts), *near])
+        texts = [*(own := [text for text, _ in prompts]), *(text for text in near if text not in own)]
         return [(number,) * 2 for number in self.prompts.indices([(text, "") for text in texts])]
 
     # --------------------------------------------------------------------------------------- the bank
