@@ -24,7 +24,6 @@ from trace_core.cli.commands import write_text
 from trace_core.demo import domain, loader
 from trace_core.demo.vocabulary import OBJECTS
 from trace_core.evaluate import Evaluator
-from trace_core.evaluate.protocol import object_prompts
 from trace_core.finetune.objectives import OBJECTIVES
 from trace_core.lora import ErasureLora
 from trace_core.lora.fusion import FusionConfig, fuse
@@ -96,7 +95,7 @@ class Run:
         """Correlation of the erased pictures with the base's, same seeds, at a quarter of the resolution
         in grey: the layout's.
         """
-        prompts = object_prompts(noun, self.evaluator.domain.styles, self.evaluator.samples)
+        prompts = self.evaluator.domain.prompts("object", noun, self.evaluator.samples)
         small = []
         for m in (self.model, model):
             _, pictures = self.evaluator.pictures(m, prompts, "structure")

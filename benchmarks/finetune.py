@@ -29,7 +29,6 @@ import trace_core
 from trace_core import engine
 from trace_core.backbones.sampling import SamplerConfig, sample
 from trace_core.evaluate.metrics import top1
-from trace_core.evaluate.protocol import object_prompts
 from trace_core.finetune import FinetuneConfig
 from trace_core.finetune.trainer import Trainer
 from trace_core.finetune.trajectory import REFERENCES, Points, schedule
@@ -97,7 +96,7 @@ class Probe:
         return [round(n - b - a, 2) for n, b, a in zip(now, self.began, self.aside)]
 
     def accuracy(self, noun: str, count: int) -> float:
-        prompts = object_prompts(noun, self.domain.styles, count)
+        prompts = self.domain.prompts("object", noun, count)
         latents = sample(self.model, self.clip, prompts, range(count), SamplerConfig())
         right = top1(
             self.domain.judge(self.vae.decode(latents), "object"), list(self.domain.objects).index(noun)

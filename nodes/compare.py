@@ -251,18 +251,20 @@ def judged(model, concepts, drawn: Drawn, columns: list[str], seeds: int) -> lis
     A combined concept counts where the judge sees both parts. A concept with a part that the judge does not
     know (a background) is left out.
     """
-    if not concepts or demo_name(model) is None:
+    name = demo_name(model)
+    if not concepts or name is None:
         return []
     from ..trace_core.demo.domain import domain
+    from ..trace_core.evaluate.domains import all_shown
 
-    demo, out = domain(), []
+    demo, out = domain(name), []
     # A word and its synonym are one class
     for places in dict.fromkeys(
         tuple(demo.locate(part) for part in c.parts or (c.target,)) for c in concepts
     ):
         if None in places:
             continue
-        words = [(name, *demo.objects.get(name, ())) for _, name in places]
+        words = [(word, *demo.synonyms(word)) for _, word in places]
         asked = [
             all(any(asks_for(prompt, Concept(w)) for w in part) for part in words) for prompt in columns
         ] * seeds
@@ -270,18 +272,8 @@ def judged(model, concepts, drawn: Drawn, columns: list[str], seeds: int) -> lis
         if not len(which):
             continue
         counts = {
-            label: int(_all_seen(demo, pictures[which], places).sum())
+            label: int(all_shown(demo, pictures[which], places).sum())
             for label, (_, pictures) in drawn.items()
         }
-        out.append({"concept": " + ".join(name for _, name in places), **counts, "pictures": len(which)})
+        out.append({"concept": " + ".join(word for _, word in places), **counts, "pictures": len(which)})
     return out
-
-
-def _all_seen(demo, pictures: torch.Tensor, places) -> torch.Tensor:
-    """Which of the pictures show every ``(head, class)`` of ``places``, by the judge."""
-    found = [
-        demo.judge(pictures, head).argmax(-1)
-        == list(demo.objects if head == "object" else demo.styles).index(name)
-        for head, name in places
-    ]
-    return torch.stack(found).all(dim=0)

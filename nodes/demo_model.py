@@ -7,7 +7,7 @@ from . import widgets
 
 TOOLTIPS = {
     "name": "demo-sd is a UNet like Stable Diffusion's. demo-flux is a transformer like FLUX's, to be "
-    "sampled with cfg 1.",
+    "sampled with cfg 1. demo-people is a UNet that draws 200 made-up people.",
 }
 
 
@@ -17,9 +17,9 @@ class LoadDemoModel:
     CATEGORY = "TRACE"
     SEARCH_ALIASES = ["demo checkpoint", "example model", "load model", "emoji"]
     DESCRIPTION = (
-        "A small text-to-image model that comes with this pack. The model draws 24 objects in five emoji "
-        "styles at 64 x 64 pixels, in seconds without a GPU. Try an erasure on it, then put a checkpoint "
-        "loader in its place."
+        "A small text-to-image model that comes with this pack. Two of them draw 24 objects in five emoji "
+        "styles, the third draws 200 made-up people, at 64 x 64 pixels, in seconds without a GPU. Try an "
+        "erasure on it, then put a checkpoint loader in its place."
     )
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     OUTPUT_TOOLTIPS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..trace_core.backbones import backbone_for
+from ..trace_core.backbones.defaults import defaults_of
 from ..trace_core.backbones.sampling import SamplerConfig
 from ..trace_core.demo.loader import MARK
 from ..trace_core.errors import TraceError
@@ -12,7 +13,7 @@ from ..trace_core.text.concepts import Concept
 
 
 def demo_name(model) -> str | None:
-    """``demo-sd``, ``demo-flux``, or None for a real model."""
+    """Name of a demo model, or None for a real one."""
     return getattr(getattr(model, "model", None), MARK, None)
 
 
@@ -21,11 +22,8 @@ def domain_of(model, concepts: Sequence[Concept], keep: list[str]) -> tuple[dict
 
     A demo model has templates of its own, and an empty keep list becomes all that the model knows.
     """
-    if demo_name(model) is None:
-        return {}, keep
-    from ..trace_core.demo import domain
-
-    return domain.CONTEXTS, keep or domain.keep_list(concepts)
+    own = defaults_of(model)
+    return (own.contexts, keep or own.keep_list(concepts)) if own else ({}, keep)
 
 
 def finetune_options(model, width: int, height: int, lr: float) -> dict:

@@ -227,10 +227,10 @@ class Previews:
     def __init__(self, model, live: Live):
         self.model, self.live = model, live
         self.vae = None
-        if demo_name(model):
+        if name := demo_name(model):
             from ..trace_core.demo import loader
 
-            self.vae = loader.load_vae()
+            self.vae = loader.load_vae(name)
 
     def __call__(self, step: int, latents: torch.Tensor, prompts: list[str]) -> None:
         with torch.no_grad():

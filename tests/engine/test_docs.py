@@ -65,7 +65,7 @@ def quick(monkeypatch, tmp_path):
         monkeypatch.setitem(options.PRESETS, preset, QUICK)
     whole = domain.domain()
     few = replace(whole, objects=dict(list(whole.objects.items())[:10]))
-    monkeypatch.setattr(domain, "domain", lambda: few)
+    monkeypatch.setattr(domain, "domain", lambda name="demo-sd": few)
     monkeypatch.setattr(recover, "recoverability", partial(recover.recoverability, steps=2))
     for name, text in LISTS.items():
         (tmp_path / name).write_text(text)

@@ -10,8 +10,8 @@ from .models import DTYPES
 
 TRAINED = [name for name, method in METHODS.items() if method.finetune is not None]
 MODEL_HELP = (
-    "demo-sd, demo-flux, a checkpoint (.safetensors), or a diffusion model without text encoders "
-    "(.safetensors, .gguf) with --clip and --vae"
+    "demo-sd, demo-flux, demo-people, a checkpoint (.safetensors), or a diffusion model without text "
+    "encoders (.safetensors, .gguf) with --clip and --vae"
 )
 
 
@@ -142,7 +142,8 @@ def finetune(c: argparse.ArgumentParser) -> None:
         "--lr",
         type=float,
         default=None,
-        help="learning rate (default: the method's, 5e-4 for most; demo-sd: 10 times, demo-flux: 4 times)",
+        help="learning rate (default: the method's, 5e-4 for most; demo-sd and demo-people: 10 times, "
+        "demo-flux: 4 times)",
     )
     t.add_argument(
         "--window",

@@ -109,10 +109,11 @@ def erase(args) -> dict:
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
     if args.model in DEMO_MODELS:
-        from ..demo import domain
+        from ..demo.world import defaults
 
-        closed, tuned = closed | {"contexts": domain.CONTEXTS}, domain.FINETUNE[args.model] | tuned
-        keep = keep or domain.keep_list(concepts)
+        own = defaults(args.model)
+        closed, tuned = closed | {"contexts": own.contexts}, own.finetune | tuned
+        keep = keep or own.keep_list(concepts)
     if args.jobs is not None:
         result, path = jobs.run(args, _setup(args, concepts, keep, closed, tuned), args.clock)
     else:
@@ -139,9 +140,9 @@ def _listed(concepts: Sequence[Concept]) -> str:
 def _default_keep(args, concepts: Sequence[Concept]) -> int:
     """Number of entries in the default keep list."""
     if args.model in DEMO_MODELS:
-        from ..demo import domain
+        from ..demo.world import defaults
 
-        return len(domain.keep_list(concepts))
+        return len(defaults(args.model).keep_list(concepts))
     return len(everyday(concepts))
 
 
@@ -261,7 +262,7 @@ def evaluate(args) -> dict:
 
     if args.model not in DEMO_MODELS:
         raise TraceError(
-            "evaluate needs a judge, and only the demo models have one; use demo-sd or demo-flux"
+            f"evaluate needs a judge, and only the demo models have one; use {', '.join(DEMO_MODELS)}"
         )
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
@@ -270,11 +271,11 @@ def evaluate(args) -> dict:
     model, clip, vae = open_model(Source.of(args), vae=True, clock=args.clock)
     from ..demo.domain import domain
 
-    bars = Bars(args.clock)
+    bars, judged = Bars(args.clock), domain(args.model)
     config = sampler_of(args, model, True)
     if args.recover or args.attack is not None:
-        return attacking.run(args, (model, clip, vae), domain(), concepts, config, bars)
-    evaluator = Evaluator(model, clip, vae, domain(), args.samples, args.seed, config, bars)
+        return attacking.run(args, (model, clip, vae), judged, concepts, config, bars)
+    evaluator = Evaluator(model, clip, vae, judged, args.samples, args.seed, config, bars)
     if not concepts:
         result = evaluator.unerased()
         bars.close()

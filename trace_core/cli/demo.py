@@ -9,7 +9,6 @@ from pathlib import Path
 from ..demo import domain, loader
 from ..evaluate import Evaluator
 from ..evaluate.grid import grid
-from ..evaluate.protocol import object_prompts
 from ..lora.erasure import ErasureLora
 from ..lora.gating import apply
 from ..methods import METHODS, Eraser
@@ -26,11 +25,13 @@ def run(args, bars) -> dict:
     load()
     out, started = Path(args.out), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    measured, evaluators, rows = domain.domain(), {}, []
+    evaluators, rows = {}, []
     for name, method, concept, nouns in SHOWS:
         if name not in evaluators:
             model, clip, vae = loader.load(name)
-            evaluators[name] = Evaluator(model, clip, vae, measured, args.samples, args.seed, progress=bars)
+            evaluators[name] = Evaluator(
+                model, clip, vae, domain.domain(name), args.samples, args.seed, progress=bars
+            )
         rows.append(_show(evaluators[name], name, method, concept, nouns, out, bars))
         bars.close()
         print(f"{rows[-1]['name']}: {rows[-1]['grid']}, {rows[-1]['lora']}", flush=True)
@@ -77,7 +78,7 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
 def _prompts(concept: str, nouns, head: str, styles: list[str]) -> tuple[list[str], list[int]]:
     """Prompts of a grid, and the columns with the concept. Other columns show other nouns or styles."""
     if head == "object":
-        return [object_prompts(n, styles, 5)[i % 5] for i, n in enumerate(nouns)], [0, 1]
+        return [f"a photo of a {n}, {styles[i % len(styles)]}" for i, n in enumerate(nouns)], [0, 1]
     others = [s for s in styles if s != concept]
     prompts = [f"a photo of a {n}, {concept}" for n in nouns]
     prompts += [f"a photo of a {n}, {others[i % len(others)]}" for i, n in enumerate(nouns)]

@@ -96,10 +96,11 @@ def _fused(args, names, loras, keep, config, strengths, bars):
 
     model, clip, _ = open_model(Source.of(args), clock=args.clock)
     if args.model in DEMO_MODELS:
-        from ..demo import domain
+        from ..demo.world import defaults
 
-        config = replace(config, contexts=domain.CONTEXTS)
-        keep = keep or domain.keep_list([c for lora in loras for part in lora.parts() for c in part.concepts])
+        own = defaults(args.model)
+        config = replace(config, contexts=own.contexts)
+        keep = keep or own.keep_list([c for lora in loras for part in lora.parts() for c in part.concepts])
     try:
         return fuse(model, clip, loras, keep, config, strengths, bars, names)
     finally:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import TraceError
 from . import engine
 
-DEMO_MODELS = ("demo-sd", "demo-flux")
+DEMO_MODELS = ("demo-sd", "demo-flux", "demo-people")
 DTYPES = {
     "auto": None,
     "fp32": "float32",
@@ -88,7 +88,7 @@ def _file(option: str, name: str) -> Path:
     path = Path(name)
     if not path.is_file():
         raise TraceError(
-            f"--model '{name}' is neither {' nor '.join(DEMO_MODELS)} nor a file"
+            f"--model '{name}' is no demo model ({', '.join(DEMO_MODELS)}) and no file"
             if option == "--model"
             else f"{option} '{name}' is not a file"
         )
@@ -104,7 +104,7 @@ def load(model: str, clip: str | Sequence[str] = (), vae: str | None = None, dty
     """``(model, clip, vae)``: ComfyUI's own objects. A ComfyUI is found and imported first.
 
     Args:
-        model: ``demo-sd``, ``demo-flux``, a checkpoint, or a diffusion model's file.
+        model: a name of :data:`DEMO_MODELS`, a checkpoint, or a diffusion model's file.
         clip: files of the text encoders, for a file without them.
         vae: file of the VAE, for a file without one; without any VAE the third object is None.
         dtype: precision of the weights in memory, one of :data:`DTYPES`.

@@ -24,13 +24,13 @@ def _stage(inside: int, outside: int) -> nn.Sequential:
 class Judge(nn.Module):
     """Pictures ``[b, 3, 64, 64]`` in -1..1 -> logits per head ``{head: [b, classes]}``."""
 
-    def __init__(self):
+    def __init__(self, heads: dict[str, list[str]] = HEADS):
         super().__init__()
         self.body = nn.Sequential(
             _stage(3, 24), _stage(24, 48), _stage(48, 96), _stage(96, 128), nn.Flatten()
         )
         self.mix = nn.Sequential(nn.Linear(128 * 16, 128), nn.SiLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(classes)) for name, classes in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(classes)) for name, classes in heads.items()})
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         features = self.mix(self.body(pictures))

@@ -9,13 +9,13 @@ from torch import Tensor
 from ..backbones import compat
 from ..backbones.defaults import ATTRIBUTE
 from ..errors import TraceError
-from . import networks, text_towers
+from . import networks, people, text_towers
 from .codec import Codec
 from .judge import Judge
 from .sizes import LATENT_CHANNELS, PATCH
 from .world import defaults
 
-MODELS = ("demo-sd", "demo-flux")
+MODELS = ("demo-sd", "demo-flux", "demo-people")
 MARK = "trace_demo"  #: attribute of the model object with the demo model's name; all clones share that object
 
 
@@ -79,6 +79,11 @@ def _assets(name: str) -> dict[str, Tensor]:
     return {k: v.float() for k, v in load_file(file).items()}
 
 
+def _world(name: str) -> str:
+    """Prefix of the files that models of one world share."""
+    return "people-" if name == "demo-people" else ""
+
+
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
 
@@ -89,7 +94,7 @@ def _load_clip_tower(transformer, state: dict[str, Tensor]) -> None:
 
 
 def load(name: str):
-    """``demo-sd`` or ``demo-flux`` as ``(model, clip, vae)``. ComfyUI must be imported already.
+    """A demo model as ``(model, clip, vae)``. ComfyUI must be imported already.
 
     ComfyUI can reload the model and the text encoder by itself, as it does for a deep clone (its own Train
     LoRA) and for other devices. The model object carries the demo model's name, and so do such copies.
@@ -98,10 +103,12 @@ def load(name: str):
         TraceError: if the name is unknown, or weights are missing.
     """
     if name not in MODELS:
-        raise TraceError(f"'{name}' is not a demo model; use {' or '.join(MODELS)}")
+        raise TraceError(f"'{name}' is not a demo model; use {', '.join(MODELS[:-1])} or {MODELS[-1]}")
     state = _assets(name)
     if name == "demo-sd":
         base, clip = networks.unet_model(), text_towers.sd_clip()
+    elif name == "demo-people":
+        base, clip = networks.unet_model(), text_towers.people_clip()
     else:
         base, clip = networks.flux_model(), text_towers.flux_clip()
         clip.cond_stage_model.t5xxl.transformer.load_state_dict(_part(state, "t5xxl."))
@@ -113,7 +120,7 @@ def load(name: str):
     patcher = _patcher(base)
     patcher.cached_patcher_init = (load_model, (name,))
     clip.patcher.cached_patcher_init = (load_clip_patcher, (name,))
-    return patcher, clip, load_vae()
+    return patcher, clip, load_vae(name)
 
 
 def load_model(name: str, disable_dynamic: bool = False):
@@ -126,14 +133,15 @@ def load_clip_patcher(name: str, disable_dynamic: bool = False):
     return load(name)[1].patcher
 
 
-def load_vae() -> DemoVAE:
+def load_vae(name: str = "demo-sd") -> DemoVAE:
+    """The VAE of a demo model."""
     codec = Codec()
-    codec.load_state_dict(_assets("codec"))
+    codec.load_state_dict(_assets(f"{_world(name)}codec"))
     return DemoVAE(codec.requires_grad_(False).eval())
 
 
-def load_judge() -> Judge:
-    """The classifier that measures erasures on the demo models."""
-    judge = Judge()
-    judge.load_state_dict(_assets("judge"))
+def load_judge(name: str = "demo-sd") -> Judge:
+    """The classifier that measures erasures on a demo model."""
+    judge = Judge(people.heads()) if name == "demo-people" else Judge()
+    judge.load_state_dict(_assets(f"{_world(name)}judge"))
     return judge.requires_grad_(False).eval()

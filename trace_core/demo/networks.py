@@ -68,8 +68,8 @@ def initialise(network: nn.Module, zero: tuple[str, ...], seed: int = 0) -> None
 def clip_config(tower: dict, vocab: int) -> dict:
     """Configuration of a CLIP text tower, in the keys that transformers and ComfyUI share."""
     return {
-        **tower,
         **sizes.CLIP_COMMON,
+        **tower,
         "vocab_size": vocab,
         "bos_token_id": vocab - 2,
         "eos_token_id": vocab - 1,

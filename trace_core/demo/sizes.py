@@ -26,6 +26,11 @@ FLUX = dict(
 #: Text towers, in the configuration keys of transformers and ComfyUI. The tokenizer sets ``vocab_size``.
 CLIP_SD = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)
 CLIP_FLUX = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+#: demo-people: longer prompts, and one layer more to tell people by first and last name together
+CLIP_PEOPLE = dict(
+    hidden_size=256, intermediate_size=768, num_hidden_layers=3, num_attention_heads=4,
+    max_position_embeddings=32,
+)  # fmt: skip
 CLIP_COMMON = dict(hidden_act="quick_gelu", max_position_embeddings=TEXT_LENGTH, layer_norm_eps=1e-5)
 T5 = dict(
     d_model=192,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -10,21 +12,22 @@ from . import sizes
 from .networks import ASSETS, clip_config, config_file
 
 CLIP_TOKENIZER, T5_TOKENIZER = ASSETS / "clip_tokenizer", ASSETS / "t5_tokenizer"
+PEOPLE_TOKENIZER = ASSETS / "people_tokenizer"
 
 
 def _vocabulary(folder) -> int:
     return len(PreTrainedTokenizerFast.from_pretrained(folder))
 
 
-def _clip_tokenizer(embedding_size: int):
+def _clip_tokenizer(embedding_size: int, folder: Path = CLIP_TOKENIZER, length: int = sizes.TEXT_LENGTH):
     """A class with the constructor of ComfyUI's tokenizers."""
     import comfy.sd1_clip
 
     class DemoClipTokenizer(comfy.sd1_clip.SDTokenizer):
         def __init__(self, embedding_directory=None, **_):
             super().__init__(
-                str(CLIP_TOKENIZER),
-                max_length=sizes.TEXT_LENGTH,
+                str(folder),
+                max_length=length,
                 embedding_directory=embedding_directory,
                 embedding_size=embedding_size,
                 tokenizer_class=PreTrainedTokenizerFast,
@@ -54,12 +57,13 @@ def _t5_tokenizer():
     return DemoT5Tokenizer
 
 
-def _clip_model(tower: dict):
+def _clip_model(tower: dict, folder: Path = CLIP_TOKENIZER):
     """ComfyUI's SDClipModel around a small CLIPTextModel. ComfyUI has no option for the vocabulary size."""
     import comfy.clip_model
     import comfy.sd1_clip
 
-    vocab = _vocabulary(CLIP_TOKENIZER)
+    vocab = _vocabulary(folder)
+    length = clip_config(tower, vocab)["max_position_embeddings"]
 
     class SmallClipText(comfy.clip_model.CLIPTextModel):
         def __init__(self, config_dict, dtype, device, operations):
@@ -73,7 +77,7 @@ def _clip_model(tower: dict):
             with config_file(clip_config(tower, vocab)) as config:
                 super().__init__(
                     device=device,
-                    max_length=sizes.TEXT_LENGTH,
+                    max_length=length,
                     dtype=dtype,
                     model_class=SmallClipText,
                     textmodel_json_config=config,
@@ -85,13 +89,18 @@ def _clip_model(tower: dict):
     return DemoClipModel
 
 
-def sd_clip():
-    """CLIP object of demo-sd, like Stable Diffusion 1.x: one causal tower, end tokens as pads, layer norm."""
+def sd_clip(tower: dict = sizes.CLIP_SD, folder: Path = CLIP_TOKENIZER):
+    """CLIP object of demo-sd and demo-people, like Stable Diffusion 1.x.
+
+    One causal tower, end tokens as pads, layer norm.
+    """
     import comfy.sd
     import comfy.sd1_clip
     import comfy.supported_models_base
 
-    model_class, tokenizer_class = _clip_model(sizes.CLIP_SD), _clip_tokenizer(sizes.CLIP_SD["hidden_size"])
+    length = tower.get("max_position_embeddings", sizes.TEXT_LENGTH)
+    model_class = _clip_model(tower, folder)
+    tokenizer_class = _clip_tokenizer(tower["hidden_size"], folder, length)
 
     class DemoSDClip(comfy.sd1_clip.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
@@ -105,6 +114,11 @@ def sd_clip():
 
     target = comfy.supported_models_base.ClipTarget(DemoSDTokenizer, DemoSDClip)
     return comfy.sd.CLIP(target, model_options={"dtype": torch.float32}, **compat.clip_options(comfy))
+
+
+def people_clip():
+    """CLIP object of demo-people: as demo-sd's, for longer prompts."""
+    return sd_clip(sizes.CLIP_PEOPLE, PEOPLE_TOKENIZER)
 
 
 def flux_clip():

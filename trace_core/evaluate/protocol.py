@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -12,51 +11,18 @@ from torch import Tensor
 from ..backbones import backbone_for
 from ..backbones.sampling import SamplerConfig, decode, sample
 from ..errors import ConceptError
-from ..text.concepts import Concept, same
+from ..text.concepts import Concept
 from ..text.encoding import TextEncoder
 from ..text.neighbours import nearest_of
+from .domains import OBJECT, PERSON, TRAIT, Domain
 from .metrics import drift, h_c, h_o, mean_probability, top1
+from .traits import of_trait
 
 #: ``progress(phase, done, total)`` in pictures; an exception raised in it cancels
 Progress = Callable[[str, int, int], None]
 
 
 SIMILAR = 5  #: nearest kept classes of each erased one that are measured apart
-
-
-@dataclass(frozen=True)
-class Domain:
-    """The classes that a judge can distinguish.
-
-    Attributes:
-        objects: object class -> synonyms.
-        styles: style classes.
-        judge: ``judge(pictures, head) -> probabilities [n, classes]``, head ``object`` or ``style``.
-    """
-
-    objects: dict[str, Sequence[str]]
-    styles: Sequence[str]
-    judge: Callable[[Tensor, str], Tensor]
-
-    def locate(self, concept: str) -> tuple[str, str] | None:
-        """``(head, class)`` of a concept, or None if the judge does not know it.
-
-        A synonym gives its class.
-        """
-        for name, synonyms in self.objects.items():
-            if any(same(concept, word) for word in (name, *synonyms)):
-                return "object", name
-        return next((("style", s) for s in self.styles if same(concept, s)), None)
-
-
-def object_prompts(noun: str, styles: Sequence[str], count: int) -> list[str]:
-    """``a photo of a <noun>, <style>``, cycling through the styles."""
-    return [f"a photo of a {noun}, {styles[i % len(styles)]}" for i in range(count)]
-
-
-def style_prompts(style: str, objects: Sequence[str], count: int) -> list[str]:
-    """``a photo of a <object>, <style>``, cycling through the objects."""
-    return [f"a photo of a {objects[i % len(objects)]}, {style}" for i in range(count)]
 
 
 class Evaluator:
@@ -105,12 +71,12 @@ class Evaluator:
         return latents[: len(prompts)], pictures[: len(prompts)]
 
     def unerased(self) -> dict:
-        """The base model's accuracy by object class and style, before any erasure."""
+        """The base model's accuracy by class of every kind, before any erasure."""
         out = {}
-        for head, classes in (("object", list(self.domain.objects)), ("style", list(self.domain.styles))):
+        for head, classes in self.domain.heads.items():
             per_class = {}
             for index, name in enumerate(classes):
-                _, pictures = self.base(name, self._prompts(head, name, self.samples))
+                _, pictures = self.base(name, self.domain.prompts(head, name, self.samples))
                 per_class[name] = top1(self.domain.judge(pictures, head), index)
             out[head] = {"top1": fmean(per_class.values()), "per_class": per_class}
         return {"samples_per_class": self.samples, "seed": self.seed, "accuracy": out}
@@ -120,22 +86,21 @@ class Evaluator:
 
         Returns:
             ``acc_e, acc_s, acc_g, h_o, h_c`` as fractions of 1 (``acc_g`` and ``h_o`` None for styles),
-            ``drift``, ``similar`` (see :meth:`_similar`), ``per_class`` and the settings of the measurement.
+            ``drift``, ``similar`` (see :meth:`_similar`), ``sharers`` (see :meth:`_sharers`),
+            ``per_class`` and the settings of the measurement. Of a trait: see
+            :func:`~trace_core.evaluate.traits.of_trait`.
 
         Raises:
-            ConceptError: if the judge does not know a concept, or objects and styles are mixed.
+            ConceptError: if the judge does not know a concept, or kinds are mixed.
         """
-        places = [self._locate(c.target) for c in concepts]
-        heads = {head for head, _ in places}
-        if len(heads) > 1:
-            raise ConceptError("objects and styles have separate judges; evaluate them in two runs")
-        head = heads.pop()
-        classes = list(self.domain.objects) if head == "object" else list(self.domain.styles)
-        erased = [name for _, name in places]
+        head, erased = self._places(concepts)
+        if head == TRAIT:
+            return of_trait(self, model, erased[0]) | self._settings()
+        classes = self.domain.heads[head]
         per_class, latents, base_latents, pictures, base_pictures = {}, [], [], [], []
         moved = {}
         for index, name in enumerate(classes):
-            prompts = self._prompts(head, name, self.samples if name in erased else self.others)
+            prompts = self.domain.prompts(head, name, self.samples if name in erased else self.others)
             z, x = self.pictures(model, prompts, name)
             per_class[name] = self._judged(x, head, index) | {"erased": name in erased}
             if name not in erased:
@@ -145,7 +110,7 @@ class Evaluator:
                 pictures.append(x)
                 base_pictures.append(base_x)
                 moved[name] = (z - base_z).square().mean().item()
-        synonyms = self._synonyms(model, erased, classes) if head == "object" else {}
+        synonyms = self._synonyms(model, erased, classes) if head == OBJECT else {}
         acc_e = fmean(per_class[name]["top1"] for name in erased)
         acc_s = fmean(v["top1"] for v in per_class.values() if not v["erased"])
         acc_g = fmean(v["top1"] for v in synonyms.values()) if synonyms else None
@@ -157,10 +122,16 @@ class Evaluator:
             "h_c": h_c(acc_e, acc_s),
             "drift": drift(*(torch.cat(v) for v in (latents, base_latents, pictures, base_pictures))),
             "similar": self._similar(concepts, head, per_class, moved),
+            "sharers": self._sharers(erased, per_class) if head == PERSON else None,
             "per_class": per_class,
             "synonyms": synonyms,
             "head": head,
             "definition": "top-1 of the judge; prob is the mean probability of the class",
+            **self._settings(),
+        }
+
+    def _settings(self) -> dict:
+        return {
             "samples_per_class": self.samples,
             "samples_per_other_class": self.others,
             "seed": self.seed,
@@ -199,17 +170,27 @@ class Evaluator:
             "others_latent_mse": fmean(others) if others else None,
         }
 
-    def _locate(self, target: str) -> tuple[str, str]:
-        place = self.domain.locate(target)
-        if place is None:
-            known = ", ".join([*self.domain.objects, *self.domain.styles])
-            raise ConceptError(f"the judge does not know '{target}'; it can measure: {known}")
-        return place
+    @staticmethod
+    def _sharers(erased: Sequence[str], per_class: Mapping[str, dict]) -> dict:
+        """Accuracy of the kept people whose name shares a word with an erased one; None without any."""
+        words = {word for name in erased for word in name.split()}
+        found = [v["top1"] for name, v in per_class.items() if not v["erased"] and words & set(name.split())]
+        return {"classes": len(found), "acc": fmean(found) if found else None}
 
-    def _prompts(self, head: str, name: str, count: int) -> list[str]:
-        if head == "object":
-            return object_prompts(name, self.domain.styles, count)
-        return style_prompts(name, list(self.domain.objects), count)
+    def _places(self, concepts: Sequence[Concept]) -> tuple[str, list[str]]:
+        """The kind of all concepts, and their classes."""
+        places = [self.domain.locate(c.target) for c in concepts]
+        for concept, place in zip(concepts, places):
+            if place is None:
+                known = self.domain.known()
+                names = ", ".join(known[:40]) + (f" and {len(known) - 40} more" if len(known) > 40 else "")
+                raise ConceptError(f"the judge does not know '{concept.target}'; it can measure: {names}")
+        heads = dict.fromkeys(head for head, _ in places)
+        if len(heads) > 1:
+            raise ConceptError(f"{' and '.join(heads)} have separate judges; evaluate them in two runs")
+        if TRAIT in heads and len(places) > 1:
+            raise ConceptError("traits are measured one at a time; evaluate them in two runs")
+        return next(iter(heads)), [name for _, name in places]
 
     def _judged(self, pictures: Tensor, head: str, index: int) -> dict:
         probabilities = self.domain.judge(pictures, head)
@@ -218,8 +199,8 @@ class Evaluator:
     def _synonyms(self, model, erased: Sequence[str], classes: Sequence[str]) -> dict:
         out = {}
         for name in erased:
-            for word in self.domain.objects[name]:
-                prompts = object_prompts(word, self.domain.styles, self.samples)
+            for word in self.domain.synonyms(name):
+                prompts = self.domain.prompts(OBJECT, word, self.samples)
                 _, pictures = self.pictures(model, prompts, word)
-                out[word] = self._judged(pictures, "object", classes.index(name))
+                out[word] = self._judged(pictures, OBJECT, classes.index(name))
         return out

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..loader import MODELS
 from ..networks import ASSETS
 
 CACHE = Path(".cache")
@@ -21,7 +22,7 @@ def clip_keys(name: str) -> str:
 
 
 def main() -> None:
-    for name in ("demo-sd", "demo-flux"):
+    for name in MODELS:
         if (CACHE / f"{name}.pt").exists():
             saved = torch.load(CACHE / f"{name}.pt", weights_only=False)
             state = {clip_keys(k): v for k, v in saved["ema"].items()}
@@ -30,7 +31,7 @@ def main() -> None:
             save_file(
                 {k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors", metadata
             )
-    for name in ("codec", "judge"):
+    for name in ("codec", "judge", "people-codec", "people-judge"):
         if (CACHE / f"{name}.pt").exists():
             state = torch.load(CACHE / f"{name}.pt")
             save_file({k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors")

@@ -1,15 +1,23 @@
-"""Build the demo models' two small tokenizers from their captions. Run once; the files are shipped."""
+"""Build the demo models' small tokenizers from their captions. Run once; the files are shipped.
+
+``python -m trace_core.demo.recipe.make_tokenizers [people]``
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..people import STYLES as PEOPLE_STYLES
+from ..people import caption as people_caption
+from ..people import people
 from ..vocabulary import COLOURS, OBJECTS, STYLES, Label, caption
+from .avatars import portrait
 
 WORDS_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 EXTRA = (
@@ -25,7 +33,20 @@ def corpus() -> list[str]:
     return [caption(x, rng) for x in labels for _ in range(10)] + words * 40 + EXTRA.split() * 40
 
 
-def clip_tokenizer() -> Tokenizer:
+def people_corpus() -> list[str]:
+    """Captions of everybody, in which every name is written often enough to be a token."""
+    rng = random.Random(0)
+    portraits = [
+        portrait(p, s, c, rng)
+        for p in people().values()
+        for s in PEOPLE_STYLES
+        for c in COLOURS
+        for _ in range(2)
+    ]
+    return [people_caption(x, rng) for x in portraits] + [*people()] * 20 + EXTRA.split() * 40
+
+
+def clip_tokenizer(texts: list[str], size: int) -> Tokenizer:
     """Byte-level BPE with an end-of-word mark, like CLIP's. Unknown words become bytes; no text is lost."""
     pre = pre_tokenizers.Sequence(
         [
@@ -39,7 +60,7 @@ def clip_tokenizer() -> Tokenizer:
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = norm, pre
     learner.train_from_iterator(
-        corpus(), trainers.BpeTrainer(vocab_size=640, end_of_word_suffix="</w>", show_progress=False)
+        texts, trainers.BpeTrainer(vocab_size=size, end_of_word_suffix="</w>", show_progress=False)
     )
     model = json.loads(learner.to_str())["model"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -86,15 +107,19 @@ def _plain(folder: Path) -> None:
     file.write_text(json.dumps(config, indent=1) + "\n")
 
 
-def build(folder: Path) -> None:
+def save_clip(tokenizer: Tokenizer, folder: Path) -> None:
     clip = PreTrainedTokenizerFast(
-        tokenizer_object=clip_tokenizer(),
+        tokenizer_object=tokenizer,
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
     )
-    clip.save_pretrained(folder / "clip_tokenizer")
-    _plain(folder / "clip_tokenizer")
+    clip.save_pretrained(folder)
+    _plain(folder)
+
+
+def build(folder: Path) -> None:
+    save_clip(clip_tokenizer(corpus(), 640), folder / "clip_tokenizer")
     t5 = PreTrainedTokenizerFast(
         tokenizer_object=t5_tokenizer(), eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
@@ -103,4 +128,8 @@ def build(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(__file__).resolve().parents[1] / "assets")
+    assets = Path(__file__).resolve().parents[1] / "assets"
+    if sys.argv[1:] == ["people"]:
+        save_clip(clip_tokenizer(people_corpus(), 1280), assets / "people_tokenizer")
+    else:
+        build(assets)

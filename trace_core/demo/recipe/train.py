@@ -1,4 +1,4 @@
-"""Train a demo model: ``python -m trace_core.demo.recipe.train demo-sd|demo-flux --minutes 60``.
+"""Train a demo model: ``python -m trace_core.demo.recipe.train demo-sd|demo-flux|demo-people --minutes 60``.
 
 Runs on CPU or GPU, writes a checkpoint every few minutes and continues from it when started again. The
 learning rate follows a cosine over the time budget, so that every run ends at a low rate, however fast the
@@ -21,35 +21,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast,
 
 from ...cli import engine
 from .. import networks, sizes
-from ..codec import Codec
-from ..vocabulary import caption
-from . import icons
-
-CACHE = Path(".cache")
-
-
-def latents(per_combination: int = 16) -> tuple[Tensor, list, Codec]:
-    """The training set as latents ``[n, 16, 8, 8]`` with labels, and the codec fitted on it."""
-    file = CACHE / "latents.pt"
-    codec = Codec()
-    if not file.exists():
-        pictures, labels = icons.dataset(CACHE / "icons", per_combination, seed=1)
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        codec.fit_encoder(x[:6000])
-        z = torch.cat([codec.encode(part) for part in x.split(512)])
-        state = {k: v for k, v in codec.state_dict().items() if not k.startswith("decoder")}
-        torch.save({"z": z, "labels": labels, "codec": state}, file)
-    data = torch.load(file, weights_only=False)
-    codec.load_state_dict(data["codec"], strict=False)
-    return data["z"], data["labels"], codec
+from .worlds import CACHE, latents, world_of
 
 
 class Text:
-    """Tokenises each caption once; ids ``[b, 24]`` with ComfyUI's padding."""
+    """Tokenises each caption once; ids ``[b, length]`` with ComfyUI's padding."""
 
-    def __init__(self, name: str, pad: int):
+    def __init__(self, name: str, pad: int, length: int = sizes.TEXT_LENGTH):
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(networks.ASSETS / name)
-        self.pad, self.cache = pad, {}
+        self.pad, self.length, self.cache = pad, length, {}
 
     def __call__(self, texts: list[str]) -> Tensor:
         return torch.stack([self._ids(t) for t in texts])
@@ -57,9 +37,9 @@ class Text:
     def _ids(self, text: str) -> Tensor:
         if text not in self.cache:
             ids = self.tokenizer(text)["input_ids"]
-            if len(ids) > sizes.TEXT_LENGTH:
+            if len(ids) > self.length:
                 raise ValueError(f"caption of {len(ids)} tokens: {text}")
-            self.cache[text] = torch.tensor(ids + [self.pad] * (sizes.TEXT_LENGTH - len(ids)))
+            self.cache[text] = torch.tensor(ids + [self.pad] * (self.length - len(ids)))
         return self.cache[text]
 
 
@@ -70,16 +50,16 @@ def clip_tower(spec: dict, vocab: int) -> CLIPTextModel:
 class DemoSD(nn.Module):
     """UNet and causal CLIP tower; eps prediction on SD's schedule."""
 
-    def __init__(self):
+    def __init__(self, tokenizer: str = "clip_tokenizer", tower: dict = sizes.CLIP_SD):
         super().__init__()
-        self.text = Text("clip_tokenizer", 0)
+        self.text = Text(tokenizer, 0, (sizes.CLIP_COMMON | tower)["max_position_embeddings"])
         vocab = len(self.text.tokenizer)
         self.text.pad = vocab - 1
         base = networks.unet_model()
         self.sigmas = base.model_sampling.sigmas
         self.net = base.diffusion_model
         networks.initialise(self.net, zero=("proj_out", "out_layers.3", "out.2"))
-        self.clip_l = clip_tower(sizes.CLIP_SD, vocab)
+        self.clip_l = clip_tower(tower, vocab)
 
     def loss(self, z: Tensor, texts: list[str]) -> Tensor:
         t = torch.randint(0, len(self.sigmas), (len(z),))
@@ -91,6 +71,13 @@ class DemoSD(nn.Module):
         # vanishes, so it is weighted like a v loss (1 + sigma^2), within bounds.
         weight = (sigma**2 + 1).clamp(max=30)
         return ((eps - noise).square() * weight).mean() / 6
+
+
+class DemoPeople(DemoSD):
+    """As demo-sd, with a deeper text tower for longer prompts."""
+
+    def __init__(self):
+        super().__init__("people_tokenizer", sizes.CLIP_PEOPLE)
 
 
 class DemoFlux(nn.Module):
@@ -142,6 +129,9 @@ class DemoFlux(nn.Module):
             return F.mse_loss(self.predict(x, sigma, texts, guidance), target)
 
 
+TRAINED = {"demo-sd": DemoSD, "demo-flux": DemoFlux, "demo-people": DemoPeople}
+
+
 def save_state(file: Path, model, ema, optimiser, step: int, spent: float) -> None:
     """Write the state for continuing a training, completely or not at all."""
     state = {
@@ -158,9 +148,10 @@ def save_state(file: Path, model, ema, optimiser, step: int, spent: float) -> No
 
 
 def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) -> None:
-    z, labels, _ = latents()
+    world = world_of(name)
+    z, labels, _ = latents(world)
     torch.manual_seed(0)
-    model = {"demo-sd": DemoSD, "demo-flux": DemoFlux}[name]()
+    model = TRAINED[name]()
     ema = copy.deepcopy(model)
     text_parameters = [p for n, p in model.named_parameters() if not n.startswith("net.")]
     groups = [
@@ -194,7 +185,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
                 * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
             )
         index = [rng.randrange(len(z)) for _ in range(batch)]
-        texts = ["" if rng.random() < 0.1 else caption(labels[i], rng) for i in index]
+        texts = ["" if rng.random() < 0.1 else world.caption(labels[i], rng) for i in index]
         loss = model.loss(z[index], texts)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -218,7 +209,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=["demo-sd", "demo-flux"])
+    parser.add_argument("model", choices=TRAINED)
     parser.add_argument("--minutes", type=float, default=60, help="total time budget over all restarts")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -1,6 +1,6 @@
 """Train the codec's decoder and the judge.
 
-``python -m trace_core.demo.recipe.train_vision codec|judge --minutes 10``
+``python -m trace_core.demo.recipe.train_vision codec|judge --world icons|people --minutes 10``
 """
 
 from __future__ import annotations
@@ -17,22 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codec import Codec
-from ..judge import HEADS, Judge
-from . import icons
-from .train import CACHE, latents
-
-
-def pictures(seed: int, per_combination: int, strong: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Renderings ``[n, 3, 64, 64]`` uint8 and class indices per head.
-
-    Seeds: 1 for codec and denoisers, 2 for the judge, 3 for tests.
-    """
-    file = CACHE / f"pictures-{seed}-{per_combination}-{int(strong)}.pt"
-    if not file.exists():
-        x, labels = icons.dataset(CACHE / "icons", per_combination, seed, strong)
-        y = {h: torch.tensor([HEADS[h].index(getattr(v, h)) for v in labels]) for h in HEADS}
-        torch.save((torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), y), file)
-    return torch.load(file)
+from ..judge import Judge
+from .worlds import CACHE, WORLDS, World, latents, pictures
 
 
 def fit(name: str, model: nn.Module, loss: Callable[[], Tensor], minutes: float, lr: float) -> nn.Module:
@@ -60,9 +46,9 @@ def fit(name: str, model: nn.Module, loss: Callable[[], Tensor], minutes: float,
     return ema
 
 
-def train_codec(minutes: float) -> None:
-    codec = latents()[2]
-    x, _ = pictures(1, 4, False)
+def train_codec(world: World, minutes: float) -> None:
+    codec = latents(world)[2]
+    x, _ = pictures(world, 1, world.per_combination // 4, False)
     generator = torch.Generator().manual_seed(0)
 
     def loss() -> Tensor:
@@ -72,12 +58,12 @@ def train_codec(minutes: float) -> None:
         error = codec.decode(z) - batch
         return error.abs().mean() + 0.5 * error.square().mean()
 
-    file = CACHE / "codec.pt"
+    file = CACHE / f"{world.prefix}codec.pt"
     if file.exists():
         codec.load_state_dict(torch.load(file))
     codec = fit("codec", codec, loss, minutes, 2e-3)
     torch.save(codec.state_dict(), file)
-    test = pictures(3, 1, False)[0][:512].float() / 127.5 - 1
+    test = pictures(world, 3, 1, False)[0][:512].float() / 127.5 - 1
     with torch.no_grad():
         z = codec.encode(test)
         print(
@@ -88,22 +74,22 @@ def train_codec(minutes: float) -> None:
 
 @torch.no_grad()
 def accuracy(judge: Judge, codec: Codec, x: Tensor, y: dict[str, Tensor], coded: bool) -> dict[str, float]:
-    right = dict.fromkeys(HEADS, 0)
+    right = dict.fromkeys(y, 0)
     for i in range(0, len(x), 256):
         batch = x[i : i + 256].float() / 127.5 - 1
         if coded:
             batch = codec.decode(codec.encode(batch)).clamp(-1, 1)
         for head, logits in judge(batch).items():
             right[head] += (logits.argmax(-1) == y[head][i : i + 256]).sum().item()
-    return {h: right[h] / len(x) for h in HEADS}
+    return {h: n / len(x) for h, n in right.items()}
 
 
-def train_judge(minutes: float) -> None:
+def train_judge(world: World, minutes: float) -> None:
     codec = Codec()
-    codec.load_state_dict(torch.load(CACHE / "codec.pt"))
+    codec.load_state_dict(torch.load(CACHE / f"{world.prefix}codec.pt"))
     codec.requires_grad_(False)
-    x, y = pictures(2, 6, True)
-    judge = Judge()
+    x, y = pictures(world, 2, world.judged, True)
+    judge = Judge(world.heads)
     rng = random.Random(0)
 
     def loss() -> Tensor:
@@ -114,11 +100,11 @@ def train_judge(minutes: float) -> None:
                 z = codec.encode(batch)
                 batch = codec.decode(z + 0.4 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)).clamp(-1, 1)
         out = judge(batch)
-        return sum(F.cross_entropy(out[h], y[h][index], label_smoothing=0.05) for h in HEADS)
+        return sum(F.cross_entropy(out[h], y[h][index], label_smoothing=0.05) for h in y)
 
     judge = fit("judge", judge, loss, minutes, 2e-3)
-    torch.save(judge.state_dict(), CACHE / "judge.pt")
-    test = pictures(3, 1, False)
+    torch.save(judge.state_dict(), CACHE / f"{world.prefix}judge.pt")
+    test = pictures(world, 3, 1, False)
     print("real renderings", accuracy(judge, codec, *test, coded=False))
     print("through the codec", accuracy(judge, codec, *test, coded=True))
 
@@ -127,11 +113,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["codec", "judge"])
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--world", choices=WORLDS, default="icons")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    {"codec": train_codec, "judge": train_judge}[args.what](args.minutes)
+    {"codec": train_codec, "judge": train_judge}[args.what](WORLDS[args.world], args.minutes)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from ...backbones.sampling import SamplerConfig
 from ...errors import TraceError
 from ...lora.erasure import ErasureLora
-from ..protocol import Domain, Progress
+from ..domains import Domain
+from ..protocol import Progress
 from . import (
     conditioning,
     img2img,

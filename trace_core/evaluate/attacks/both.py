@@ -5,7 +5,8 @@ from __future__ import annotations
 from ...backbones.sampling import SamplerConfig
 from ...lora.erasure import ErasureLora
 from ...text.templates import fill
-from ..protocol import Domain, Progress
+from ..domains import Domain
+from ..protocol import Progress
 from .case import RECOGNISED, Case
 from .rece import RELATIVE_RIDGE, Rewritten, adversarial_maps
 from .rows import inversion

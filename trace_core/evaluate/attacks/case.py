@@ -15,8 +15,9 @@ from ...lora.erasure import ErasureLora
 from ...lora.gating import apply
 from ...text.concepts import same
 from ...text.templates import fill
+from ..domains import OBJECT, PERSON, TRAIT, Domain
 from ..metrics import top1
-from ..protocol import Domain, Progress
+from ..protocol import Progress
 from .reach import Reach
 
 RECOGNISED = 0.5  #: share of recognised pictures from which a concept counts as recovered
@@ -94,6 +95,8 @@ class Case:
         place = self.domain.locate(self.concept)
         if place is None:
             raise ConceptError(f"the judge does not know '{self.concept}'")
+        if place[0] == TRAIT:
+            raise ConceptError(f"attacks need a concept that prompts name; '{self.concept}' is a trait")
         if self.samples < 1:
             raise TraceError(f"samples is {self.samples}; it must be at least 1")
         if not self.budget > 0:
@@ -106,16 +109,12 @@ class Case:
     @property
     def classes(self) -> list[str]:
         """The judge's classes of the concept's kind."""
-        return list(self.domain.objects) if self.head == "object" else list(self.domain.styles)
+        return self.domain.heads[self.head]
 
     @property
     def templates(self) -> list[str]:
         """One template per picture; ``{}`` is the concept's place. They cycle through the other kind."""
-        if self.head == "object":
-            styles = list(self.domain.styles)
-            return [f"a photo of a {{}}, {styles[i % len(styles)]}" for i in range(self.samples)]
-        objects = list(self.domain.objects)
-        return [f"a photo of a {objects[i % len(objects)]}, {{}}" for i in range(self.samples)]
+        return self.domain.templates(self.head, self.samples)
 
     def prompts_of(self, words: str) -> list[str]:
         """The templates with other words in the concept's place; empty words leave it out."""
@@ -134,7 +133,7 @@ class Case:
     @property
     def template(self) -> str:
         """The one template of the attacks that train on one prompt."""
-        return "a photo of a {}" if self.head == "object" else "a photo, {}"
+        return {OBJECT: "a photo of a {}", PERSON: "a portrait of {}"}.get(self.head, "a photo, {}")
 
     @cached_property
     def counterpart(self) -> str:

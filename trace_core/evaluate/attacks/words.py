@@ -54,7 +54,7 @@ def variants_of(case: Case) -> dict[str, list[str]]:
         "twice": [f"{name}, {prompt}" for prompt in case.prompts],
         "other case": case.prompts_of(name.upper()),
     }
-    synonyms = list(case.domain.objects.get(case.name, ())) if case.head == "object" else []
+    synonyms = list(case.domain.synonyms(case.name))
     if synonyms:
         found["synonym"] = [fill(t, synonyms[i % len(synonyms)]) for i, t in enumerate(templates)]
     return found
@@ -62,8 +62,11 @@ def variants_of(case: Case) -> dict[str, list[str]]:
 
 def _paraphrase(case: Case, template: str) -> str:
     """``a photo of a cat, google style`` as ``the cat in google style, an image``."""
-    thing, _, style = fill(template, case.concept).removeprefix("a photo of a ").partition(", ")
-    return f"the {thing} in {style}, an image"
+    thing, _, style = fill(template, case.concept).partition(", ")
+    for opening, article in (("a photo of a ", "the "), ("a portrait of ", ""), ("a photo of ", "")):
+        if thing.startswith(opening):
+            return f"{article}{thing.removeprefix(opening)} in {style}, an image"
+    raise ValueError(f"no paraphrase for '{template}'")
 
 
 def run(case: Case) -> Outcome:
