@@ -1,9 +1,10 @@
 """How well every method erases, in one harness: ``python benchmarks/erasure.py``.
 
-For every CIFAR-10 class and every style, on both demo models: erase it alone, then measure it, all other
-classes, its synonyms and the drift; and 12 of the 24 objects at once. Every seed (of the training and of the
-pictures) has a file of its own. Results are written after every concept, and a run goes on where the last one
-stopped.
+For every CIFAR-10 class and every style, on demo-sd and demo-flux: erase it alone, then measure it, all
+other classes, its synonyms and the drift; and 12 of the 24 objects at once. On demo-people: one person, 10,
+50 and 100 of 200 at once, and a trait that prompts only imply. Every seed (of the training and of the
+pictures) has a file of its own. Results are written after every concept, and a run goes on where the last
+one stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.demo import domain, loader, world
+from trace_core.demo import domain, loader, people, world
 from trace_core.demo.vocabulary import CIFAR10, OBJECTS, STYLES
 from trace_core.evaluate import Evaluator
 from trace_core.lora.gating import apply
@@ -31,7 +32,14 @@ from trace_core.text.concepts import Concept
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 TWELVE = tuple(OBJECTS)[::2]
-TASKS = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
+EMOJI = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
+#: Every second person of the list may be erased: ten of them alone, and the first 10, 50 and 100 at once.
+ERASABLE = tuple(people.people())[::2]
+CROWDS = {f"{n} people": n for n in (10, 50, 100)}
+PEOPLE = {"person": ERASABLE[:10], **{name: (name,) for name in CROWDS}, "trait": (people.PATCH,)}
+TASKS = EMOJI | PEOPLE
+#: pictures of an erased class where many are erased
+FEW = 5
 #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
 ANCHORED = ("trce-eot", "trce")
 #: name: method and its options
@@ -46,21 +54,38 @@ VARIANTS = {
 
 
 def jobs(model: str, methods: list[str], tasks: list[str]) -> Iterator[tuple[str, str, str]]:
-    """(method, task, concept), in the order in which they are run."""
+    """(method, task, concept), in the order in which they are run, of the tasks that the model has."""
     for method in methods:
         for task in tasks:
-            if method == "trace-fused" and task != "12 objects":
+            if task not in (PEOPLE if model == "demo-people" else EMOJI):
+                continue
+            if method == "trace-fused" and len(targets_of(task, "")) == 1:
                 continue  # of one concept it is trace
             for concept in TASKS[task]:
                 yield method, task, concept
 
 
+def targets_of(task: str, concept: str) -> tuple[str, ...]:
+    """The classes that are erased together."""
+    if task == "12 objects":
+        return TWELVE
+    return ERASABLE[: CROWDS[task]] if task in CROWDS else (concept,)
+
+
 def concepts_of(method: str, task: str, concept: str) -> list[Concept]:
     """What is erased: the class alone, or steered to the next one that stays."""
-    targets = TWELVE if task == "12 objects" else (concept,)
+    targets, anchored = targets_of(task, concept), method in ANCHORED
+    if task == "trait":
+        return [Concept(concept, "bare eye" if anchored else "", kind_given="explicit")]
+    if task in PEOPLE:
+        stay = [name for name in people.people() if name not in ERASABLE]
+        return [
+            Concept(t, stay[i % len(stay)] if anchored else "", kind_given="person")
+            for i, t in enumerate(targets)
+        ]
     stay = [name for name in (STYLES if task == "style" else OBJECTS) if name not in targets]
     classes = list(STYLES if task == "style" else OBJECTS)
-    return [Concept(t, stay[classes.index(t) % len(stay)] if method in ANCHORED else "") for t in targets]
+    return [Concept(t, stay[classes.index(t) % len(stay)] if anchored else "") for t in targets]
 
 
 def results_file(model: str, seed: int) -> Path:
@@ -101,13 +126,13 @@ def run(
             continue
         if evaluator is None:
             model, clip, vae = loader.load(model_name)
-            evaluator = Evaluator(model, clip, vae, domain.domain(), samples, seed, others=others)
-        evaluator.samples = 5 if task == "12 objects" else samples
+            evaluator = Evaluator(model, clip, vae, domain.domain(model_name), samples, seed, others=others)
+        evaluator.samples = FEW if len(targets_of(task, concept)) > 1 else samples
         concepts = concepts_of(method, task, concept)
         name, options = VARIANTS.get(method, (method, {}))
         start, busy = time.perf_counter(), time.process_time()
         if "exact" in method:  # which is for a list that the user gives
-            options = options | {"keep": world.keep_list(concepts)}
+            options = options | {"keep": world.defaults(model_name).keep_list(concepts)}
         eraser = Eraser(name, seed=seed, **options)
         result = eraser.fit(evaluator.model, evaluator.clip, concepts)
         seconds, cpu = time.perf_counter() - start, time.process_time() - busy

@@ -151,7 +151,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
     world = world_of(name)
     z, labels, _ = latents(world)
     torch.manual_seed(0)
-    model = TRAINED[name]()
+    model = TRAINED[name]().requires_grad_(True)  # newer ComfyUIs build networks for inference alone
     ema = copy.deepcopy(model)
     text_parameters = [p for n, p in model.named_parameters() if not n.startswith("net.")]
     groups = [
