@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..codec import Codec
 from ..judge import Judge
+from ..loader import load_vae
 from .worlds import CACHE, WORLDS, World, latents, pictures
 
 
@@ -46,6 +47,21 @@ def fit(name: str, model: nn.Module, loss: Callable[[], Tensor], minutes: float,
     return ema
 
 
+@torch.no_grad()
+def start_from(codec: Codec, other: Codec) -> None:
+    """Give a codec the decoder of another world's, whose first layer then reads this codec's latents.
+
+    A latent z of the codec is ``z M + b`` of the other one, for the picture that both decode linearly.
+    """
+    codec.decoder.load_state_dict(other.decoder.state_dict())
+    back = other.basis.T / other.std
+    change = (codec.std[:, None] * codec.basis) @ back
+    shift = (codec.mean - other.mean) @ back
+    first = codec.decoder[0]
+    first.bias += torch.einsum("oikl,i->o", first.weight, shift)
+    first.weight.copy_(torch.einsum("oikl,ji->ojkl", first.weight, change))
+
+
 def train_codec(world: World, minutes: float) -> None:
     codec = latents(world)[2]
     x, _ = pictures(world, 1, world.per_combination // 4, False)
@@ -61,6 +77,8 @@ def train_codec(world: World, minutes: float) -> None:
     file = CACHE / f"{world.prefix}codec.pt"
     if file.exists():
         codec.load_state_dict(torch.load(file))
+    elif world.prefix:
+        start_from(codec, load_vae().first_stage_model)
     codec = fit("codec", codec, loss, minutes, 2e-3)
     torch.save(codec.state_dict(), file)
     test = pictures(world, 3, 1, False)[0][:512].float() / 127.5 - 1
