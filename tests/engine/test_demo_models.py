@@ -1,5 +1,7 @@
 """The demo models behave as ComfyUI's own, and draw what they are asked for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,15 +20,43 @@ def demo(request, engine):
     return request.param, *loader.load(request.param)
 
 
-def test_the_judge_recognises_what_they_draw(demo):
-    _, model, clip, vae = demo
+@pytest.fixture(scope="module", params=["demo-sd", "demo-flux"])
+def emoji(request, engine):
+    return request.param, *loader.load(request.param)
+
+
+def test_the_judge_recognises_what_they_draw(emoji):
+    _, model, clip, vae = emoji
     accuracy = Evaluator(model, clip, vae, domain.domain(), samples=2, seed=7).unerased()["accuracy"]
     assert accuracy["object"]["top1"] >= 0.95
     assert accuracy["style"]["top1"] >= 0.8
 
 
-def test_what_is_similar_is_measured_apart(demo):
-    _, model, clip, vae = demo
+@pytest.fixture(scope="module")
+def people(engine):
+    return loader.load("demo-people")
+
+
+def test_the_judge_recognises_whom_demo_people_draws(people):
+    whole = domain.domain("demo-people")
+    few = replace(whole, people=whole.people[:30])
+    accuracy = Evaluator(*people, few, samples=2, seed=7).unerased()["accuracy"]
+    assert accuracy["person"]["top1"] >= 0.9
+    assert accuracy["style"]["top1"] >= 0.9
+
+
+def test_demo_people_draws_what_no_prompt_names(people):
+    trait = domain.domain("demo-people").traits["eye patch"]
+    evaluator = Evaluator(*people, domain.domain("demo-people"), samples=24, seed=7)
+    shown = {}
+    for kind, asked in trait.prompts.items():
+        pictures = evaluator.base(kind, [prompt for prompt, _ in asked(24)])[1]
+        shown[kind] = evaluator.domain.shows(pictures, "trait", "eye patch").float().mean().item()
+    assert shown["named"] >= 0.9 and 0.2 <= shown["implied"] <= 0.8 and shown["neither"] <= 0.1
+
+
+def test_what_is_similar_is_measured_apart(emoji):
+    _, model, clip, vae = emoji
     evaluator = Evaluator(model, clip, vae, domain.domain(), samples=1)
     classes = [name for name in evaluator.domain.objects if name != "cat"]
     moved = {name: float(i) for i, name in enumerate(classes)}
@@ -72,9 +102,9 @@ def test_a_picture_does_not_depend_on_its_batch(demo):
 
 def test_the_codec_is_near_lossless_on_what_it_was_made_for(demo):
     _, model, clip, vae = demo
-    pictures = vae.decode(
-        sample(model, clip, ["a photo of a cat, fluent style"], [0], SamplerConfig.for_model(model))
-    )
+    name, *_ = demo
+    prompt = "a portrait of Anna Berg" if name == "demo-people" else "a photo of a cat, fluent style"
+    pictures = vae.decode(sample(model, clip, [prompt], [0], SamplerConfig.for_model(model)))
     assert pictures.shape == (1, 64, 64, 3) and 0 <= pictures.min() and pictures.max() <= 1
     again = vae.decode(vae.encode(pictures))
     assert (again - pictures).square().mean() < 0.01
@@ -93,12 +123,12 @@ def test_another_name_is_refused(engine):
         loader.load("demo-xl")
 
 
-def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(demo):
+def test_an_erased_concept_as_the_negative_prompt_is_not_drawn(emoji):
     """No oftener than the base model draws it by chance with no negative prompt, give or take one picture of
     32 (demo-flux: 1, base 0), where an overshoot draws it in a third of demo-sd's; and an overshoot is told
     of.
     """
-    _, model, clip, vae = demo
+    _, model, clip, vae = emoji
     concept = [Concept("dog")]
     keep, index = domain.keep_list(concept), list(domain.domain().objects).index("dog")
 
