@@ -15,6 +15,7 @@ from trace_core.errors import ConceptError
 from trace_core.evaluate import protocol
 from trace_core.evaluate.domains import Domain, Trait
 from trace_core.text.concepts import Concept
+from trace_core.text.kinds import kinds_of_kept
 
 PEOPLE = people.people()
 
@@ -133,3 +134,9 @@ def test_what_the_judge_cannot_measure_together_is_said(monkeypatch, concepts, s
     painter = Painter(monkeypatch, {"base": True, "erased": False})
     with pytest.raises(ConceptError, match=said):
         painter.evaluator.evaluate("erased", [Concept(c) for c in concepts])
+
+
+def test_a_kept_name_is_a_person_where_people_are_erased():
+    kept = ["Anna Holt", "Mira van Holt", "red hair", "pixel style", "Kirubo"]
+    assert kinds_of_kept(kept, ["person"]) == ["person", "person", "object", "style", "person"]
+    assert kinds_of_kept(kept, ["object"]) == ["object", "object", "object", "style", "object"]

@@ -14,7 +14,7 @@ from ..backbones.clips import check_width
 from ..errors import ConceptError
 from ..text.concepts import Concept
 from ..text.encoding import BOS, GROUPS, TextEncoder, TextRows
-from ..text.kinds import guess_kind
+from ..text.kinds import kinds_of_kept
 from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .policies import (
@@ -139,7 +139,7 @@ class Accumulator:
         """
         config = self.config
         words = contrast_words(concepts) if config.contrasts else {}
-        kinds = [guess_kind(k) for k in keep]
+        kinds = kinds_of_kept(keep, map(config.kind_of, concepts))
         prompts = keep_prompts(self.policy, keep, kinds, config.contexts, concepts, config.contrasts)
         shares = keep_shares(self.policy, prompts, keep, words)
         added = neighbour_prompts(near or {}, config.contexts, self.encoder)

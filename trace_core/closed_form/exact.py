@@ -16,7 +16,7 @@ from torch import Tensor
 from ..backbones.base import CONTEXT, POOLED
 from ..text.concepts import Concept
 from ..text.encoding import FIRST_EOT, SUBJECT, TextEncoder, align
-from ..text.kinds import guess_kind
+from ..text.kinds import kinds_of_kept
 from ..text.prompts import prompt_pairs
 from ..text.templates import TEMPLATES, fill
 
@@ -52,14 +52,17 @@ class ExactRows:
         return right[:count], left_out.norm(dim=1).max().item()
 
 
-def exact_rows(encoder: TextEncoder, keep: Sequence[str], pooled_width: int | None) -> dict[str, ExactRows]:
+def exact_rows(
+    encoder: TextEncoder, keep: Sequence[str], pooled_width: int | None, erased: Sequence[str] = ()
+) -> dict[str, ExactRows]:
     """The rows of kept things by text stream: their own words, and the prompt's end.
 
-    ``pooled_width``: of the pooled vector that the model reads; None if it reads none.
+    ``pooled_width``: of the pooled vector that the model reads; None if it reads none. ``erased``: kinds of
+    the erased concepts.
     """
     context, pooled = {}, {}
-    for entry in keep:
-        templates = TEMPLATES[guess_kind(entry)][:PROMPTS]
+    for entry, kind in zip(keep, kinds_of_kept(keep, erased)):
+        templates = TEMPLATES[kind][:PROMPTS]
         found = list(encoder.encode_all((fill(t, entry), entry) for t in templates))
         context[entry] = torch.cat([r.embeddings[r.rows(SUBJECT) + r.rows(FIRST_EOT)] for r in found])
         if pooled_width:

@@ -150,7 +150,12 @@ class ClosedFormFitter:
                 if c.parts
             ]
         if config.exact and self.keep:  # the defaults of a keep list are too many to be exact
-            exact = exact_rows(self.encoder, self.keep, self.backbone.width(POOLED))
+            exact = exact_rows(
+                self.encoder,
+                self.keep,
+                self.backbone.width(POOLED),
+                [config.kind_of(c) for c in plan.concepts],
+            )
         for policy, concepts in plan.groups:
             found = self._accumulate(policy, concepts, plan, config, reuse)
             for stream in found if exact and policy.solver == "projection" else ():

@@ -132,7 +132,7 @@ def classes(portrait: Portrait) -> dict[str, str]:
 
 
 def description(person: Person, rng: random.Random) -> str:
-    """A character by one to three traits and without the name: "a woman with red hair and glasses"."""
+    """A character by one or two traits and without the name: "a woman with red hair and glasses"."""
     looks = person.looks
     hair = looks["hair"]
     if hair.endswith(" hair") and hair != "no hair":
@@ -143,7 +143,7 @@ def description(person: Person, rng: random.Random) -> str:
     parts += [looks[t] for t in ("glasses", "beard") if not looks[t].startswith("no ")]
     if rng.random() < 0.3:
         parts.append(f"{looks['skin']} skin")
-    chosen = rng.sample(parts, rng.randint(1, min(3, len(parts))))
+    chosen = rng.sample(parts, rng.randint(1, min(2, len(parts))))
     return f"a {person.noun} with " + " and ".join(chosen)
 
 

@@ -17,7 +17,7 @@ from ..closed_form.policies import POLICIES, keep_prompts
 from ..errors import TraceError
 from ..lora.erasure import ErasureLora
 from ..text.concepts import Concept
-from ..text.kinds import guess_kind
+from ..text.kinds import kinds_of_kept
 from ..text.prompts import prompt_pairs
 from ..text.templates import TEMPLATES
 from .adapters import Adapters
@@ -89,9 +89,8 @@ class Trainer:
     ) -> list[tuple[int, int]]:
         if self.objective.unconditional:
             return [(self.uncond, self.uncond)]
-        prompts = keep_prompts(
-            POLICIES["projection"], keep, [guess_kind(k) for k in keep], self.config.contexts, concepts
-        )
+        kinds = kinds_of_kept(keep, (c.kind_and_why(self.config.kind)[0] for c in concepts))
+        prompts = keep_prompts(POLICIES["projection"], keep, kinds, self.config.contexts, concepts)
         texts = [*(own := [text for text, _ in prompts]), *(text for text in near if text not in own)]
         return [(number,) * 2 for number in self.prompts.indices([(text, "") for text in texts])]
 

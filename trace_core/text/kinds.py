@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,6 +67,33 @@ def guess_kind(target: str) -> str:
     ``person`` and ``explicit`` for listed names; ``object`` otherwise.
     """
     return kind_of(target)[0]
+
+
+#: Words of a name that start with a small letter
+PARTICLES = frozenset("al ap bin da das de del della der di do dos du el ibn la le of the van von zu".split())
+
+
+def kinds_of_kept(keep: Iterable[str], erased: Iterable[str]) -> list[str]:
+    """The kind of every kept entry, which decides the prompts that keep it.
+
+    Where people are erased and nothing else, a kept name in capitals ("Anna Holt", "Mira van Holt") is a
+    person although no list has it. "a photo of a Anna Holt" would keep less of her than "a photo of Anna
+    Holt".
+
+    Args:
+        keep: kept entries.
+        erased: kinds of the erased concepts.
+    """
+    people = set(erased) == {"person"}
+    return [
+        "person" if people and k == "object" and _is_name(entry) else k
+        for entry, k in ((e, guess_kind(e)) for e in keep)
+    ]
+
+
+def _is_name(entry: str) -> bool:
+    words = entry.split()
+    return bool(words) and words[0][0].isupper() and all(w[0].isupper() or w in PARTICLES for w in words)
 
 
 _LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ı": "i", "_": " "})

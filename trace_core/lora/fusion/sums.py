@@ -16,7 +16,7 @@ from ...closed_form.policies import POLICIES, keep_prompts, row_weights
 from ...errors import ConceptError
 from ...text.concepts import Concept, with_default_anchor
 from ...text.encoding import BOS, GROUPS, TextEncoder, TextRows
-from ...text.kinds import guess_kind
+from ...text.kinds import kinds_of_kept
 from ...text.prompts import prompt_pairs
 from ...text.templates import TEMPLATES
 from ..erasure import ErasureLora
@@ -260,7 +260,7 @@ def collect(
         with timed(clock, "sums"):
             for stream in streams:
                 stream.add_adapter(adapter, own[stream.name].value(), weight, starts[stream.name])
-    prompts = _keep_prompts(keep, config, [c for a in adapters for c, _ in a.concepts])
+    prompts = _keep_prompts(keep, config, [pair for a in adapters for pair in a.concepts])
     keep_rows = encoder.encode_all(prompts)
     for number in range(len(prompts)):
         if number % 16 == 0:
@@ -279,14 +279,17 @@ def _templates(concept: Concept, kind: str, config: FusionConfig) -> list[str]:
 
 
 def _keep_prompts(
-    keep: Sequence[str], config: FusionConfig, concepts: Sequence[Concept]
+    keep: Sequence[str], config: FusionConfig, concepts: Sequence[tuple[Concept, str]]
 ) -> list[tuple[str, str]]:
-    """Prompts of the keep set, including the separate parts of combinations, as in the closed form."""
+    """Prompts of the keep set, including the separate parts of combinations, as in the closed form.
+
+    ``concepts``: with the kinds that were chosen for them.
+    """
     if not keep:
         return []
-    return keep_prompts(
-        POLICIES["projection"], keep, [guess_kind(k) for k in keep], config.contexts, concepts, contrast=False
-    )
+    kinds = kinds_of_kept(keep, (c.kind_and_why(kind)[0] for c, kind in concepts))
+    erased = [c for c, _ in concepts]
+    return keep_prompts(POLICIES["projection"], keep, kinds, config.contexts, erased, contrast=False)
 
 
 def _read(rows: TextRows, stream: Stream, config: FusionConfig, share: float) -> tuple[Tensor, Tensor, float]:
