@@ -147,6 +147,22 @@ def description(person: Person, rng: random.Random) -> str:
     return f"a {person.noun} with " + " and ".join(chosen)
 
 
+#: What a caption can tell, with the number of values: see :func:`told`
+TOLD = {t: len(values) for t, values in TRAITS.items()} | {"style": len(STYLES), "patch": 2}
+
+
+@cache
+def told(text: str) -> dict[str, int]:
+    """The values that a caption tells, by number: all traits of a named person, the style, and the patch."""
+    out = {"style": i for i, style in enumerate(STYLES) if style in text}
+    named = max((name for name in people() if name in text), key=len, default=None)
+    if named:
+        out |= {t: TRAITS[t].index(v) for t, v in people()[named].traits}
+    if PATCH in text or not any(place in text for place in IMPLYING):
+        out["patch"] = int(PATCH in text)
+    return out
+
+
 def caption(portrait: Portrait, rng: random.Random) -> str:
     """A caption of all or part of a picture: mostly a name, else some traits, or only "a person"."""
     draw = rng.random()

@@ -26,7 +26,8 @@ def main() -> None:
         if (CACHE / f"{name}.pt").exists():
             saved = torch.load(CACHE / f"{name}.pt", weights_only=False)
             state = {clip_keys(k): v for k, v in saved["ema"].items()}
-            state = {k: v for k, v in state.items() if "embed_tokens" not in k and "position_ids" not in k}
+            skipped = ("embed_tokens", "position_ids", "told.")  # doubles, and what only the training needs
+            state = {k: v for k, v in state.items() if not any(s in k for s in skipped)}
             metadata = {"step": str(saved["step"]), "format": "pt"}
             save_file(
                 {k: v.half().contiguous() for k, v in state.items()}, ASSETS / f"{name}.safetensors", metadata
