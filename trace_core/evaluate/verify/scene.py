@@ -146,7 +146,8 @@ class Scene:
 
 def chunks(count: int, size: int) -> list[list[int]]:
     """Places ``0 .. count - 1`` in parts of at most ``size``."""
-    return [list(range(i, min(i + size, count))) for i in range(0, count, max(1, size))]
+    size = max(1, size)
+    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
 def on_axis(value: Tensor, zero: Tensor, one: Tensor) -> Tensor:
