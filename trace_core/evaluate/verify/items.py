@@ -45,9 +45,13 @@ class Item:
         return asdict(self)
 
 
-def _item(side, name, concept, limits: at.Limits, figure, sentence, worst="", decides=True) -> Item:
-    status = limits.status(figure)
-    return Item(side, name, concept, status, sentence, figure, limits.warn, limits.fail, worst, decides)
+def _item(side, name, concept, figure, sentence, worst="", limits: at.Limits | None = None) -> Item:
+    """An item that decides, or with limits of its own one that does not."""
+    chosen = limits or at.DECIDING[name]
+    status = chosen.status(figure)
+    return Item(
+        side, name, concept, status, sentence, figure, chosen.warn, chosen.fail, worst, limits is None
+    )
 
 
 def percent(share: float) -> str:
@@ -67,7 +71,7 @@ def of_pictures(drawn: Drawn) -> Item:
             PICTURES, "concept drawn", drawn.name, at.WARN, sentence, drawn.drawn, limits.warn, limits.fail
         )
     sentence = f"The unerased model sees '{drawn.name}' in {seen} of {n} pictures after the erasure."
-    return _item(PICTURES, "concept drawn", drawn.name, at.DRAWN, drawn.drawn, sentence)
+    return _item(PICTURES, "concept drawn", drawn.name, drawn.drawn, sentence)
 
 
 def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
@@ -77,7 +81,7 @@ def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
         f"The predictions for '{concept.target}' go {percent(max(plain.reach, 0.0))} of the way back to the "
         "old ones."
     )
-    items = [_item(TRAJECTORY, "predictions", concept.target, at.REACH, plain.reach, sentence)]
+    items = [_item(TRAJECTORY, "predictions", concept.target, plain.reach, sentence)]
     if others:
         worst = max(others, key=lambda w: w.reach)
         sentence = (
@@ -89,7 +93,6 @@ def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
                 TRAJECTORY,
                 "other wordings",
                 concept.target,
-                at.REACH,
                 worst.reach,
                 sentence,
                 worst.probe.name,
@@ -102,7 +105,7 @@ def of_negative(concept: Concept, towards: float) -> Item:
     """What the concept does as a negative prompt."""
     does = "draws the concept" if towards > at.NEGATIVE.warn else "does not draw the concept"
     sentence = f"'{concept.target}' as a negative prompt {does}."
-    return _item(TRAJECTORY, "negative prompt", concept.target, at.NEGATIVE, towards, sentence)
+    return _item(TRAJECTORY, "negative prompt", concept.target, towards, sentence)
 
 
 def of_layers(concept: Concept, found: Sequence[Residual], known: Sequence[str]) -> Item | None:
@@ -115,10 +118,11 @@ def of_layers(concept: Concept, found: Sequence[Residual], known: Sequence[str])
     middle = left[len(left) // 2]
     where = worst.layer.removeprefix("diffusion_model.")
     sentence = (
-        f"The layers that read the text keep {percent(middle)} of what tells '{concept.target}' from its "
-        f"counterpart, and at most {percent(worst.left)} ({where}, {worst.probe})."
+        f"The middle one of the layers that read the text keeps {percent(max(middle, 0.0))} of what tells "
+        f"'{concept.target}' from its counterpart, and the weakest {percent(worst.left)} ({where}, "
+        f"{worst.probe})."
     )
-    return _item(TEXT, "text layers", concept.target, at.RESIDUAL, middle, sentence, where)
+    return _item(TEXT, "text layers", concept.target, middle, sentence, where, at.RESIDUAL)
 
 
 def of_kept(things: Sequence[Drawn]) -> list[Item]:
@@ -138,7 +142,7 @@ def of_kept(things: Sequence[Drawn]) -> list[Item]:
             f"{still} of {usable} pictures of {name} show what they showed before. The weakest is "
             f"'{weakest.name}': {weakest.still} of {weakest.usable}."
         )
-        items.append(_item(KEEP, name, "", at.LOST, lost, sentence, weakest.name))
+        items.append(_item(KEEP, name, "", lost, sentence, weakest.name))
     return items
 
 
@@ -152,10 +156,8 @@ def of_attacks(concept: Concept, ways: Sequence[Way]) -> list[Item]:
     items = []
     for way in (w for w in ways if w.known):
         sentence = (
-            f"{percent(max(way.reach, 0.0))} of the old predictions for '{concept.target}' come back by "
-            f"{way.probe.name}."
+            f"{percent(max(way.reach, 0.0))} of the old predictions for '{concept.target}' come back "
+            f"({way.probe.name})."
         )
-        items.append(
-            _item(ATTACK, way.probe.name, concept.target, at.ATTACKED, way.reach, sentence, decides=False)
-        )
+        items.append(_item(ATTACK, way.probe.name, concept.target, way.reach, sentence, limits=at.ATTACKED))
     return items

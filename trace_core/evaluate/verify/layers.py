@@ -18,9 +18,9 @@ from .scene import Scene
 
 @dataclass(frozen=True)
 class Residual:
-    """What a layer leaves of one way to write a concept: ``||W'c - Wg|| / ||Wc - Wg||``, 0 is nothing.
+    """What a layer leaves of one way to write a concept: ``W'c - Wg`` along ``Wc - Wg``, 1 before the edit.
 
-    g is the row in the counterpart, which the edit leaves as it was.
+    g is the row in the counterpart. Below 0 the layer gives the opposite.
     """
 
     probe: str
@@ -62,9 +62,9 @@ def _left(scene: Scene, layer: Layer, W: Tensor, c: Tensor, g: Tensor, weights: 
     """One residual, of rows c and g ``[n, d]`` with weights ``[n]``."""
     up, down = scene.lora.modules[layer.module]
     edit = (c @ down[:, : layer.columns].float().T) @ up.float().T * scene.strength
-    change = (c - g) @ W.T
-    scale = weights.sqrt()[:, None]
-    return ((scale * (change + edit)).norm() / (scale * change).norm().clamp_min(1e-12)).item()
+    way, weights = (c - g) @ W.T, weights[:, None]
+    along = (weights * way * (way + edit)).sum() / (weights * way * way).sum().clamp_min(1e-12)
+    return along.item()
 
 
 def _rows(scene: Scene, probe: Probe) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -61,16 +61,16 @@ def _head(found: Verification) -> Image.Image:
         facts.append(
             f"Weakest kept thing: '{weak['name']}', still shown in {weak['still']} of {weak['of']} pictures."
         )
-    image, draw = _blank(27 * len(title) + 20 * len(facts) + 20)
+    top = max(27 * len(title), 46) + 8
+    image, draw = _blank(top + 20 * len(facts) + 14)
     draw.rounded_rectangle((MARGIN, 0, MARGIN + 110, 44), 8, fill=COLOURS[found.status])
     draw.text((MARGIN + 55, 22), found.status, fill=PAPER, font=_font(24), anchor="mm")
     for i, text in enumerate(title):
         draw.text((MARGIN + 130, 27 * i), text, fill=INK, font=_font(22))
-    y = max(27 * len(title), 46) if len(title) > 1 else 46
     for i, fact in enumerate(facts):
         text = _wrapped(fact, 15, WIDTH - 2 * MARGIN, 1)[0]
-        draw.text((MARGIN, y + 8 + 20 * i), text, fill=INK, font=_font(15))
-    return image.crop((0, 0, WIDTH, y + 8 + 20 * len(facts) + 10))
+        draw.text((MARGIN, top + 20 * i), text, fill=INK, font=_font(15))
+    return image
 
 
 def _items(found: Verification) -> Image.Image:
@@ -84,7 +84,10 @@ def _items(found: Verification) -> Image.Image:
         draw.line((MARGIN, y, WIDTH - MARGIN, y), fill=PALE)
         status = item.status if item.decides else f"({item.status})"
         draw.text((MARGIN, y + 4), status, fill=COLOURS[item.status], font=_font(13))
-        draw.text((MARGIN + 70, y + 4), f"{item.side}: {item.name}"[:30], fill=INK, font=_font(13))
+        name = f"{item.side}: {item.name}"
+        while draw.textlength(name, font=_font(13)) > 174:
+            name = name[:-2] + "…"
+        draw.text((MARGIN + 70, y + 4), name, fill=INK, font=_font(13))
         for i, text in enumerate(lines):
             draw.text((MARGIN + 250, y + 4 + ROW * i), text, fill=INK, font=_font(13))
         y += len(lines) * ROW + 9

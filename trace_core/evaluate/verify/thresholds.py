@@ -23,11 +23,23 @@ class Limits:
 DRAWN = Limits(0.10, 0.20)
 #: Share of the kept pictures in which the unerased model no longer sees what they show
 LOST = Limits(0.05, 0.10)
-#: Reach of a prompt: 1 is the old prediction for the concept, 0 is that of what takes its place
-REACH = Limits(0.35, 0.6)
-#: Residual of the text layers
-RESIDUAL = Limits(0.4, 0.7)
+#: Reach of the plain prompt: 1 is the old prediction for the concept, 0 is that of what takes its place
+REACH = Limits(0.4, 0.6)
+#: Reach of other ways to write it
+WORDINGS = Limits(0.5, 0.65)
 #: Guidance away from the concept, as a share of the way towards it: above 0 a negative prompt draws it
 NEGATIVE = Limits(0.25, 0.75)
-#: An attack: it never decides, see :mod:`trace_core.evaluate.verify.attacks`
+#: What the middle one of the layers leaves that read the text
+RESIDUAL = Limits(0.4, 0.7)
+#: Reach of an attack
 ATTACKED = Limits(0.5, 1.0)
+
+#: The items that decide, by name. The others say where to look.
+DECIDING = {
+    "concept drawn": DRAWN,
+    "predictions": REACH,
+    "other wordings": WORDINGS,
+    "negative prompt": NEGATIVE,
+    "kept things": LOST,
+    "near neighbours": LOST,
+}
