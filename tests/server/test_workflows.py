@@ -27,6 +27,7 @@ ERASED = {
     "mace": [("object", n, (n,)) for n in ("cat", "truck")],
     "ant": [("object", "cat", ("cat",))],
     "trce": [("object", "cat", ("cat", "kitty"))],
+    "verify": [("object", "cat", ("cat", "kitty"))],
     "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
 }
 KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")

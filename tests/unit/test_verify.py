@@ -130,6 +130,7 @@ def test_synonyms_without_a_concept_are_refused(lines, concepts, message):
 def test_pictures():
     assert of_pictures(drawn("cat", [1.0] * 10, [0.0] * 10)).status == PASS
     assert of_pictures(drawn("cat", [1.0] * 10, [1.0] * 2 + [0.0] * 8)).status == WARN
+    assert of_pictures(drawn("cat", [1.0] * 8, [1.0] * 2 + [0.0] * 6)).status == FAIL
     assert of_pictures(drawn("cat", [1.0] * 10, [1.0] * 10)).status == FAIL
 
 
@@ -144,16 +145,18 @@ def test_only_ways_that_the_model_knows_count():
     assert of_ways(CAT, [way(PLAIN, 0.0), way("tags", 1.0)])[1].status == FAIL
 
 
-def test_kept_things_and_neighbours_are_counted_apart_the_weakest_by_name():
+def test_all_kept_things_decide_and_neighbours_have_a_line_the_weakest_by_name():
     things = [
         drawn("dog", [1.0] * 4, [1.0, 0.0, 0.0, 0.0], near="cat"),
         drawn("house", [1.0] * 4, [1.0] * 4, moved=0.4),
         drawn("tree", [1.0, 1.0, 1.0, 0.0], [1.0] * 4, moved=0.1),
     ]
     found = {i.name: i for i in of_kept(things)}
-    assert found["near neighbours"].status == FAIL and found["near neighbours"].worst == "dog"
-    assert found["kept things"].figure == 0.0 and found["kept things"].worst == "house"
-    assert "7 of 7 pictures" in found["kept things"].sentence
+    assert found["near neighbours"].figure == 0.75 and found["near neighbours"].worst == "dog"
+    assert found["kept things"].figure == pytest.approx(3 / 11) and found["kept things"].worst == "dog"
+    assert "8 of 11 pictures" in found["kept things"].sentence
+    assert found["kept things"].decides and not found["near neighbours"].decides
+    assert of_kept(things[1:])[0].worst == "house", "of equals the one that moved most"
     assert of_kept([drawn("x", [0.0], [0.0])]) == []
 
 
@@ -167,6 +170,7 @@ def test_text_layers_and_negative_prompt():
     assert item.worst == "b" and "90 %" in item.sentence
     assert of_layers(CAT, left, []) is None
     assert of_negative(CAT, -1.0).status == PASS and of_negative(CAT, 1.0).status == FAIL
+    assert not item.decides and not of_negative(CAT, 1.0).decides
 
 
 # ------------------------------------------------------------------------------------------- result

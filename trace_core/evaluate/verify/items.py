@@ -102,10 +102,14 @@ def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
 
 
 def of_negative(concept: Concept, towards: float) -> Item:
-    """What the concept does as a negative prompt."""
-    does = "draws the concept" if towards > at.NEGATIVE.warn else "does not draw the concept"
-    sentence = f"'{concept.target}' as a negative prompt {does}."
-    return _item(TRAJECTORY, "negative prompt", concept.target, towards, sentence)
+    """What the concept does as a negative prompt. It does not decide: the prompt asks for something else."""
+    does = (
+        "leads towards the concept"
+        if towards > at.NEGATIVE.warn
+        else "leads away from the concept or nowhere"
+    )
+    sentence = f"Guidance away from '{concept.target}' as a negative prompt {does}."
+    return _item(ATTACK, "negative prompt", concept.target, towards, sentence, limits=at.NEGATIVE)
 
 
 def of_layers(concept: Concept, found: Sequence[Residual], known: Sequence[str]) -> Item | None:
@@ -126,12 +130,9 @@ def of_layers(concept: Concept, found: Sequence[Residual], known: Sequence[str])
 
 
 def of_kept(things: Sequence[Drawn]) -> list[Item]:
-    """What of the kept things is lost, near neighbours apart, the weakest by name."""
+    """What of the kept things is lost, the weakest by name, and the same of near neighbours alone."""
     items = []
-    groups = {
-        "kept things": [t for t in things if not t.near],
-        "near neighbours": [t for t in things if t.near],
-    }
+    groups = {"kept things": things, "near neighbours": [t for t in things if t.near]}
     for name, group in groups.items():
         usable, still = sum(t.usable for t in group), sum(t.still for t in group)
         if not usable:
@@ -142,7 +143,8 @@ def of_kept(things: Sequence[Drawn]) -> list[Item]:
             f"{still} of {usable} pictures of {name} show what they showed before. The weakest is "
             f"'{weakest.name}': {weakest.still} of {weakest.usable}."
         )
-        items.append(_item(KEEP, name, "", lost, sentence, weakest.name))
+        limits = None if name in at.DECIDING else at.NEIGHBOURS
+        items.append(_item(KEEP, name, "", lost, sentence, weakest.name, limits))
     return items
 
 

@@ -20,11 +20,13 @@ class Limits:
 
 
 #: Share of a concept's pictures in which the unerased model still sees the concept
-DRAWN = Limits(0.10, 0.20)
+DRAWN = Limits(0.15, 0.20)
 #: Share of the kept pictures in which the unerased model no longer sees what they show
-LOST = Limits(0.05, 0.10)
+LOST = Limits(0.10, 0.15)
+#: The same of near neighbours, which an erasure moves most
+NEIGHBOURS = Limits(0.10, 0.25)
 #: Reach of the plain prompt: 1 is the old prediction for the concept, 0 is that of what takes its place
-REACH = Limits(0.4, 0.6)
+REACH = Limits(0.45, 0.6)
 #: Reach of other ways to write it
 WORDINGS = Limits(0.5, 0.65)
 #: Guidance away from the concept, as a share of the way towards it: above 0 a negative prompt draws it
@@ -39,7 +41,5 @@ DECIDING = {
     "concept drawn": DRAWN,
     "predictions": REACH,
     "other wordings": WORDINGS,
-    "negative prompt": NEGATIVE,
     "kept things": LOST,
-    "near neighbours": LOST,
 }
