@@ -20,6 +20,7 @@ from trace_core.evaluate.verify.scene import Scene
 from trace_core.lora import ErasureLora
 from trace_core.lora.metadata import VERIFICATION
 from trace_core.text.concepts import Concept
+from trace_core.text.grammar import parse_concepts
 
 SMALL = Effort(samples=4, kept=4, kept_samples=1, neighbours=2, levels=4, repeats=1)
 LEAST = Effort(samples=1, kept=2, kept_samples=1, neighbours=1, levels=2, repeats=1)
@@ -128,6 +129,13 @@ def test_a_window_is_kept(demo, lora):
     made = verify(model, clip, late, effort=LEAST)
     assert made.status == FAIL and made.concepts[0].drawn.drawn == 1.0
     assert made.concepts[0].ways[0].reach > 0.5
+
+
+@pytest.mark.parametrize("line", ["cat + red background", "dog + google style", "cat + dog"])
+def test_a_combination_is_verified(demo, lora, line):
+    model, clip, _ = demo
+    made = verify(model, clip, lora, parse_concepts(line), effort=LEAST)
+    assert made.items and "misspelling" not in {w.probe.name for w in made.concepts[0].ways}
 
 
 def test_the_same_seed_gives_the_same_figures(demo, lora):

@@ -11,11 +11,11 @@ from torch import Tensor
 from ...text.concepts import Concept, same
 from ...text.kinds import guess_kind
 from ...text.neighbours import neighbours
-from ...text.prompts import asks_for, prompt_pairs
+from ...text.prompts import asks_for
 from ...text.synonyms import everyday, synonymous
 from ...text.templates import fill
 from .pictures import SHOWN, evaluations, evidence
-from .prompts import templates_of
+from .prompts import pair_of, templates_of
 from .scene import Scene
 
 
@@ -68,7 +68,7 @@ def concept_pictures(scene: Scene, concept: Concept, kind: str, rivals: Sequence
         rivals: things that a picture may show instead, beside nothing and what takes the concept's place.
     """
     templates = templates_of(kind, scene.own, scene.effort.samples)
-    pairs = [prompt_pairs(concept, [t])[0] for t in templates]
+    pairs = [pair_of(concept, t, kind) for t in templates]
     columns = [[counterpart for _, _, counterpart, _ in pairs]]
     if not concept.parts:
         columns += [[fill(t, rival) for t in templates] for rival in ("", *rivals)]

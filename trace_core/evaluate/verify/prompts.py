@@ -76,7 +76,7 @@ def probes(concept: Concept, kind: str, synonyms: Sequence[str], encoder: TextEn
     forms = {PLAIN: PROMPT[kind], **SENTENCES[kind]}
     found = []
     for name, template in forms.items():
-        prompt, phrase, counterpart, other = prompt_pairs(concept, [template])[0]
+        prompt, phrase, counterpart, other = pair_of(concept, template, kind)
         found.append(Probe(name, prompt, prompt, counterpart, phrase, other))
     if not concept.parts:
         found += _rewritten(concept, found[0], PROMPT[kind])
@@ -85,6 +85,15 @@ def probes(concept: Concept, kind: str, synonyms: Sequence[str], encoder: TextEn
             counterpart = fill(PROMPT[kind], concept.anchor)
             found.append(Probe(f"synonym '{word}'", prompt, prompt, counterpart, word, concept.anchor))
     return [p for p in found if _fits(p, encoder)]
+
+
+def pair_of(concept: Concept, template: str, kind: str) -> tuple[str, str, str, str]:
+    """Prompt, phrase, counterpart and its phrase (:func:`~trace_core.text.prompts.prompt_pairs`).
+
+    A template that names a background or style already has no place for a second one. The plain template then
+    stands in.
+    """
+    return (prompt_pairs(concept, [template]) or prompt_pairs(concept, [PROMPT[kind]]))[0]
 
 
 def _rewritten(concept: Concept, plain: Probe, template: str) -> list[Probe]:
@@ -111,7 +120,7 @@ def _fits(probe: Probe, encoder: TextEncoder) -> bool:
 def neutral_of(concept: Concept, kind: str) -> str:
     """The plain prompt without the concept; for a combination with what takes its place."""
     if concept.parts:
-        return prompt_pairs(concept, [PROMPT[kind]])[0][2]
+        return pair_of(concept, PROMPT[kind], kind)[2]
     return fill(PROMPT[kind], "")
 
 
