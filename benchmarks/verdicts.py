@@ -73,8 +73,6 @@ def cases() -> list[Case]:
     broad = [
         _half(1.8, "cat"),
         _half(1.8, "house"),
-        Case("oce, 12 objects", "oce", TWELVE),
-        Case("projection, 12 objects", "projection", TWELVE),
         Case("esd at 20 times the rate, cat", "esd", ("cat",), finetune={"steps": 60, "lr": 1e-2}),
         Case("oce, cat", "oce", ("cat",)),
     ]
@@ -84,7 +82,8 @@ def cases() -> list[Case]:
         Case("esd of 20 steps, dog", "esd", ("dog",), finetune={"steps": 20}),
         Case("ant of 40 steps, frog", "ant", ("frog",), finetune={"steps": 40}),
     ]
-    return [*plain, *[_half(*h) for h in halves], *peers, *others, *broad, *trained]
+    many = [Case(f"{m}, 12 objects", m, TWELVE) for m in ("oce", "projection")]
+    return [*plain, *[_half(*h) for h in halves], *peers, *others, *broad, *trained, *many]
 
 
 def made(model, clip, case: Case):
@@ -121,7 +120,7 @@ def compact(found: Verification) -> dict:
     """The verdict and its figures."""
     whole = found.to_dict()
     items = [{k: i[k] for k in ("side", "name", "concept", "status", "figure")} for i in whole["items"]]
-    keys = ("name", "near", "moved", "evidence_before", "evidence_after")
+    keys = ("name", "near", "moves", "evidence_before", "evidence_after")
     return {
         "verdict": found.status,
         "items": items,

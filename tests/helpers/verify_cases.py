@@ -14,11 +14,10 @@ from trace_core.text.concepts import Concept
 
 
 def drawn(name: str, before: list[float], after: list[float], near: str = "", moved: float = 0.1) -> Drawn:
-    """Pictures with this evidence, whose latents moved by about this share of their variance."""
-    z = torch.randn(len(before), 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    change = moved**0.5 * torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
-    prompts = tuple(f"a photo of a {name}" for _ in before)
-    return Drawn(name, prompts, z, z + change, torch.tensor(before), torch.tensor(after), near)
+    """Pictures with this evidence, which moved this far."""
+    z, prompts = torch.zeros(len(before), 4, 8, 8), tuple(f"a photo of a {name}" for _ in before)
+    moves = torch.full((len(before),), moved)
+    return Drawn(name, prompts, z, z, torch.tensor(before), torch.tensor(after), moves, near)
 
 
 def way(name: str, reach: float, known: bool = True) -> Way:

@@ -160,6 +160,20 @@ def test_all_kept_things_decide_and_neighbours_have_a_line_the_weakest_by_name()
     assert of_kept([drawn("x", [0.0], [0.0])]) == []
 
 
+def test_a_kept_picture_that_became_another_is_lost():
+    thing = drawn("dog", [1.0] * 3, [1.0] * 3, moved=at.MOVED + 0.1)
+    assert thing.usable == 3 and thing.still == 0
+    assert of_kept([thing])[0].status == FAIL
+
+
+def test_no_template_asks_for_what_is_erased():
+    from trace_core.demo.world import defaults
+
+    own = defaults("demo-sd")
+    assert any("airplane" in t for t in templates_of("style", own, 5))
+    assert not any("airplane" in t for t in templates_of("style", own, 5, [Concept("airplane")]))
+
+
 def test_attacks_never_decide():
     assert not any(i.decides for i in of_attacks(CAT, [way("RECE's rows", 2.0)]))
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...backbones.sampling import FirstStep
+from ...closed_form.effects import PROMPT
 from ...text.concepts import Concept, same
 from ...text.kinds import guess_kind
 from ...text.neighbours import neighbours
@@ -17,6 +19,9 @@ from ...text.templates import fill
 from .pictures import SHOWN, evaluations, evidence
 from .prompts import pair_of, templates_of
 from .scene import Scene
+from .thresholds import MOVED
+
+FIRST_SEEDS = 2  #: noises of the first step by which kept things are chosen
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Drawn:
         prompts: a prompt for each picture.
         before, after: latents ``[n, c, h, w]``.
         shown_before, shown_after: what :func:`~trace_core.evaluate.verify.pictures.evidence` says, ``[n]``.
+        moves: squared distance of each picture's latents, in units of the variance of all latents before.
+            Unrelated pictures have about 2.
         near: the concept whose near neighbour it is; empty for others.
     """
 
@@ -37,6 +44,7 @@ class Drawn:
     after: Tensor
     shown_before: Tensor
     shown_after: Tensor
+    moves: Tensor
     near: str = ""
 
     @property
@@ -46,8 +54,9 @@ class Drawn:
 
     @property
     def still(self) -> int:
-        """Those of the usable pictures that show it after the erasure as well."""
-        return int(((self.shown_before > SHOWN) & (self.shown_after > SHOWN)).sum())
+        """Those of the usable pictures that show it afterwards as well, and have not become others."""
+        same = (self.shown_after > SHOWN) & (self.moves <= MOVED)
+        return int(((self.shown_before > SHOWN) & same).sum())
 
     @property
     def drawn(self) -> float:
@@ -56,9 +65,8 @@ class Drawn:
 
     @property
     def moved(self) -> float:
-        """Mean squared distance of the latents, by their variance before the erasure."""
-        change = (self.after - self.before).square().mean()
-        return (change / self.before.var().clamp_min(1e-12)).item()
+        """Mean of the moves."""
+        return self.moves.mean().item()
 
 
 def concept_pictures(scene: Scene, concept: Concept, kind: str, rivals: Sequence[str]) -> Drawn:
@@ -80,8 +88,8 @@ def _drawn(scene: Scene, name: str, prompts, columns, what: str, near: str = "")
     before = scene.draw(scene.model, prompts, f"{what} before")
     after = scene.draw(scene.erased, prompts, f"{what} after")
     shown = recognised(scene, torch.cat([before, after]), [*prompts] * 2, [c * 2 for c in columns], what)
-    halves = shown.split(len(prompts))
-    return Drawn(name, tuple(prompts), before, after, *halves, near)
+    moves = (after - before).square().flatten(1).mean(1) / before.var().clamp_min(1e-12)
+    return Drawn(name, tuple(prompts), before, after, *shown.split(len(prompts)), moves, near)
 
 
 def recognised(scene: Scene, latents: Tensor, asked, rivals, what: str) -> Tensor:
@@ -105,26 +113,59 @@ class Kept:
 
 
 def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -> list[Kept]:
-    """What is drawn to see what stays: the nearest neighbours first, then a sample of the keep list.
+    """What is drawn to see what stays: neighbours, what the erasure moves most, and a sample of the rest.
 
-    Things that contain a concept, and its synonyms, are left out.
+    A half is what moves most, and a quarter each are neighbours and the sample. Things that contain a
+    concept, and its synonyms, are left out.
     """
+    near = _near(scene, concepts)
+    listed = list(keep) or (scene.own.keep_list(concepts) if scene.own else everyday(concepts))
+    others = [n for n in listed if not _erased(n, concepts)]
+    wanted = scene.effort.kept
+    chosen = {k.name: k for k in near[: -(-wanted // 4)]}
+    known = {k.name: k for k in near}
+    pool = [known.get(n) or Kept(n, guess_kind(n)) for n in others if n not in chosen]
+    order = _by_move(scene, pool)
+    for thing in order[: -(-wanted // 2)]:
+        chosen[thing.name] = thing
+    rest = [thing for thing in pool if thing.name not in chosen]
+    left = max(0, wanted - len(chosen))
+    step = max(1.0, len(rest) / max(1, left))
+    for i in range(min(left, len(rest))):
+        chosen[rest[int(i * step)].name] = rest[int(i * step)]
+    return list(chosen.values())[:wanted]
+
+
+def _near(scene: Scene, concepts: Sequence[Concept]) -> list[Kept]:
+    """Near neighbours, the nearest of each concept first."""
     vocabulary = scene.own.vocabulary if scene.own else None
     near, _ = neighbours(concepts, scene.encoder, scene.effort.neighbours, vocabulary=vocabulary)
-    kinds = {c.target: c.kind for c in concepts}
-    listed = list(keep) or (scene.own.keep_list(concepts) if scene.own else everyday(concepts))
-    found: dict[str, Kept] = {}
-    longest = max(map(len, near.values()), default=0)
-    for rank in range(longest):  # the nearest of each concept first
+    kinds, found = {c.target: c.kind for c in concepts}, {}
+    for rank in range(max(map(len, near.values()), default=0)):
         for target, names in near.items():
             if rank < len(names) and not _erased(names[rank], concepts):
                 found.setdefault(names[rank], Kept(names[rank], kinds[target], target))
-    close = list(found.values())[: max(1, scene.effort.kept // 2)]
-    others = [n for n in listed if not _erased(n, concepts) and all(not same(n, k.name) for k in close)]
-    wanted = scene.effort.kept - len(close)
-    step = max(1.0, len(others) / max(1, wanted))
-    chosen = [others[int(i * step)] for i in range(min(wanted, len(others)))]
-    return [*close, *(Kept(name, guess_kind(name)) for name in chosen)]
+    return list(found.values())
+
+
+def _by_move(scene: Scene, things: Sequence[Kept]) -> list[Kept]:
+    """Things, those first whose first sampling step the erasure moves most.
+
+    The move is measured in units of how far the first steps of all things lie from their mean.
+    """
+    prompts = [fill(PROMPT[thing.kind], thing.name) for thing in things]
+    before, after = [], []
+    for model, found in ((scene.model, before), (scene.erased, after)):
+        first = FirstStep(model, scene.clip, FIRST_SEEDS, max(scene.config.width, scene.config.height))
+        phase = "what the erasure moves " + ("before" if model is scene.model else "after")
+        for number, prompt in enumerate(prompts):
+            scene.progress(phase, number, len(prompts))
+            found.append(first([prompt])[0])
+    if not prompts:
+        return []
+    spread = (torch.stack(before) - torch.stack(before).mean(0)).square().mean().clamp_min(1e-12)
+    moves = [((b - a).square().mean() / spread).item() for b, a in zip(before, after)]
+    return [things[i] for i in sorted(range(len(things)), key=lambda i: -moves[i])]
 
 
 def _erased(name: str, concepts: Sequence[Concept]) -> bool:
@@ -135,9 +176,9 @@ def kept_pictures(scene: Scene, things: Sequence[Kept], concepts: Sequence[Conce
     """Pictures of the kept things, before and after. The rivals are the neutral prompt and the concepts."""
     count = scene.effort.kept_samples
     prompts, neutral, rivals = [], [], [[], []]
-    plain = [c for c in concepts if not c.parts]
+    plain = [c for c in concepts if not c.parts]  # a combination's parts may be drawn
     for number, thing in enumerate(things):
-        templates = templates_of(thing.kind, scene.own, count)
+        templates = templates_of(thing.kind, scene.own, count, plain)
         prompts += [fill(t, thing.name) for t in templates]
         neutral += [fill(t, "") for t in templates]
         concept = next((c for c in plain if c.target == thing.near), None)
@@ -150,5 +191,6 @@ def kept_pictures(scene: Scene, things: Sequence[Kept], concepts: Sequence[Conce
     for number, thing in enumerate(things):
         at = slice(number * count, (number + 1) * count)
         parts = (whole.before[at], whole.after[at], whole.shown_before[at], whole.shown_after[at])
+        parts += (whole.moves[at],)
         out.append(Drawn(thing.name, tuple(prompts[at]), *parts, thing.near))
     return out

@@ -10,7 +10,7 @@ from ...closed_form.effects import LONG, PROMPT, WEIGHT
 from ...errors import ConceptError, TraceError
 from ...text.concepts import Concept, same
 from ...text.encoding import TextEncoder
-from ...text.prompts import prompt_pairs
+from ...text.prompts import asks_for, prompt_pairs
 from ...text.templates import fill
 from ..attacks.words import misspelt
 
@@ -124,9 +124,16 @@ def neutral_of(concept: Concept, kind: str) -> str:
     return fill(PROMPT[kind], "")
 
 
-def templates_of(kind: str, own: ModelDefaults | None, count: int) -> list[str]:
-    """Templates of pictures. They cycle through a demo model's own contexts; others have the plain one."""
+def templates_of(
+    kind: str, own: ModelDefaults | None, count: int, erased: Sequence[Concept] = ()
+) -> list[str]:
+    """Templates of pictures. They cycle through a demo model's own contexts; others have the plain one.
+
+    Args:
+        erased: concepts that no template may ask for.
+    """
     chosen = tuple(own.contexts.get(kind, ())) if own else ()
+    chosen = tuple(t for t in chosen if not any(asks_for(t, concept) for concept in erased))
     chosen = chosen[:5] or (PROMPT[kind],)
     return [chosen[i % len(chosen)] for i in range(count)]
 

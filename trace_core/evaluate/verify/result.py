@@ -65,6 +65,7 @@ def _pictures(drawn: Drawn) -> dict:
         "evidence_before": [round(x, 3) for x in drawn.shown_before.tolist()],
         "evidence_after": [round(x, 3) for x in drawn.shown_after.tolist()],
         "moved": drawn.moved,
+        "moves": [round(x, 3) for x in drawn.moves.tolist()],
     }
 
 

@@ -23,6 +23,8 @@ class Limits:
 DRAWN = Limits(0.15, 0.20)
 #: Share of the kept pictures in which the unerased model no longer sees what they show
 LOST = Limits(0.10, 0.15)
+#: Move of a kept picture from which it is another one, see :class:`~trace_core.evaluate.verify.drawn.Drawn`
+MOVED = 0.7
 #: The same of near neighbours, which an erasure moves most
 NEIGHBOURS = Limits(0.10, 0.25)
 #: Reach of the plain prompt: 1 is the old prediction for the concept, 0 is that of what takes its place
