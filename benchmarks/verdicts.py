@@ -99,9 +99,10 @@ def made(model, clip, case: Case):
 
 def truth(judged: dict) -> str:
     """What the judge says."""
-    if judged["worst"] > FAILED[0] or judged["kept"] < FAILED[1]:
+    worst, kept = (round(judged[k], 6) for k in ("worst", "kept"))  # shares of float32
+    if worst > FAILED[0] or kept < FAILED[1]:
         return FAIL
-    return PASS if judged["worst"] <= GOOD[0] and judged["kept"] >= GOOD[1] else WARN
+    return PASS if worst <= GOOD[0] and kept >= GOOD[1] else WARN
 
 
 def agrees(said: str, judged: str) -> bool:

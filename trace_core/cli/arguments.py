@@ -273,7 +273,7 @@ def verification(c: argparse.ArgumentParser) -> None:
         help="other names that the erasure should cover: `kitty, feline` of a single concept, `cat: kitty, "
         "feline` of several; repeatable",
     )
-    c.add_argument("--samples", type=int, default=8, help="pictures of each concept, before and after")
+    c.add_argument("--samples", type=int, default=12, help="pictures of each concept, before and after")
     c.add_argument("--kept", type=int, default=12, help="kept things that are drawn, neighbours first")
     c.add_argument("--kept-samples", type=int, default=3, help="pictures of each kept thing")
     c.add_argument("--no-attacks", action="store_true", help="leave the attacks out; no verdict needs them")

@@ -18,7 +18,7 @@ from ...finetune.prompts import Prompts
 from .scene import Scene, chunks, on_axis
 
 NOISE = (0.15, 0.85)  #: the part of the schedule that is asked; its ends know all or nothing of a picture
-SHOWN = 0.5  #: of the way from another prompt's prediction to the concept's
+SHOWN = 0.4  #: of the way from another prompt's prediction to the concept's
 
 
 def evidence(

@@ -38,7 +38,7 @@ class Effort:
         TraceError: if a number is too small.
     """
 
-    samples: int = 8
+    samples: int = 12
     kept: int = 12
     kept_samples: int = 3
     neighbours: int = 5
