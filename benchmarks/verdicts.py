@@ -120,11 +120,9 @@ def judged(evaluator: Evaluator, lora, concepts: list[Concept]) -> dict:
 def compact(found: Verification) -> dict:
     """The verdict and its figures."""
     whole = found.to_dict()
-    items = [{k: i[k] for k in ("side", "name", "concept", "status", "figure")} for i in whole["items"]]
     keys = ("name", "near", "moves", "evidence_before", "evidence_after")
     return {
         "verdict": found.status,
-        "items": items,
         "leak": found.leak,
         "weakest": found.weakest,
         "wordings": {
