@@ -1,16 +1,16 @@
 """What counts as left, as lost and as strong: the constants of every verdict.
 
 They were chosen on erasures of demo-sd, beside what its judge says (``benchmarks/verdicts.py``), and then
-left alone for demo-flux. The judge calls an erasure failed if it sees a concept in more than 20 % of its pictures,
-or less than 90 % of the rest, and good up to 10 % and from 95 %.
+left alone for demo-flux. The judge calls an erasure failed if it sees a concept in more than 20 % of its
+pictures, or less than 90 % of the rest, and good up to 10 % and from 95 %.
 
 * :data:`DRAWN` is the judge's own scale, since the unerased model sees about as much as the judge does.
 * :data:`LOST` is a little above it, since half of what is drawn are the things that the erasure moves most.
   Good erasures lost up to 0.06 of these pictures, and the mildest failed one 0.19.
 * :data:`MOVED`: on demo-sd none of 318 kept pictures below 0.4 had lost what it showed, 2 of 13 up to 0.7,
   and 33 of 50 above.
-* :data:`REACH` and :data:`WORDINGS` lie between the projections at strength 0.7 (0.39, 0.34), 0.6 (0.44, 0.51)
-  and 0.5 (0.58, 0.59). The judge calls the first good, the second between and the last failed.
+* :data:`REACH` and :data:`WORDINGS` lie between the projections at strength 0.7 (0.39, 0.34), 0.6 (0.44,
+  0.51) and 0.5 (0.58, 0.59). The judge calls the first good, the second between and the last failed.
 """
 
 from __future__ import annotations
