@@ -15,8 +15,9 @@ from trace_core.closed_form import ClosedFormConfig, erase
 from trace_core.demo import domain, loader
 from trace_core.errors import ConceptError, LoraError
 from trace_core.evaluate.verify import FAIL, PASS, Effort, verify
-from trace_core.evaluate.verify.pictures import SHOWN, evidence
+from trace_core.evaluate.verify.pictures import evidence
 from trace_core.evaluate.verify.scene import Scene
+from trace_core.evaluate.verify.thresholds import SHOWN
 from trace_core.lora import ErasureLora
 from trace_core.lora.metadata import VERIFICATION
 from trace_core.text.concepts import Concept

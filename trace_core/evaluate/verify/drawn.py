@@ -16,10 +16,10 @@ from ...text.neighbours import neighbours
 from ...text.prompts import asks_for
 from ...text.synonyms import everyday, synonymous
 from ...text.templates import fill
-from .pictures import SHOWN, evaluations, evidence
+from .pictures import evaluations, evidence
 from .prompts import pair_of, templates_of
 from .scene import Scene
-from .thresholds import MOVED
+from .thresholds import MOVED, SHOWN
 
 FIRST_SEEDS = 2  #: noises of the first step by which kept things are chosen
 

@@ -88,7 +88,7 @@ def _kept(found: Verification) -> list[str]:
         for d in found.kept[:SHOWN]
     ]
     left = len(found.kept) - len(rows)
-    more = [f"{left} more things moved less."] if left else []
+    more = [f"{left} more things lost or moved less."] if left else []
     return [
         "## What stays",
         "",

@@ -2,8 +2,8 @@
 
 A diffusion model is a classifier (Li et al., arXiv 2303.16203): of several prompts, the one that predicts a
 picture's noise best is what it shows. Here noise is added to a finished picture, and the unerased model
-predicts the picture for the concept's prompt and for other prompts. A picture shows the concept if it lies
-nearer to the concept's prediction than to each of the others.
+predicts the picture for the concept's prompt and for other prompts. A picture shows the concept if it has
+gone far enough from each of the other predictions to the concept's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from ...finetune.prompts import Prompts
 from .scene import Scene, chunks, on_axis
 
 NOISE = (0.15, 0.85)  #: the part of the schedule that is asked; its ends know all or nothing of a picture
-SHOWN = 0.4  #: of the way from another prompt's prediction to the concept's
 
 
 def evidence(
     scene: Scene, latents: Tensor, asked: Sequence[str], rivals: Sequence[Sequence[str]], tick: Callable
-):
+) -> Tensor:
     """How much each picture shows what its prompt asks for, ``[n]``.
 
     It is the way from a rival's prediction to that of the asked prompt which the picture has gone, the mean

@@ -4,6 +4,7 @@ They were chosen on erasures of demo-sd, beside what its judge says (``benchmark
 left alone for demo-flux. The judge calls an erasure failed if it sees a concept in more than 20 % of its
 pictures, or less than 90 % of the rest, and good up to 10 % and from 95 %.
 
+* :data:`SHOWN`: pictures of good erasures lie below 0.2, and most of unerased models above 0.7.
 * :data:`DRAWN` is the judge's own scale, since the unerased model sees about as much as the judge does.
 * :data:`LOST` is a little above it, since half of what is drawn are the things that the erasure moves most.
   Good erasures lost up to 0.06 of these pictures, and the mildest failed one 0.19.
@@ -32,6 +33,8 @@ class Limits:
         return FAIL if figure > self.fail else WARN if figure > self.warn else PASS
 
 
+#: A picture shows a thing from this share on of the way from another prompt's prediction to the thing's
+SHOWN = 0.4
 #: Share of a concept's pictures in which the unerased model still sees the concept
 DRAWN = Limits(0.15, 0.20)
 #: Share of the kept pictures in which the unerased model no longer sees what they show
