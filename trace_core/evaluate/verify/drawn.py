@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...backbones.sampling import FirstStep
 from ...closed_form.effects import PROMPT
-from ...text.concepts import Concept, same
+from ...text.concepts import Concept, check_disjoint, same
 from ...text.kinds import guess_kind
 from ...text.neighbours import neighbours
 from ...text.prompts import asks_for
@@ -115,12 +115,16 @@ class Kept:
 def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -> list[Kept]:
     """What is drawn to see what stays: neighbours, what the erasure moves most, and a sample of the rest.
 
-    A half is what moves most, and a quarter each are neighbours and the sample. Things that contain a
-    concept, and its synonyms, are left out.
+    A half is what moves most, and a quarter each are neighbours and the sample. Of neighbours and of the
+    default list, things that contain a concept and its synonyms are left out.
+
+    Raises:
+        ConceptError: if a concept is in the keep list.
     """
+    check_disjoint(concepts, keep)
     near = _near(scene, concepts)
-    listed = list(keep) or (scene.own.keep_list(concepts) if scene.own else everyday(concepts))
-    others = [n for n in listed if not _erased(n, concepts)]
+    listed = scene.own.keep_list(concepts) if scene.own else everyday(concepts)
+    others = list(dict.fromkeys(keep)) or [n for n in listed if not _erased(n, concepts)]
     wanted = scene.effort.kept
     chosen = {k.name: k for k in near[: -(-wanted // 4)]}
     known = {k.name: k for k in near}
@@ -156,7 +160,7 @@ def _by_move(scene: Scene, things: Sequence[Kept]) -> list[Kept]:
     prompts = [fill(PROMPT[thing.kind], thing.name) for thing in things]
     before, after = [], []
     for model, found in ((scene.model, before), (scene.erased, after)):
-        first = FirstStep(model, scene.clip, FIRST_SEEDS, max(scene.config.width, scene.config.height))
+        first = FirstStep(model, scene.clip, FIRST_SEEDS)
         phase = "what the erasure moves " + ("before" if model is scene.model else "after")
         for number, prompt in enumerate(prompts):
             scene.progress(phase, number, len(prompts))
