@@ -15,7 +15,7 @@ WIDTH, MARGIN, ROW = 1000, 24, 17
 COLOURS = {at.PASS: (30, 120, 60), at.WARN: (176, 112, 0), at.FAIL: MARK}
 PALE = (205, 207, 211)
 PLOT = (452, 190)  #: pixels of a concept's plot
-PICTURE = 150  #: pixels of a picture's side at most
+PICTURE = 142  #: pixels of a picture's side at most
 MOST_ITEMS, MOST_PLOTS = 16, 4
 LINES = (("before", INK, "before"), ("after", MARK, "after"), ("left", (0, 90, 181), "after, along before"))
 
