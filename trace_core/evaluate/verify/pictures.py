@@ -17,6 +17,9 @@ from ...backbones.sampling import noise_for
 from ...finetune.prompts import Prompts
 from .scene import Scene, chunks, on_axis
 
+#: Guidance at which a network that embeds it is asked. Guided predictions lie farther from each other than
+#: pictures do, so that no picture would reach them.
+UNGUIDED = 1.0
 NOISE = (0.15, 0.85)  #: the part of the schedule that is asked; its ends know all or nothing of a picture
 
 
@@ -37,7 +40,7 @@ def evidence(
     """
     backbone = scene.backbone
     backbone.load()
-    texts = Prompts(backbone, scene.clip, scene.shape, scene.config.guidance)
+    texts = Prompts(backbone, scene.clip, scene.shape, UNGUIDED)
     inner = backbone.patcher.model
     found = []
     with torch.no_grad():
