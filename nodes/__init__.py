@@ -9,6 +9,7 @@ from .fuse import FuseErasureLoras
 from .presets import ErasurePresets
 from .projection import ClosedFormProjection
 from .save import SaveErasureLora
+from .verify import VerifyErasure
 
 NODES = (
     ClosedFormProjection,
@@ -17,6 +18,7 @@ NODES = (
     ApplyErasureLora,
     SaveErasureLora,
     CompareErasure,
+    VerifyErasure,
     ErasurePresets,
     LoadDemoModel,
 )

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from ..trace_core.evaluate.markdown import escaped, percent, shortened, table
 from ..trace_core.lora import ErasureLora
-from .markdown import escaped, percent, shortened, table
 
 ERASING_TERMS = ("erase", "attention", "steer")  #: of the objectives; each has one of these
 

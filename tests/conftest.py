@@ -41,6 +41,7 @@ SECONDS = {
     "engine/test_carried.py": 25,
     "engine/test_work.py": 25,
     "engine/test_nodes.py": 25,
+    "engine/test_verify.py": 100,
     "engine/formats/test_training.py": 25,
     "engine/test_attention.py": 20,
     "engine/test_compat.py": 20,

@@ -30,7 +30,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 INSTEAD = {"sd15.safetensors": "demo-sd", "=512": "=64", '": 512': '": 64', '"steps": 60': '"steps": 2'}
 QUICK = {"steps": 2, "batch": 8, "trajectories": 2, "keep_trajectories": 2, "refresh": 2}
 #: Options that are put behind those of a command: the last one counts
-CHEAPER = {"evaluate": ["--samples", "1", "--steps", "2", "--budget", "0.02"], "generate": ["--steps", "2"]}
+CHEAPER = {
+    "evaluate": ["--samples", "1", "--steps", "2", "--budget", "0.02"],
+    "generate": ["--steps", "2"],
+    "verify": ["--samples", "1", "--steps", "2", "--kept", "2", "--kept-samples", "1"],
+}
 LISTS = {"artists.csv": "Name,Kind\nVan Gogh,style\nMonet,style\n", "list.txt": "cat\ndog\n"}
 #: Timed elsewhere, and nothing to be cut short
 LONG = {"bench"}

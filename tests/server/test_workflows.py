@@ -27,6 +27,7 @@ ERASED = {
     "mace": [("object", n, (n,)) for n in ("cat", "truck")],
     "ant": [("object", "cat", ("cat",))],
     "trce": [("object", "cat", ("cat", "kitty"))],
+    "verify": [("object", "cat", ("cat", "kitty"))],
     "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
     "people": [("person", n, (n,)) for n in ("Anna Berg", "Kirubo", "Mira van Holt")],
 }

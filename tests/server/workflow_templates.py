@@ -324,6 +324,36 @@ def people(g: Graph) -> None:
     )
 
 
+def verify(g: Graph) -> None:
+    g.column("1  Model")
+    g.note(
+        "# A verdict on an erasure\n\nVerify says PASS, WARN or FAIL. It needs no classifier: the unerased "
+        "model itself says what the erased model's pictures show. The page goes beside the file, and the "
+        "saved file holds the verdict."
+    )
+    model, _ = g.node("TRACE_LoadDemoModel")
+    g.note(
+        SWAP + "\nGive *Verify Erasure* the model without the erasure. Name other words for the concept in "
+        "**synonyms**. A smaller picture is faster."
+    )
+    g.column("2  Erase")
+    erased, _ = g.node("TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase="cat\nkitty")
+    g.column("3  Verify")
+    verified, _ = g.node(
+        "TRACE_VerifyErasure",
+        model=(model, 0),
+        clip=(model, 1),
+        lora=(erased, 1),
+        vae=(model, 2),
+        erase="cat",
+        synonyms="kitty",
+    )
+    g.node("PreviewAny", "Report", source=(verified, 2))
+    g.node("TRACE_SaveErasureLora", lora=(verified, 4), name="verified-%concepts%")
+    g.column("4  Before and after")
+    compare(g, model, (erased, 0), CATS, "cat\nkitty")
+
+
 GRAPHS = {
     "quickstart": quickstart,
     "trace-full": trace_full,
@@ -338,4 +368,5 @@ GRAPHS = {
     "trce": trce,
     "merge-into-checkpoint": merge_into_checkpoint,
     "people": people,
+    "verify": verify,
 }

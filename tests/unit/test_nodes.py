@@ -21,6 +21,7 @@ IDS = {
     "TRACE_ClosedFormProjection", "TRACE_LateStageFinetune", "TRACE_ApplyErasureLora",
     "TRACE_SaveErasureLora",
     "TRACE_CompareErasure", "TRACE_ErasurePresets", "TRACE_LoadDemoModel", "TRACE_FuseErasureLoras",
+    "TRACE_VerifyErasure",
 }  # fmt: skip
 
 

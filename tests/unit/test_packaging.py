@@ -257,7 +257,7 @@ nodes = importlib.import_module("pack-0_x_1.nodes")
 for package in (core, nodes):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
-assert len(nodes.NODE_CLASS_MAPPINGS) == 8
+assert len(nodes.NODE_CLASS_MAPPINGS) == 9
 wrong = {"comfy", "nodes", "server", "trace_core"} & set(sys.modules)
 sys.exit(f"imported {wrong}" if wrong else 0)
 """

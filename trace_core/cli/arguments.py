@@ -256,6 +256,38 @@ def loras(c: argparse.ArgumentParser) -> None:
     )
 
 
+def verification(c: argparse.ArgumentParser) -> None:
+    """How much a verification measures, and what it writes beside ``--json``."""
+    c.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="CONCEPT",
+        help="what must not change; repeatable (default: everyday things; demo models: all they know)",
+    )
+    keep_file(c)
+    c.add_argument(
+        "--synonyms",
+        action="append",
+        default=[],
+        metavar="NAMES",
+        help="other names that the erasure should cover: `kitty, feline` of a single concept, `cat: kitty, "
+        "feline` of several; repeatable",
+    )
+    c.add_argument("--samples", type=int, default=12, help="pictures of each concept, before and after")
+    c.add_argument("--kept", type=int, default=12, help="kept things that are drawn, neighbours first")
+    c.add_argument("--kept-samples", type=int, default=3, help="pictures of each kept thing")
+    c.add_argument("--no-attacks", action="store_true", help="leave the attacks out; no verdict needs them")
+    c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
+    c.add_argument("--markdown", metavar="FILE", help="write the report as Markdown")
+    c.add_argument("--picture", metavar="FILE", help="write a page with the verdict as PNG")
+    c.add_argument(
+        "--out",
+        metavar="FILE",
+        help="write the LoRA anew (.safetensors) with the verdict in its metadata; its weights stay",
+    )
+
+
 def sampler(c: argparse.ArgumentParser) -> None:
     c.add_argument(
         "--steps", type=int, default=None, help="sampling steps (default: 12 for demo models, else 20)"

@@ -16,7 +16,7 @@ from ..lora.erasure import ErasureLora
 from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
-from . import attacking, jobs, outputs, training, workers
+from . import attacking, jobs, outputs, training, verifying, workers
 from . import inputs as intake
 from .engine import PACK_ROOT, EngineNotFound, find, load
 from .figures import remarks, table
@@ -39,6 +39,7 @@ def run(args) -> None:
         "erase": erase,
         "generate": generate,
         "evaluate": evaluate,
+        "verify": verify,
         "info": info,
         "bench": bench,
         "fuse": fuse,
@@ -287,6 +288,16 @@ def evaluate(args) -> dict:
     print(table([("", result)]))
     window = {"start": args.start, "end": args.end}
     return result | window | {"model": args.model, "loras": args.lora, "strength": args.strength}
+
+
+def verify(args) -> dict:
+    verifying.check(args)
+    lora = ErasureLora.load(args.lora)
+    concepts, keep = intake.concepts(args)[0], intake.keep(args)[0]
+    synonyms = verifying.synonyms(args.synonyms, concepts, lora)
+    model, clip, vae = open_model(Source.of(args), clock=args.clock)
+    config = sampler_of(args, model, args.model in DEMO_MODELS)
+    return verifying.run(args, (model, clip, vae), lora, concepts, keep, synonyms, config)
 
 
 def info(args) -> dict:

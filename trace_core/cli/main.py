@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     _erase(commands)
     _generate(commands)
     _evaluate(commands)
+    _verify(commands)
     _fuse(commands)
     _export(commands)
     _info(commands)
@@ -150,6 +151,22 @@ def _evaluate(commands) -> None:
     c.add_argument(
         "--budget", type=float, default=1.0, metavar="X", help="factor on the attacks' numbers of steps"
     )
+
+
+def _verify(commands) -> None:
+    c = _command(
+        commands,
+        "verify",
+        "give a verdict on an erasure, for any model",
+        "Verify an erasure without a judge: the unerased model itself says what a picture shows. PASS, WARN "
+        "or FAIL for the concept's pictures and predictions, other ways to write it, and what must stay.",
+    )
+    arguments.model(c, more="; pictures need no VAE, their thumbnails do")
+    arguments.concepts(c, required=False)
+    c.add_argument("--lora", required=True, metavar="FILE", help="the erasure LoRA to verify")
+    c.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA")
+    arguments.verification(c)
+    arguments.sampler(c)
 
 
 def _fuse(commands) -> None:

@@ -95,8 +95,9 @@ def outputs(args) -> list[Place]:
         found.append(Place("--out", Path(out)))
     if getattr(args, "resume", None):
         found.append(Place("--resume", Path(args.resume), kept=True))
-    if args.json:
-        found.append(Place("--json", Path(args.json)))
+    for name in ("json", "markdown", "picture"):
+        if getattr(args, name, None):
+            found.append(Place(f"--{name}", Path(getattr(args, name))))
     return found
 
 

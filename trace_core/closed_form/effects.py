@@ -76,7 +76,7 @@ def side_effects(
         }
         empty = encoder.encode("").embeddings
         forms["weighted"] = (
-            None if forms["short"] is None else [_weighted(pairs, empty) for pairs in forms["short"]]
+            None if forms["short"] is None else [weighted(pairs, empty) for pairs in forms["short"]]
         )
         found = {
             w: _pairs(encoder, Concept(w), PROMPT["object"])
@@ -136,7 +136,7 @@ def _substitute_pairs(
     return None if None in found else found
 
 
-def _weighted(pairs: Pairs, empty: Tensor) -> Pairs:
+def weighted(pairs: Pairs, empty: Tensor) -> Pairs:
     """The same prompt with the name at :data:`WEIGHT`, as ComfyUI weighs: relative to the empty prompt."""
     erase, want = pairs.erase.clone(), pairs.want
     at = [i for i, group in enumerate(pairs.groups) if group == SUBJECT and i < len(empty)]

@@ -18,7 +18,7 @@ def to_image(picture: Tensor, scale: int) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
 
 
-def _wrap(draw: ImageDraw.ImageDraw, text: str, font, width: int, lines: int = 3) -> list[str]:
+def wrap(draw: ImageDraw.ImageDraw, text: str, font, width: int, lines: int = 3) -> list[str]:
     """Break a text into at most ``lines`` lines of ``width``; the rest becomes an ellipsis."""
     out, line = [], ""
     for word in text.split():
@@ -53,7 +53,7 @@ def grid(
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
     height, width = (int(s) * scale for s in rows[0][1].shape[1:3])
     probe = ImageDraw.Draw(Image.new("RGB", (8, 8)))
-    heads = [_wrap(probe, text, small, width - GAP) for text in columns]
+    heads = [wrap(probe, text, small, width - GAP) for text in columns]
     left = (
         max(int(probe.textlength(part, font=font)) for label, _ in rows for part in label.split("\n"))
         + 2 * GAP

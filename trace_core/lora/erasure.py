@@ -19,7 +19,7 @@ from ..errors import LoraError
 from ..text.kinds import KINDS
 from . import formats
 from .files import canonical, own_memory, why, write_whole
-from .metadata import finite_number, parsed, title_of
+from .metadata import VERIFICATION, finite_number, parsed, title_of
 from .parts import (
     DTYPES,
     Part,
@@ -191,6 +191,7 @@ class ErasureLora:
         self.metadata["trace.concepts"] = json.dumps(list(concepts.values()), ensure_ascii=False)
         self.metadata["modelspec.title"] = title_of([c[0] for c in concepts.values()])
         self.metadata.pop("trace.parts", None)
+        self.metadata.pop(VERIFICATION, None)
         if len(entries) > 1 or entries[0]["strength"] != 1.0:
             self.metadata["trace.parts"] = json.dumps(entries, ensure_ascii=False)
 
@@ -373,6 +374,7 @@ def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
     """The first file's metadata, completed by the second's, with merged lists and a common title."""
     out, both = {**second.metadata, **first.metadata}, {}
     out.pop("trace.parts", None)
+    out.pop(VERIFICATION, None)
     for key in ("trace.concepts", "trace.keep"):
         lists = [
             found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)

@@ -11,6 +11,7 @@ from ..backbones.families import KINDS
 from .parts import entry_of
 
 FORMAT = "trace-erasure-1"
+VERIFICATION = "trace.verification"  #: key of a verdict; it holds for one edit alone
 
 
 def title_of(targets: Sequence[str]) -> str:

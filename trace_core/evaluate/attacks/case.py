@@ -138,15 +138,7 @@ class Case:
     @cached_property
     def counterpart(self) -> str:
         """What the erasure draws instead of the concept, from its file; empty for the neutral prompt."""
-        if self.lora is None:
-            return ""
-        found = _json(self.lora.metadata.get("trace.substitutes"))
-        try:
-            concepts = [c for part in self.lora.parts() for c in part.concepts]
-        except LoraError:
-            concepts = []
-        anchors = {c.target: c.anchor for c in concepts if c.anchor} | found
-        return next((other for target, other in anchors.items() if same(target, self.concept)), "")
+        return counterpart_of(self.lora, self.concept) if self.lora else ""
 
     @cached_property
     def others(self) -> list[str]:
@@ -243,6 +235,17 @@ class Case:
     def plain_reach(self) -> float:
         """Reach of the erased model without an attack."""
         return self.reach(self.erased)
+
+
+def counterpart_of(lora: ErasureLora, concept: str) -> str:
+    """What an erasure draws instead of a concept, from its file; empty for the neutral prompt."""
+    found = _json(lora.metadata.get("trace.substitutes"))
+    try:
+        concepts = [c for part in lora.parts() for c in part.concepts]
+    except LoraError:
+        concepts = []
+    anchors = {c.target: c.anchor for c in concepts if c.anchor} | found
+    return next((other for target, other in anchors.items() if same(target, concept)), "")
 
 
 def _json(text: str | None) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Reach:
         model, clip: the unerased ComfyUI model and its text encoder.
         prompts, neutral: prompts of the concept, and the same without it. The first :data:`PROMPTS` are used.
         seed: seed of the trajectories.
+        steps: noise levels of a trajectory; None: the sampling steps.
+        tick: called before every model evaluation; an exception raised in it cancels.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Reach:
         neutral: Sequence[str],
         config: SamplerConfig,
         seed: int,
+        steps: int | None = None,
+        tick: Callable[[], None] = lambda: None,
     ):
-        self._clip, self._config = clip, config
+        self._clip, self._config, self._tick = clip, config, tick
         backbone = backbone_for(model)
         backbone.load()
         shape = backbone.latent_shape(config.width, config.height)
@@ -58,23 +62,23 @@ class Reach:
         with torch.no_grad():
             numbers = texts.indices([(p, "") for p in prompts[:PROMPTS]])
             others = texts.batch(texts.indices([(p, "") for p in neutral[:PROMPTS]]))
-            sampling = Sampling(config.steps, config.cfg, len(numbers), torch.float32)
-            #: (x, sigma, p0(c), p0(g)) per level
+            sampling = Sampling(steps or config.steps, config.cfg, len(numbers), torch.float32)
+            #: (x, sigma, p0(c), p0(g)) per level, on the CPU
             self.points: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
             uncond = texts.index("")
-            for _, sigma, x, found in trajectories(
-                backbone, texts, numbers, uncond, sampling, seed, lambda: None
-            ):
+            for _, sigma, x, found in trajectories(backbone, texts, numbers, uncond, sampling, seed, tick):
                 if found:
                     level = torch.full((len(x),), sigma, device=x.device)
-                    self.points.append((x, level, found["prompt"], others.predict(x, level)))
+                    point = (x, level, found["prompt"], others.predict(x, level))
+                    self.points.append(tuple(t.cpu() for t in point))
 
-    def __call__(self, model, prompts: Sequence[str], clip=None) -> float:
-        """Mean reach of a model whose attacked prompt i stands for the concept's prompt i.
+    def predictions(self, model, prompts: Sequence[str], clip=None) -> Iterator[Tensor]:
+        """Predictions ``[n, c, h, w]`` of a model at every level, on the CPU.
 
         Args:
-            clip: the text encoder of the attacked prompts; None: the own one. Weights such as ``(cat:1.5)``
-                are read.
+            prompts: prompt i is read at the latents of the concept's prompt i.
+            clip: the text encoder of these prompts; None: the own one. Weights such as ``(cat:1.5)`` are
+                read.
         """
         clip, backbone = clip or self._clip, backbone_for(model)
         backbone.load()
@@ -87,5 +91,16 @@ class Reach:
                 for p in dict.fromkeys(prompts[:PROMPTS])
             }
             batch = grouped(backbone, [known[p] for p in prompts[:PROMPTS]])
-            found = [reach(batch.predict(x, sigma), c, g) for x, sigma, c, g in self.points]
+            for x, sigma, _, _ in self.points:
+                self._tick()
+                yield batch.predict(x.to(backbone.device), sigma.to(backbone.device)).cpu()
+
+    def __call__(self, model, prompts: Sequence[str], clip=None) -> float:
+        """Mean reach of a model whose attacked prompt i stands for the concept's prompt i.
+
+        Args:
+            clip: see :meth:`predictions`.
+        """
+        attacked = self.predictions(model, prompts, clip)
+        found = [reach(a, c, g) for a, (_, _, c, g) in zip(attacked, self.points)]
         return sum(found) / len(found)

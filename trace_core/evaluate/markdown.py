@@ -1,4 +1,4 @@
-"""What the reports share: escaped names, percentages, lists and tables in Markdown."""
+"""What reports share: escaped names, percentages, lists and tables in Markdown."""
 
 from __future__ import annotations
 

@@ -1,0 +1,200 @@
+"""Pictures of the concepts and of what must stay, before and after the erasure, with the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...backbones.sampling import FirstStep
+from ...closed_form.effects import PROMPT
+from ...text.concepts import Concept, check_disjoint, same
+from ...text.kinds import guess_kind
+from ...text.neighbours import neighbours
+from ...text.prompts import asks_for
+from ...text.synonyms import everyday, synonymous
+from ...text.templates import fill
+from .pictures import evaluations, evidence
+from .prompts import pair_of, templates_of
+from .scene import Scene
+from .thresholds import MOVED, SHOWN
+
+FIRST_SEEDS = 2  #: noises of the first step by which kept things are chosen
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures of one thing.
+
+    Attributes:
+        name: the thing.
+        prompts: a prompt for each picture.
+        before, after: latents ``[n, c, h, w]``.
+        shown_before, shown_after: what :func:`~trace_core.evaluate.verify.pictures.evidence` says, ``[n]``.
+        moves: squared distance of each picture's latents, in units of the variance of all latents before.
+            Unrelated pictures have about 2.
+        near: the concept whose near neighbour it is; empty for others.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    before: Tensor
+    after: Tensor
+    shown_before: Tensor
+    shown_after: Tensor
+    moves: Tensor
+    near: str = ""
+
+    @property
+    def usable(self) -> int:
+        """Pictures in which the unerased model sees the thing before the erasure."""
+        return int((self.shown_before > SHOWN).sum())
+
+    @property
+    def still(self) -> int:
+        """Those of the usable pictures that show it afterwards as well, and have not become others."""
+        same = (self.shown_after > SHOWN) & (self.moves <= MOVED)
+        return int(((self.shown_before > SHOWN) & same).sum())
+
+    @property
+    def drawn(self) -> float:
+        """Share of the pictures after the erasure that show the thing."""
+        return int((self.shown_after > SHOWN).sum()) / len(self.prompts)
+
+    @property
+    def moved(self) -> float:
+        """Mean of the moves."""
+        return self.moves.mean().item()
+
+
+def concept_pictures(scene: Scene, concept: Concept, kind: str, rivals: Sequence[str]) -> Drawn:
+    """Pictures of a concept before and after.
+
+    Args:
+        rivals: things that a picture may show instead, beside nothing and what takes the concept's place.
+    """
+    templates = templates_of(kind, scene.own, scene.effort.samples)
+    pairs = [pair_of(concept, t, kind) for t in templates]
+    columns = [[counterpart for _, _, counterpart, _ in pairs]]
+    if not concept.parts:
+        columns += [[fill(t, rival) for t in templates] for rival in ("", *rivals)]
+    prompts = [prompt for prompt, *_ in pairs]
+    return _drawn(scene, concept.target, prompts, columns, f"concept '{concept.target}'")
+
+
+def _drawn(scene: Scene, name: str, prompts, columns, what: str, near: str = "") -> Drawn:
+    before = scene.draw(scene.model, prompts, f"{what} before")
+    after = scene.draw(scene.erased, prompts, f"{what} after")
+    shown = recognised(scene, torch.cat([before, after]), [*prompts] * 2, [c * 2 for c in columns], what)
+    moves = (after - before).square().flatten(1).mean(1) / before.var().clamp_min(1e-12)
+    return Drawn(name, tuple(prompts), before, after, *shown.split(len(prompts)), moves, near)
+
+
+def recognised(scene: Scene, latents: Tensor, asked, rivals, what: str) -> Tensor:
+    """:func:`~trace_core.evaluate.verify.pictures.evidence` with a phase of its own."""
+    tick = scene.ticker(f"what {what} shows", evaluations(scene, len(latents), len(rivals)))
+    return evidence(scene, latents, asked, rivals, tick)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A thing that must stay.
+
+    Attributes:
+        kind: kind of its prompts.
+        near: the concept whose near neighbour it is; empty for others.
+    """
+
+    name: str
+    kind: str
+    near: str = ""
+
+
+def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -> list[Kept]:
+    """What is drawn to see what stays: neighbours, what the erasure moves most, and a sample of the rest.
+
+    A half is what moves most, and a quarter each are neighbours and the sample. Of neighbours and of the
+    default list, things that contain a concept and its synonyms are left out.
+
+    Raises:
+        ConceptError: if a concept is in the keep list.
+    """
+    check_disjoint(concepts, keep)
+    near = _near(scene, concepts)
+    listed = scene.own.keep_list(concepts) if scene.own else everyday(concepts)
+    others = list(dict.fromkeys(keep)) or [n for n in listed if not _erased(n, concepts)]
+    wanted = scene.effort.kept
+    chosen = {k.name: k for k in near[: -(-wanted // 4)]}
+    known = {k.name: k for k in near}
+    pool = [known.get(n) or Kept(n, guess_kind(n)) for n in others if n not in chosen]
+    order = _by_move(scene, pool)
+    for thing in order[: -(-wanted // 2)]:
+        chosen[thing.name] = thing
+    rest = [thing for thing in pool if thing.name not in chosen]
+    left = max(0, wanted - len(chosen))
+    step = max(1.0, len(rest) / max(1, left))
+    for i in range(min(left, len(rest))):
+        chosen[rest[int(i * step)].name] = rest[int(i * step)]
+    return list(chosen.values())[:wanted]
+
+
+def _near(scene: Scene, concepts: Sequence[Concept]) -> list[Kept]:
+    """Near neighbours, the nearest of each concept first."""
+    vocabulary = scene.own.vocabulary if scene.own else None
+    near, _ = neighbours(concepts, scene.encoder, scene.effort.neighbours, vocabulary=vocabulary)
+    kinds, found = {c.target: c.kind for c in concepts}, {}
+    for rank in range(max(map(len, near.values()), default=0)):
+        for target, names in near.items():
+            if rank < len(names) and not _erased(names[rank], concepts):
+                found.setdefault(names[rank], Kept(names[rank], kinds[target], target))
+    return list(found.values())
+
+
+def _by_move(scene: Scene, things: Sequence[Kept]) -> list[Kept]:
+    """Things, those first whose first sampling step the erasure moves most.
+
+    The move is measured in units of how far the first steps of all things lie from their mean.
+    """
+    prompts = [fill(PROMPT[thing.kind], thing.name) for thing in things]
+    before, after = [], []
+    for model, found in ((scene.model, before), (scene.erased, after)):
+        first = FirstStep(model, scene.clip, FIRST_SEEDS)
+        phase = "what the erasure moves " + ("before" if model is scene.model else "after")
+        for number, prompt in enumerate(prompts):
+            scene.progress(phase, number, len(prompts))
+            found.append(first([prompt])[0])
+    if not prompts:
+        return []
+    spread = (torch.stack(before) - torch.stack(before).mean(0)).square().mean().clamp_min(1e-12)
+    moves = [((b - a).square().mean() / spread).item() for b, a in zip(before, after)]
+    return [things[i] for i in sorted(range(len(things)), key=lambda i: -moves[i])]
+
+
+def _erased(name: str, concepts: Sequence[Concept]) -> bool:
+    return any(synonymous(name, c.target) or (not c.parts and asks_for(name, c)) for c in concepts)
+
+
+def kept_pictures(scene: Scene, things: Sequence[Kept], concepts: Sequence[Concept]) -> list[Drawn]:
+    """Pictures of the kept things, before and after. The rivals are the neutral prompt and the concepts."""
+    count = scene.effort.kept_samples
+    prompts, neutral, rivals = [], [], [[], []]
+    plain = [c for c in concepts if not c.parts]  # a combination's parts may be drawn
+    for number, thing in enumerate(things):
+        templates = templates_of(thing.kind, scene.own, count, plain)
+        prompts += [fill(t, thing.name) for t in templates]
+        neutral += [fill(t, "") for t in templates]
+        concept = next((c for c in plain if c.target == thing.near), None)
+        concept = concept or (plain[number % len(plain)] if plain else None)
+        alike = concept is not None and concept.kind == thing.kind
+        for column, word in zip(rivals, (concept.target, concept.anchor) if alike else ("", "")):
+            column += [fill(t, "" if same(word, thing.name) else word) for t in templates]
+    whole = _drawn(scene, "", prompts, [neutral, *rivals], "kept things")
+    out = []
+    for number, thing in enumerate(things):
+        at = slice(number * count, (number + 1) * count)
+        parts = (whole.before[at], whole.after[at], whole.shown_before[at], whole.shown_after[at])
+        parts += (whole.moves[at],)
+        out.append(Drawn(thing.name, tuple(prompts[at]), *parts, thing.near))
+    return out
