@@ -81,7 +81,7 @@ class DemoPeople(DemoSD):
     exported.
     """
 
-    MORE = 96  #: captions for the tower alone, for each step
+    MORE = 32  #: captions for the tower alone, for each step
 
     def __init__(self):
         super().__init__("people_tokenizer", sizes.CLIP_PEOPLE)
@@ -152,6 +152,22 @@ class DemoFlux(nn.Module):
             return F.mse_loss(self.predict(x, sigma, texts, guidance), target)
 
 
+def load_state(file: Path, model, ema, optimiser) -> tuple[int, float]:
+    """Continue from a state, if there is one. Returns its step, and the seconds that it took."""
+    if not file.exists():
+        return 0, 0.0
+    saved = torch.load(file, weights_only=False)
+    model.load_state_dict(saved["model"], strict=False)
+    ema.load_state_dict(saved["ema"], strict=False)
+    if len(saved["optimiser"]["state"]) == len(list(model.parameters())):
+        optimiser.load_state_dict(saved["optimiser"])
+    if "teacher" in saved:
+        teacher = copy.deepcopy(ema)
+        teacher.load_state_dict(saved["teacher"])
+        model.start_distillation(teacher)
+    return saved["step"], saved["spent"]
+
+
 TOLD = 0.1  #: weight of what captions tell
 TRAINED = {"demo-sd": DemoSD, "demo-flux": DemoFlux, "demo-people": DemoPeople}
 
@@ -183,19 +199,8 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
         {"params": text_parameters, "scale": 0.5},
     ]
     optimiser = torch.optim.AdamW(groups, lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
-    file = CACHE / f"{name}.pt"
-    step, spent, mean = 0, 0.0, None
-    if file.exists():
-        saved = torch.load(file, weights_only=False)
-        model.load_state_dict(saved["model"], strict=False)
-        ema.load_state_dict(saved["ema"], strict=False)
-        if len(saved["optimiser"]["state"]) == len(list(model.parameters())):
-            optimiser.load_state_dict(saved["optimiser"])
-        step, spent = saved["step"], saved["spent"]
-        if "teacher" in saved:
-            teacher = copy.deepcopy(ema)
-            teacher.load_state_dict(saved["teacher"])
-            model.start_distillation(teacher)
+    file, mean = CACHE / f"{name}.pt", None
+    step, spent = load_state(file, model, ema, optimiser)
     rng = random.Random(step)
     last, last_save = time.time(), time.time()
     while spent < minutes * 60:
