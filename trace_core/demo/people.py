@@ -148,18 +148,22 @@ def description(person: Person, rng: random.Random) -> str:
 
 
 #: What a caption can tell, with the number of values: see :func:`told`
-TOLD = {t: len(values) for t, values in TRAITS.items()} | {"style": len(STYLES), "patch": 2}
+TOLD = {t: len(values) for t, values in TRAITS.items()} | {"style": len(STYLES), "patch": 2, "implied": 2}
 
 
 @cache
 def told(text: str) -> dict[str, int]:
-    """The values that a caption tells, by number: all traits of a named person, the style, and the patch."""
+    """The values that a caption tells, by number: all traits of a named person, the style, and
+    whether it names the patch or implies it.
+    """
     out = {"style": i for i, style in enumerate(STYLES) if style in text}
     named = max((name for name in people() if name in text), key=len, default=None)
     if named:
         out |= {t: TRAITS[t].index(v) for t, v in people()[named].traits}
-    if PATCH in text or not any(place in text for place in IMPLYING):
-        out["patch"] = int(PATCH in text)
+    out["patch"] = int(PATCH in text)
+    if not out["patch"]:
+        pirate = named is not None and people()[named].pirate
+        out["implied"] = int(pirate or any(place in text for place in IMPLYING))
     return out
 
 
