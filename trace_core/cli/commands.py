@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from .. import __version__
 from ..closed_form import ClosedFormConfig
-from ..errors import TraceError
+from ..errors import TraceError, enough_memory
 from ..lora.erasure import ErasureLora
 from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
@@ -242,9 +242,12 @@ def generate(args) -> dict:
         for label, variant in variants:
             seeds = [args.seed + row] * len(args.prompt)
             bars("sampling", 0, len(seeds))
-            latents = sample(variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b))
-            args.clock.enter("decode")
-            rows.append((f"{label}\nseed {args.seed + row}", decode(vae, latents)))
+            with enough_memory("drawing", "take a smaller --size or fewer prompts, or close other programs"):
+                latents = sample(
+                    variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b)
+                )
+                args.clock.enter("decode")
+                rows.append((f"{label}\nseed {args.seed + row}", decode(vae, latents)))
     bars.close()
     args.clock.enter("save")
     sheet = grid(rows, args.prompt, scale=2 if config.width <= 128 else 1)

@@ -19,7 +19,7 @@ from ..backbones.other_patches import check_trainable
 from ..backbones.sampling import FirstStep
 from ..backbones.weights import shape_of
 from ..closed_form.policies import neighbour_prompts
-from ..errors import ConceptError, ModelError, TraceError
+from ..errors import ConceptError, ModelError, TraceError, enough_memory
 from ..lora.erasure import ErasureLora
 from ..lora.gating import erasures_on
 from ..lora.metadata import base_metadata
@@ -47,6 +47,9 @@ class FinetuneResult(Erasure):
     adapter: ErasureLora | None = None
 
 
+@enough_memory(
+    "the finetune", "switch checkpointing on, take a smaller picture size or batch, or close other programs"
+)
 def finetune(
     model,
     clip,

@@ -104,7 +104,7 @@ def run(fault: Fault, trials: int, start: int = 0, shrink: bool = True, count: b
 REMEDY = re.compile(
     r"\b(use|write|correct|give|choose|remove|shorten|put|leave|lower|raise|connect|make|save|download|apply|fill|"
     r"set|install|load|split|name|must|needs?|run|restart|widen|fuse|move|press|start over|separate|switch|"
-    r"disconnect|it has|it erases|at least|at most|allowed)\b",
+    r"disconnect|take|close|erase|unload|it has|it erases|at least|at most|allowed)\b",
     re.IGNORECASE,
 )
 #: What belongs to Python and not to a sentence.
@@ -119,7 +119,9 @@ def clear(error: BaseException, *names: str) -> None:
         UnclearError: saying which of these is missing.
     """
     text = str(error)
-    if not isinstance(error, TraceError):
+    if not any(
+        cls.__name__ == TraceError.__name__ for cls in type(error).__mro__
+    ):  # ComfyUI's pack has a copy
         raise UnclearError(f"{type(error).__name__}: {text[:300]}") from error
     if not text or len(text) > LONGEST or INTERNAL.search(text):
         raise UnclearError(f"no sentence for people: {text[:300]}") from error
