@@ -167,7 +167,7 @@ class ClosedFormFitter:
                 solved[stream] = both or info
                 edits[stream] = edits[stream].then(edit) if stream in edits else edit
                 sums.setdefault(stream, []).append(rows)
-                if stream == CONTEXT:
+                if stream == CONTEXT and isinstance(edit, ContextEdit):
                     together = [c for c in concepts if c.parts]
                     collateral |= {
                         c.target: collateral_change(edit, self.encoder, c, plan.keep, config.contexts)

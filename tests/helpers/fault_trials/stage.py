@@ -117,8 +117,11 @@ def open_files() -> list[str]:
 
 
 @contextmanager
-def watched(*models):
+def watched(*models, objects: bool = True):
     """Whatever happens inside, the models, open files, threads and temporary files are the same after it.
+
+    Args:
+        objects: also the objects that hold the weights, which ComfyUI replaces when it patches weights.
 
     Raises:
         ChangedModel: naming what differs.
@@ -130,6 +133,8 @@ def watched(*models):
     yield
     unload()
     different = [d for m, snapshot in zip(models, before) for d in snapshot.differences(tiny().Snapshot(m))]
+    if not objects:
+        different = [d for d in different if not d.startswith(("module ", "parameter "))]
     if open_files() != files:
         different.append(f"open files: {set(open_files()) ^ set(files)}")
     if threading.active_count() != threads:
