@@ -7,7 +7,7 @@ import torch
 
 from ..trace_core.backbones import backbone_for
 from ..trace_core.backbones.clips import check_clip
-from ..trace_core.backbones.sampling import decode, sample
+from ..trace_core.backbones.sampling import check_vae, decode, sample
 from ..trace_core.errors import TraceError, enough_memory
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
@@ -119,9 +119,11 @@ class CompareErasure:
         width=0,
         height=0,
     ):
+        widgets.check(self, locals())
         with enough_memory("drawing", "take a smaller width and height, or close other programs"):
             for model in (model_before, model_after):
                 check_clip(backbone_for(model), clip)
+            check_vae(vae)
             columns = prompt_lines(prompts, seeds)
             concepts = parse_concepts(erase, "erase") if erase.strip() else []
             config = sampler_config(

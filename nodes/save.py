@@ -12,6 +12,7 @@ from . import host, widgets, wire
 
 UNSAFE = re.compile(r"[^\w .+-]+")
 LONGEST_NAME = 200
+MOST_NUMBERS = 100  #: that other runs may take while a file is made
 
 TOOLTIPS = {
     "lora": "The erasure to save.",
@@ -53,6 +54,7 @@ class SaveErasureLora:
         )
 
     def save(self, lora, name, license="", notes="", form="comfyui"):
+        widgets.check(self, locals())
         erasure = wire.erasure_of(lora)
         info = erasure.info()
         entries = info.get("trace.concepts")
@@ -72,7 +74,7 @@ class SaveErasureLora:
         Raises:
             LoraError: if the file cannot be written.
         """
-        while True:
+        for _ in range(MOST_NUMBERS):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 path = host.numbered_path(folder, pattern, ".safetensors")
@@ -82,6 +84,7 @@ class SaveErasureLora:
                 return erasure.save(path, extra, form, replace=False)
             except FileExistsError:  # another run took the number in the meantime
                 continue
+        raise LoraError(f"other programs take every number of '{pattern[:80]}'; choose another name")
 
     @staticmethod
     def pattern(name: str, concepts: list[str], method: str) -> str:

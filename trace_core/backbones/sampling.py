@@ -135,6 +135,17 @@ def sample(
     return torch.stack([out[at] for at in range(len(prompts))])
 
 
+def check_vae(vae) -> None:
+    """Refuse what is no VAE, before any picture is drawn.
+
+    Raises:
+        ModelError: naming what it is.
+    """
+    if not hasattr(vae, "decode"):
+        what = "no VAE is connected" if vae is None else f"{type(vae).__name__} is not a VAE"
+        raise ModelError(f"{what}; connect the VAE output of a loader")
+
+
 def decode(vae, latents: Tensor) -> Tensor:
     """Pictures ``[n, 8h, 8w, 3]`` in 0..1 of latents ``[n, c, h, w]``, also by a VAE of videos."""
     video = getattr(vae, "latent_dim", 2) == 3

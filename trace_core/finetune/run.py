@@ -86,6 +86,8 @@ def finetune(
         ConceptError, ModelError, LoraError, TraceError: before anything is changed.
         Diverged: with the last finite state.
     """
+    if region is not None and not (isinstance(region, Tensor) and region.ndim > 1 and region.numel()):
+        raise TraceError("the mask is not a picture's; connect the MASK of a picture, or leave it out")
     plan = _plan(model, clip, list(concepts), keep, config or FinetuneConfig())
     backbone, config = plan.backbone, plan.config
     backbone.load()

@@ -32,15 +32,17 @@ def once(draw) -> None:
     stage.same_again(name, kind)
 
 
+RUN = st.tuples(st.sampled_from(list(stage.RUNS)), st.integers(0, 999), INFERENCE)
+
+
 def storm(draw) -> None:
     """Several runs are cancelled one after another, and only then one is left alone."""
-    kind = draw(st.sampled_from(stage.KINDS))
+    kind, runs = draw(st.sampled_from(stage.KINDS)), draw(st.lists(RUN, min_size=2, max_size=6))
+    asked = {name: stage.undisturbed(name, kind)[1] for name, *_ in runs}
     with stage.watched(stage.model(kind)):
-        for _ in range(draw(st.integers(2, 6))):
-            name = draw(st.sampled_from(list(stage.RUNS)))
-            _, asked = stage.undisturbed(name, kind)
-            cancelled(name, kind, draw(st.integers(0, asked - 1)), draw(INFERENCE))
-    stage.same_again(name, kind)
+        for name, at, inference in runs:
+            cancelled(name, kind, at % asked[name], inference)
+    stage.same_again(runs[-1][0], kind)
 
 
 FAULTS = (

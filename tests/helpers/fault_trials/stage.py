@@ -44,8 +44,16 @@ def pack():
     host.output_loras = lambda: Path(folder.name) / "loras"
     host.lora_names = lambda: sorted(p.name for p in host.output_loras().glob("*.safetensors"))
     host.lora_path = _lora_path
-    host.numbered_path = lambda where, pattern, ending="": where / f"{pattern}{ending}"
+    host.numbered_path = _numbered_path
     return module
+
+
+def _numbered_path(folder: Path, pattern: str, ending: str = "") -> Path:
+    number = 1
+    while (path := folder / f"{pattern}_{number:05}_{ending}").exists():
+        number += 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _lora_path(name: str) -> Path:

@@ -117,7 +117,7 @@ def child(path: Path, seed: int, wait: float, killed: bool) -> int:
         return pid
     code = 1
     try:
-        time.sleep(wait)
+        time.sleep(wait + 0.03 * killed)  # the one that is killed comes last
         if killed:
             os.fsync = lambda *_: os._exit(9)
         for _ in range(3):
