@@ -32,6 +32,7 @@ from tables_erasure import (  # noqa: E402
     similar,
     summary,
 )
+from tables_faults import faults  # noqa: E402
 
 TABLES = {
     table.__name__: table
@@ -55,6 +56,7 @@ TABLES = {
         families,
         prompts,
         similar,
+        faults,
     )
 }
 

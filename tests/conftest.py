@@ -24,7 +24,9 @@ NEED_CHECKOUT = ("full_engine", "server", "browser")
 #: on alone at the end. `make test-fast` leaves these files out.
 SECONDS = {
     "engine/test_docs.py": 150,
-    "faults/test_models_and_runs.py": 60,
+    "faults/test_models.py": 30,
+    "faults/test_runs.py": 30,
+    "faults/test_engine_trials_find_faults.py": 40,
     "faults/test_lists_and_files.py": 20,
     "faults/test_trials_find_faults.py": 20,
     "browser/test_browser.py": 200,
