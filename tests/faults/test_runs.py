@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fault_trials
 import pytest
+
+import fault_trials
 
 MODULES = ("cancel", "numbers", "resuming")
 

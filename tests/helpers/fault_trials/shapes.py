@@ -85,7 +85,8 @@ def erasing(draw) -> None:
         if edited is None:
             return
         conditions = [stage.tiny().random_conditioning(model, seed=s) for s in (1, 2)]
-        picture = stage.tiny().sample(edited, *conditions, steps=1)
+        with torch.no_grad():  # as ComfyUI runs its nodes
+            picture = stage.tiny().sample(edited, *conditions, steps=1)
         usual = abs(strength) <= 1 and abs(chosen.strength) <= 1 and (chosen.eta or 0) <= 1
         if usual and not picture.isfinite().all():
             raise UnclearError("the picture has values that are no numbers")
