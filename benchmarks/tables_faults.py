@@ -10,11 +10,16 @@ COUNTED = ("trials", "lost files", "changed base models", "unclear errors")
 
 
 def faults() -> str:
-    """Trials and problems of every fault, over all ComfyUIs; see ``benchmarks/faults.py``."""
+    """Trials and problems of every fault; see ``benchmarks/faults.py``.
+
+    Those of faults that need no ComfyUI are the same on each, and count once.
+    """
     engines = json.loads((RESULTS / "faults.json").read_text())["engines"]
     sums: dict[str, list[int]] = {}
     for measured in engines.values():
         for row in measured["faults"]:
+            if row["fault"] in sums and not row["engine"]:
+                continue
             counts = sums.setdefault(row["fault"], [0] * len(COUNTED))
             sums[row["fault"]] = [a + row[name] for a, name in zip(counts, COUNTED)]
     rows = [[title, *(f"{n:,}" for n in counts)] for title, counts in sums.items()]

@@ -15,9 +15,21 @@ from trace_core.text.concepts import Concept
 
 CAT = [Concept("cat", "dog")]
 TRAINING = FinetuneConfig(
-    steps=2, batch=4, trajectories=1, keep_trajectories=1, refresh=1, sampling_steps=2, cfg=1.0, rank=2,
-    lr=0.01, width=32, height=32, window=(0.2, 1.0), eta=0.5, neighbours=0,
-)  # fmt: skip
+    steps=2,
+    batch=4,
+    trajectories=1,
+    keep_trajectories=1,
+    refresh=1,
+    sampling_steps=2,
+    cfg=1.0,
+    rank=2,
+    lr=0.01,
+    width=32,
+    height=32,
+    window=(0.2, 1.0),
+    eta=0.5,
+    neighbours=0,
+)
 
 
 def unload(model) -> None:
@@ -156,8 +168,11 @@ def clip_skip(draw) -> None:
     if kind not in _clips:
         _clips[kind] = text_towers.sd_clip() if kind == "sd1" else text_towers.flux_clip()
         stage.tiny().initialise(_clips[kind].cond_stage_model)
-        changes = {"context_dim": sizes.CLIP_SD["hidden_size"]} if kind == "sd1" else {
-            "context_dim": sizes.T5["d_model"], "pooled_dim": sizes.CLIP_FLUX["hidden_size"]}  # fmt: skip
+        changes = (
+            {"context_dim": sizes.CLIP_SD["hidden_size"]}
+            if kind == "sd1"
+            else {"context_dim": sizes.T5["d_model"], "pooled_dim": sizes.CLIP_FLUX["hidden_size"]}
+        )
         _clips[kind] = _clips[kind], stage.build(kind, **changes)
         stage.run_once(_clips[kind][1])
     clip, model = _clips[kind]

@@ -19,9 +19,20 @@ from trace_core.lora.fusion.fuse import check_compatible
 from trace_core.lora.gating import check_fits
 from trace_core.lora.result import Erasure
 
-KEYS = ("trace.concepts", "trace.parts", "trace.window", "trace.base", "trace.keep", "trace.parameters",
-    "trace.method", "trace.format", "trace.ranks", "modelspec.title", "trace.substitutes",
-    "anything")  # fmt: skip
+KEYS = (
+    "trace.concepts",
+    "trace.parts",
+    "trace.window",
+    "trace.base",
+    "trace.keep",
+    "trace.parameters",
+    "trace.method",
+    "trace.format",
+    "trace.ranks",
+    "modelspec.title",
+    "trace.substitutes",
+    "anything",
+)
 LEAF = st.one_of(
     st.none(),
     st.booleans(),

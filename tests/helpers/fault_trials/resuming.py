@@ -36,13 +36,24 @@ class Case:
         self.kind = draw(st.sampled_from(stage.KINDS))
         steps = draw(st.integers(2, 6))
         self.config = FinetuneConfig(
-            steps=steps, refresh=draw(st.integers(1, steps)), batch=draw(st.integers(4, 6)),
-            trajectories=draw(st.integers(1, 2)), keep_trajectories=1, sampling_steps=2, cfg=1.0,
-            rank=draw(st.integers(1, 3)), lr=0.01, width=32, height=32, eta=0.5, neighbours=0,
-            window=draw(st.sampled_from(((0.2, 1.0), (0.0, 1.0), "auto"))), seed=draw(st.integers(0, 1000)),
+            steps=steps,
+            refresh=draw(st.integers(1, steps)),
+            batch=draw(st.integers(4, 6)),
+            trajectories=draw(st.integers(1, 2)),
+            keep_trajectories=1,
+            sampling_steps=2,
+            cfg=1.0,
+            rank=draw(st.integers(1, 3)),
+            lr=0.01,
+            width=32,
+            height=32,
+            eta=0.5,
+            neighbours=0,
+            window=draw(st.sampled_from(((0.2, 1.0), (0.0, 1.0), "auto"))),
+            seed=draw(st.integers(0, 1000)),
             objective=draw(st.sampled_from(("trace", "trace", "esd", "ant"))),
             checkpointing=draw(st.booleans()),
-        )  # fmt: skip
+        )
 
     def run(self, **options) -> bytes:
         model, clip = stage.model(self.kind), stage.clip(self.kind)

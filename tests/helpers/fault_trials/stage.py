@@ -172,10 +172,30 @@ _start = cache(closed_form)
 
 def finetune(kind: str):
     return node("LateStageFinetune").train(
-        model(kind), clip(kind), "cat -> dog", "bird", "trace", "fast", "auto", "custom", 0.2, 1.0,
-        steps=0, rank=2, lr=0.01, eta=0.5, seed=0, width=32, height=32, checkpointing=False, preview_every=2,
-        lora=start(kind), sampling_steps=2, cfg=1.0, neighbours=0,
-    )["result"][1]  # fmt: skip
+        model(kind),
+        clip(kind),
+        "cat -> dog",
+        "bird",
+        "trace",
+        "fast",
+        "auto",
+        "custom",
+        0.2,
+        1.0,
+        steps=0,
+        rank=2,
+        lr=0.01,
+        eta=0.5,
+        seed=0,
+        width=32,
+        height=32,
+        checkpointing=False,
+        preview_every=2,
+        lora=start(kind),
+        sampling_steps=2,
+        cfg=1.0,
+        neighbours=0,
+    )["result"][1]
 
 
 @cache

@@ -42,9 +42,11 @@ def inputs(name: str) -> dict:
 def good(name: str, kind: str) -> dict:
     """Values with which a node works."""
     wires = {
-        "MODEL": stage.model(kind), "CLIP": stage.clip(kind), "VAE": stage.Pixels(),
+        "MODEL": stage.model(kind),
+        "CLIP": stage.clip(kind),
+        "VAE": stage.Pixels(),
         "LORA_MODEL": stage.start(kind),
-    }  # fmt: skip
+    }
     out = {}
     for entry, (of, options) in inputs(name).items():
         if of in ("MASK",) or entry in ("file_name", *(f"lora_{i}" for i in range(2, 9))):
