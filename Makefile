@@ -2,6 +2,7 @@
 #
 #   make demo    erase concepts from the demo models, draw before/after grids, print the table
 #   make test    lint and every test tier, on every ComfyUI in the home folder (or the one in COMFYUI_PATH) and the packaged one
+#   make test-all   make test, and the trials of faults in full on each of these ComfyUIs (TRIALS=N for more)
 #   make test-fast   lint, the unit tests and the quick engine tests on one ComfyUI: for between two edits
 #   make bench   time the closed form
 #   make workflows   write workflows/, their thumbnails and the snapshot of the nodes anew
@@ -33,7 +34,7 @@ export GOMP_SPINCOUNT ?= 20000
 # Servers, workers and pages start some thirty times; without kept bytecode each would compile all of ComfyUI anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup lint browser frontends test test-fast demo bench workflows clean
+.PHONY: setup lint browser frontends test test-all test-fast demo bench workflows clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/.installed $(ENGINE)/.installed
@@ -93,6 +94,16 @@ test: setup lint
 	done; \
 	if [ -n "$(ENGINES)" ]; then marks="engine and not full_engine and not once and not slow"; fi; \
 	COMFYUI_PATH=$(CURDIR)/$(ENGINE) $(PYTEST) -m "$$marks" || status=$$?; \
+	exit $$status
+
+# The trials that need no ComfyUI run once.
+TRIALS ?= 2400
+test-all: test
+	@status=0; marks="faults"; \
+	for engine in $(or $(ENGINES),$(CURDIR)/$(ENGINE)); do \
+		COMFYUI_PATH=$$engine $(PYTEST) tests/faults --trials $(TRIALS) -m "$$marks" || status=$$?; \
+		marks="faults and not once"; \
+	done; \
 	exit $$status
 
 # On the first ComfyUI that is there, or the packaged one.

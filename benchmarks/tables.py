@@ -32,6 +32,7 @@ from tables_erasure import (  # noqa: E402
     similar,
     summary,
 )
+from tables_faults import faults  # noqa: E402
 from tables_verdicts import verdicts  # noqa: E402
 
 TABLES = {
@@ -57,6 +58,7 @@ TABLES = {
         prompts,
         similar,
         verdicts,
+        faults,
     )
 }
 

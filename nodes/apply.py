@@ -79,6 +79,7 @@ class ApplyErasureLora:
         return f"{state.st_mtime_ns} {state.st_size}"
 
     def apply(self, model, lora_file, strength, start_percent, end_percent, lora=None, file_name=None):
+        widgets.check(self, locals())
         chosen = [f"'{lora_file}' is chosen"] if lora_file != NO_FILE else []
         chosen += [
             f"{name} is connected"

@@ -7,8 +7,8 @@ import torch
 
 from ..trace_core.backbones import backbone_for
 from ..trace_core.backbones.clips import check_clip
-from ..trace_core.backbones.sampling import decode, sample
-from ..trace_core.errors import TraceError
+from ..trace_core.backbones.sampling import check_vae, decode, sample
+from ..trace_core.errors import TraceError, enough_memory
 from ..trace_core.evaluate.grid import grid, to_image
 from ..trace_core.evaluate.metrics import drift
 from ..trace_core.text.concepts import Concept
@@ -119,40 +119,43 @@ class CompareErasure:
         width=0,
         height=0,
     ):
-        for model in (model_before, model_after):
-            check_clip(backbone_for(model), clip)
-        columns = prompt_lines(prompts, seeds)
-        concepts = parse_concepts(erase, "erase") if erase.strip() else []
-        config = sampler_config(
-            model_before,
-            picture_size(model_before, width, height),
-            steps=steps,
-            cfg=cfg,
-            guidance=guidance,
-            sampler=sampler_name,
-            scheduler=scheduler,
-        )
-        shots = [(prompt, seed + i) for i in range(seeds) for prompt in columns]
-        with Live() as live:
-            drawn = {
-                label: draw(model, clip, vae, shots, config, live, label)
-                for label, model in (("before", model_before), ("after", model_after))
+        widgets.check(self, locals())
+        with enough_memory("drawing", "take a smaller width and height, or close other programs"):
+            for model in (model_before, model_after):
+                check_clip(backbone_for(model), clip)
+            check_vae(vae)
+            columns = prompt_lines(prompts, seeds)
+            concepts = parse_concepts(erase, "erase") if erase.strip() else []
+            config = sampler_config(
+                model_before,
+                picture_size(model_before, width, height),
+                steps=steps,
+                cfg=cfg,
+                guidance=guidance,
+                sampler=sampler_name,
+                scheduler=scheduler,
+            )
+            shots = [(prompt, seed + i) for i in range(seeds) for prompt in columns]
+            with Live() as live:
+                drawn = {
+                    label: draw(model, clip, vae, shots, config, live, label)
+                    for label, model in (("before", model_before), ("after", model_after))
+                }
+            named = [any(asks_for(prompt, c) for c in concepts) for prompt in columns]
+            sheet = labelled_grid(drawn, columns, seed, seeds, named, config.width)
+            text = reports.compare(
+                drifts(drawn, named, seeds),
+                judged(model_before, concepts, drawn, columns, seeds),
+                f"{config.sampler}/{config.scheduler}, {config.steps} steps, cfg {config.cfg:g}, "
+                f"{config.width} x {config.height}, seeds {seed} to {seed + seeds - 1}",
+            )
+            image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
+            shown = {
+                "images": [save_temporary(sheet)],
+                "trace_pairs": saved_pairs(drawn, shots),
+                "trace_report": [text],
             }
-        named = [any(asks_for(prompt, c) for c in concepts) for prompt in columns]
-        sheet = labelled_grid(drawn, columns, seed, seeds, named, config.width)
-        text = reports.compare(
-            drifts(drawn, named, seeds),
-            judged(model_before, concepts, drawn, columns, seeds),
-            f"{config.sampler}/{config.scheduler}, {config.steps} steps, cfg {config.cfg:g}, "
-            f"{config.width} x {config.height}, seeds {seed} to {seed + seeds - 1}",
-        )
-        image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
-        shown = {
-            "images": [save_temporary(sheet)],
-            "trace_pairs": saved_pairs(drawn, shots),
-            "trace_report": [text],
-        }
-        return {"ui": shown, "result": (image, drawn["before"][1], drawn["after"][1], text)}
+            return {"ui": shown, "result": (image, drawn["before"][1], drawn["after"][1], text)}
 
 
 #: ``{"before": (latents, pictures), "after": ...}``, both in the order of the shots.

@@ -34,4 +34,5 @@ class LoadDemoModel:
         return widgets.input_types(TOOLTIPS, {"name": widgets.choice(loader.MODELS, "demo-sd")})
 
     def load(self, name):
+        widgets.check(self, locals())
         return loader.load(name)

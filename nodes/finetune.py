@@ -167,6 +167,7 @@ class LateStageFinetune:
         robust=DEFAULTS.robust,
         neighbours=DEFAULTS.neighbours,
     ):
+        widgets.check(self, locals())
         concepts, kept = wire.concepts_of(erase, keep)
         custom_window = None if window == "auto" else (window_start, window_end)
         start = None if lora is None else wire.erasure_of(lora)

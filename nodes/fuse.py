@@ -126,6 +126,7 @@ class FuseErasureLoras:
         keep_weight=DEFAULTS.keep_weight,
         max_rank=0,
     ):
+        widgets.check(self, locals())
         connected = zip(WIRES, (lora_1, lora_2, lora_3, lora_4, lora_5, lora_6, lora_7, lora_8))
         erasures = {name: self.erasure(name, lora) for name, lora in connected if lora is not None}
         erasures |= {name: ErasureLora.load(host.lora_path(name)) for name in self.names(files)}

@@ -6,17 +6,24 @@ page that was reloaded asks ``/trace/live`` for the newest event of every node, 
 
 from __future__ import annotations
 
+import io
+import itertools
+import logging
 import time
 from collections import OrderedDict
 
 from PIL import Image
 
+from ..trace_core.errors import TraceError
+from ..trace_core.lora.files import why, write_whole
 from . import host
 
 EVENT = "trace.progress"
 EVENT_INTERVAL = 0.1  #: seconds; points in between are sent with the next event
 REMEMBERED_NODES = 16
 
+log = logging.getLogger(__name__)
+_count = itertools.count()  #: clocks of some systems stand still for longer than a picture takes
 _last_events: OrderedDict[str, dict] = OrderedDict()
 
 
@@ -69,7 +76,11 @@ class Live:
     def preview(self, image: Image.Image, step: int, prompts: list[str], largest: int = 512) -> None:
         """Show a picture in ComfyUI's own preview, and save a temporary file of it for the panel."""
         self._bar.update_absolute(step, max(1, self._payload.get("steps") or 1), ("JPEG", image, largest))
-        file = save_temporary(image, "jpg")
+        try:
+            file = save_temporary(image, "jpg")
+        except TraceError as error:  # a training is worth more than a picture of it
+            log.warning("the preview of step %s is left out: %s", step, error)
+            return
         self.previews.append({"step": step, "prompts": prompts, **file})
         self._send({**self._payload, "step": step})
 
@@ -102,11 +113,18 @@ def remember(event: dict) -> None:
 
 
 def save_temporary(image: Image.Image, kind: str = "png") -> dict[str, str]:
-    """Write a picture into ComfyUI's temp folder. The result names the file as ``/view`` wants it."""
-    folder = host.temp_directory() / "trace"
-    folder.mkdir(exist_ok=True)
-    name = f"{time.time_ns():x}.{kind}"
-    image.save(folder / name, quality=85) if kind == "jpg" else image.save(folder / name, compress_level=1)
+    """Write a picture into ComfyUI's temp folder. The result names the file as ``/view`` wants it.
+
+    Raises:
+        TraceError: if the file cannot be written.
+    """
+    name, data = f"{time.time_ns():x}-{next(_count)}.{kind}", io.BytesIO()
+    options = {"format": "JPEG", "quality": 85} if kind == "jpg" else {"format": "PNG", "compress_level": 1}
+    image.save(data, **options)
+    try:
+        write_whole(host.temp_directory() / "trace" / name, data.getvalue())
+    except OSError as error:
+        raise TraceError(f"cannot write a picture into ComfyUI's temp folder: {why(error)}") from error
     return {"filename": name, "subfolder": "trace", "type": "temp"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..trace_core.text.concepts import same
 from ..trace_core.text.grammar import parse_concepts, parse_keep
+from ..trace_core.text.lines import quoted
 from ..trace_core.text.templates import EVERYDAY
 from . import widgets
 
@@ -139,6 +140,7 @@ class ErasurePresets:
         )
 
     def lists(self, preset, only, keep_more):
+        widgets.check(self, locals())
         listed, kept = PRESETS[preset]
         known = parse_concepts("\n".join(listed), f"preset {preset}")
         erased = known
@@ -146,6 +148,6 @@ class ErasurePresets:
             asked = parse_concepts(only, "only")
             erased = [next((k for k in known if same(k.target, c.target) and not c.anchor), c) for c in asked]
         others = [c.target for c in known] if kept else []
-        keep = parse_keep("\n".join([*parse_keep(keep_more, "keep_more"), *others, *kept]), "keep")
+        keep = list(dict.fromkeys([*parse_keep(keep_more, "keep_more"), *others, *kept]))
         keep = [k for k in keep if not any(same(k, c.target) for c in erased)]
-        return "\n".join(map(str, erased)), "\n".join(keep)
+        return "\n".join(map(str, erased)), "\n".join(map(quoted, keep))

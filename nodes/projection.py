@@ -132,6 +132,7 @@ class ClosedFormProjection:
         neighbours=DEFAULTS.neighbours,
         robust=DEFAULTS.robust,
     ):
+        widgets.check(self, locals())
         concepts, kept = wire.concepts_of(erase, keep)
         policy = FORMER_NAMES.get(policy, policy)
         options = {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from ..trace_core.errors import LoraError
+from ..trace_core.lora.files import why
 from ..trace_core.lora.formats import FORMATS
 from . import host, widgets, wire
 
 UNSAFE = re.compile(r"[^\w .+-]+")
 LONGEST_NAME = 200
+MOST_NUMBERS = 100  #: that other runs may take while a file is made
 
 TOOLTIPS = {
     "lora": "The erasure to save.",
@@ -52,6 +54,7 @@ class SaveErasureLora:
         )
 
     def save(self, lora, name, license="", notes="", form="comfyui"):
+        widgets.check(self, locals())
         erasure = wire.erasure_of(lora)
         info = erasure.info()
         entries = info.get("trace.concepts")
@@ -59,13 +62,29 @@ class SaveErasureLora:
         concepts = [str(entry[0]) for entry in entries if isinstance(entry, list) and entry]
         pattern = self.pattern(name, concepts, str(info.get("trace.method", "lora")))
         folder = host.output_loras()
-        folder.mkdir(parents=True, exist_ok=True)
         extra = {"modelspec.license": license.strip(), "modelspec.description": notes.strip()}
-        path = erasure.save(
-            host.numbered_path(folder, pattern, ".safetensors"), {k: v for k, v in extra.items() if v}, form
-        )
+        path = self.written(erasure, folder, pattern, {k: v for k, v in extra.items() if v}, form)
         listed = path.relative_to(folder).as_posix()
         return {"ui": {"text": [listed], "trace_metadata": [info | extra]}, "result": (listed,)}
+
+    @staticmethod
+    def written(erasure, folder: Path, pattern: str, extra: dict[str, str], form: str) -> Path:
+        """The path of the new file, under the first number that is free.
+
+        Raises:
+            LoraError: if the file cannot be written.
+        """
+        for _ in range(MOST_NUMBERS):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = host.numbered_path(folder, pattern, ".safetensors")
+            except OSError as error:
+                raise LoraError(f"cannot write into '{folder}': {why(error)}") from error
+            try:
+                return erasure.save(path, extra, form, replace=False)
+            except FileExistsError:  # another run took the number in the meantime
+                continue
+        raise LoraError(f"other programs take every number of '{pattern[:80]}'; choose another name")
 
     @staticmethod
     def pattern(name: str, concepts: list[str], method: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
+
+from ..trace_core.errors import TraceError
 
 Input = tuple[str | list[str], dict]
 
@@ -92,3 +96,44 @@ def input_types(
         group: {name: with_tooltip(name, entry) for name, entry in entries.items()}
         for group, entries in groups.items()
     }
+
+
+def check(node, values: Mapping[str, object]) -> None:
+    """Refuse values that a node's widgets do not offer.
+
+    ComfyUI checks what the page sends, but lets NaN through, and checks nothing that comes over a wire.
+    The choices that the node's ``VALIDATE_INPUTS`` reads are left to it.
+
+    Raises:
+        TraceError: naming the input, its value and what it may be.
+    """
+    own = getattr(node, "VALIDATE_INPUTS", None)
+    code = own.__func__.__code__ if own else None
+    validated = code.co_varnames[1 : code.co_argcount] if code else ()
+    groups = node.INPUT_TYPES()
+    for entry, (kind, options) in ((e, i) for inputs in groups.values() for e, i in inputs.items()):
+        value = values.get(entry)
+        if value is None and options.get("forceInput"):
+            continue
+        if wanted := _wanted("STRING" if entry in validated else kind, options, value):
+            raise TraceError(f"{entry} is {repr(value)[:60]}; {wanted}")
+    answer = own(**{entry: values[entry] for entry in validated}) if own else True
+    if answer is not True:
+        raise TraceError(answer)
+
+
+def _wanted(kind: str | list[str], options: Mapping, value) -> str:
+    """What the input should be, if the value is none of it; else empty."""
+    if isinstance(kind, list):
+        return "" if isinstance(value, str) and value in kind else f"use one of {', '.join(kind)}"
+    if kind == "STRING":
+        return "" if isinstance(value, str) else "write a text"
+    if kind == "BOOLEAN":
+        return "" if isinstance(value, bool) else "set it to true or false"
+    if kind not in ("INT", "FLOAT"):
+        return ""
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    low, high = options["min"], options["max"]
+    if number and low <= value <= high and (kind == "FLOAT" or value == int(value)):
+        return ""
+    return f"give a {'whole number' if kind == 'INT' else 'number'} from {low:g} to {high:g}"

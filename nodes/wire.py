@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from ..trace_core.errors import LoraError
+from ..trace_core.errors import LoraError, enough_memory
 from ..trace_core.lora import ErasureLora
 from ..trace_core.text.concepts import Concept
 from ..trace_core.text.grammar import parse_concepts, parse_keep
 
 LORA, LOSSES = "LORA_MODEL", "LOSS_MAP"
+CLOSE = "close other programs, and run the workflow again"
 
 
 class LoraState(dict):
     """A LoRA's tensors by key, as the stock nodes expect them. Our metadata are in an attribute."""
 
+    @enough_memory("the LoRA", CLOSE)
     def __init__(self, lora: ErasureLora):
         # Each tensor has its own memory, which the stock "Save LoRA Weights" asks for
         super().__init__({key: tensor.clone() for key, tensor in lora.state_dict().items()})
@@ -23,6 +25,7 @@ class LoraState(dict):
         return f"<{len(self) // 3} layers, {self.metadata.get('modelspec.title', 'no title')}>"
 
 
+@enough_memory("the LoRA", CLOSE)
 def erasure_of(state) -> ErasureLora:
     """The erasure on a LORA_MODEL wire, from our nodes or others.
 

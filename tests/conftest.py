@@ -16,12 +16,19 @@ import pytest
 from trace_core import engine as engine_finder
 
 TESTS = Path(__file__).resolve().parent
-TIERS = ("unit", "engine", "server", "browser")
+TIERS = ("unit", "engine", "faults", "server", "browser")
+#: tiers, and files of the faults tier, that need no ComfyUI
+NO_ENGINE = ("unit", "test_lists_and_files.py", "test_trials_find_faults.py")
 NEED_CHECKOUT = ("full_engine", "server", "browser")
 #: Files that take long, by about how many seconds. Workers take the longest first, so that none of them works
 #: on alone at the end. `make test-fast` leaves these files out.
 SECONDS = {
     "engine/test_docs.py": 150,
+    "faults/test_models.py": 30,
+    "faults/test_runs.py": 30,
+    "faults/test_engine_trials_find_faults.py": 40,
+    "faults/test_lists_and_files.py": 20,
+    "faults/test_trials_find_faults.py": 20,
     "browser/test_browser.py": 200,
     "server/test_workflows.py": 150,
     "engine/test_jobs.py": 110,
@@ -76,6 +83,11 @@ def pytest_report_header() -> str:
     return f"engine: {found.path}, {found.version}, {'checkout' if found.full else 'model classes only'}"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--trials", type=int, default=None, help="trials of the faults tier, over all faults")
+    parser.addoption("--trials-seed", type=int, default=0, help="another seed draws other trials")
+
+
 def seconds(item: pytest.Item) -> int:
     return SECONDS.get(item.path.relative_to(TESTS).as_posix(), 0)
 
@@ -91,7 +103,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(tier)
         if seconds(item):
             item.add_marker("slow")
-        if tier != "unit" and found is None:
+        if item.path.name in NO_ENGINE:
+            item.add_marker("once")
+        elif tier not in NO_ENGINE and found is None:
             item.add_marker(pytest.mark.skip(reason=reason))
         elif any(item.get_closest_marker(name) for name in NEED_CHECKOUT) and not found.full:
             item.add_marker(

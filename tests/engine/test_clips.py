@@ -108,6 +108,6 @@ def test_nodes(pack, families, nothing_stays_loaded):
         with pytest.raises(errors.ConceptError, match="connect the CLIP that belongs to this model"):
             run(node, model, families["flux"].clip)
         with pytest.raises(
-            errors.ModelError, match="NoneType is not a ComfyUI model; connect the MODEL output of a loader"
+            errors.ModelError, match="no model is connected; connect the MODEL output of a loader"
         ):
             run(node, None, clip)

@@ -184,7 +184,7 @@ def test_what_took_work_is_kept_elsewhere(here, monkeypatch, capsys):
     """The disk of --out is full, the one for temporary files is not."""
     real = outputs.write_whole
     monkeypatch.setattr(
-        outputs, "write_whole", lambda path, data: real(path, data) if "trace-" in str(path) else fail()
+        outputs, "write_whole", lambda path, data, **_: real(path, data) if "trace-" in str(path) else fail()
     )
 
     def fail():

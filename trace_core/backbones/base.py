@@ -309,7 +309,8 @@ def engine_of(patcher):
     for cls in type(patcher).__mro__:
         if cls.__module__ == "comfy.model_patcher":
             return sys.modules["comfy.model_patcher"].comfy
-    raise ModelError(f"{type(patcher).__name__} is not a ComfyUI model; connect the MODEL output of a loader")
+    what = "no model is connected" if patcher is None else f"{type(patcher).__name__} is not a ComfyUI model"
+    raise ModelError(f"{what}; connect the MODEL output of a loader")
 
 
 def comfy_class(model) -> str:

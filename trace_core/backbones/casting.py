@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, is_out_of_memory
 from .weights import is_linear, is_plain, shape_of, storage_of
 
 
@@ -77,6 +77,8 @@ def check(engine, network: nn.Module, device: torch.device) -> None:
                 else f"it gives {weight.dtype} {tuple(weight.shape)}"
             )
         except Exception as error:  # any error of the format's own code
+            if is_out_of_memory(error):
+                raise
             problem = str(error)
         if problem:
             raise ModelError(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import TraceError
+from ..errors import ModelError, TraceError
 from ..text.batching import encode
 from .base import engine_of
 from .defaults import defaults_of
 from .families import backbone_for
+from .numerics import is_finite
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def sample(
 
     Raises:
         TraceError: if the numbers of prompts and seeds differ.
+        ModelError: if the model gives values that are no numbers.
     """
     if len(prompts) != len(seeds):
         raise TraceError(f"{len(prompts)} prompts and {len(seeds)} seeds; give equally many of both")
@@ -122,10 +124,26 @@ def sample(
         start = torch.zeros_like(noise) if latents is None else backbone.with_frames(latents[places])
         texts = [prompts[at] for at in places]
         made = _sample_batch(model, conditioner, texts, noise, config, step, start, denoise)
+        if not is_finite(made):
+            raise ModelError(
+                f"the model draws NaN or infinite values for '{texts[0][:60]}'; load the model's fp32 or "
+                "bf16 file, or remove the LoRA or the node that breaks it"
+            )
         out |= zip(places, backbone.without_frames(made))
         if progress:
             progress(len(out), len(prompts))
     return torch.stack([out[at] for at in range(len(prompts))])
+
+
+def check_vae(vae) -> None:
+    """Refuse what is no VAE, before any picture is drawn.
+
+    Raises:
+        ModelError: naming what it is.
+    """
+    if not hasattr(vae, "decode"):
+        what = "no VAE is connected" if vae is None else f"{type(vae).__name__} is not a VAE"
+        raise ModelError(f"{what}; connect the VAE output of a loader")
 
 
 def decode(vae, latents: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import ModelError, is_out_of_memory
 
 PLAIN = (
     torch.float64,
@@ -87,6 +87,8 @@ def original(patcher, key: str) -> Tensor:
     try:
         weight = _dequantised(module, tensor)
     except Exception as error:  # any error of the format's own code
+        if is_out_of_memory(error):
+            raise
         raise ModelError(_unreadable(key, tensor, f" ({error})")) from error
     if is_linear(module) and weight.shape != shape_of(module):
         raise ModelError(

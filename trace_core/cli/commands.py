@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from .. import __version__
 from ..closed_form import ClosedFormConfig
-from ..errors import TraceError
+from ..errors import TraceError, enough_memory
 from ..lora.erasure import ErasureLora
 from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
@@ -21,7 +21,7 @@ from . import inputs as intake
 from .engine import PACK_ROOT, EngineNotFound, find, load
 from .figures import remarks, table
 from .models import DEMO_MODELS, Source, open_model
-from .outputs import write_text
+from .outputs import may_replace, write_text
 from .timing import Bars, Clock
 
 __all__ = ["open_model", "run", "write_text"]
@@ -56,7 +56,9 @@ def run(args) -> None:
             result = result | {"phases": args.clock.seconds()}
     if args.json and result is not None:
         written = result.get("file") if isinstance(result, dict) else None
-        outputs.write_json(args.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n", written)
+        outputs.write_json(
+            args.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n", written, may_replace(args)
+        )
         print(f"wrote {args.json}")
 
 
@@ -158,7 +160,9 @@ def _erase_here(args, method, concepts, keep, closed, tuned, separate):
             eraser = Eraser(args.method, keep, args.seed, closed, tuned, separate)
             result = eraser.fit(model, clip, concepts, progress=bars, **run.hooks())
             args.clock.enter("save")
-            path = outputs.keep(result.lora.to_bytes(), args.out, "the erasure", run.left())
+            path = outputs.keep(
+                result.lora.to_bytes(), args.out, "the erasure", run.left(), may_replace(args)
+            )
             result.report.setdefault("warnings", []).extend(run.finish())
             return result, path
     finally:
@@ -239,15 +243,18 @@ def generate(args) -> dict:
         for label, variant in variants:
             seeds = [args.seed + row] * len(args.prompt)
             bars("sampling", 0, len(seeds))
-            latents = sample(variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b))
-            args.clock.enter("decode")
-            rows.append((f"{label}\nseed {args.seed + row}", decode(vae, latents)))
+            with enough_memory("drawing", "take a smaller --size or fewer prompts, or close other programs"):
+                latents = sample(
+                    variant, clip, args.prompt, seeds, config, lambda a, b: bars("sampling", a, b)
+                )
+                args.clock.enter("decode")
+                rows.append((f"{label}\nseed {args.seed + row}", decode(vae, latents)))
     bars.close()
     args.clock.enter("save")
     sheet = grid(rows, args.prompt, scale=2 if config.width <= 128 else 1)
     picture = io.BytesIO()
     sheet.save(picture, "PNG")
-    outputs.keep(picture.getvalue(), args.out, "the picture")
+    outputs.keep(picture.getvalue(), args.out, "the picture", overwrite=may_replace(args))
     print(f"wrote {args.out}")
     return {
         "model": args.model,
@@ -344,7 +351,7 @@ def export(args) -> dict:
     lora = ErasureLora.load(args.file)
     if Path(args.out).suffix != ".safetensors":
         raise TraceError(f"--out '{args.out}' must end in .safetensors")
-    path = outputs.keep(lora.to_bytes(form=args.format), args.out, "the file")
+    path = outputs.keep(lora.to_bytes(form=args.format), args.out, "the file", overwrite=may_replace(args))
     print(f"wrote {path}: {len(lora.modules)} layers for {args.format} ({path.stat().st_size / 1024:.0f} KB)")
     return {
         "file": str(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from ..demo import domain, loader
 from ..evaluate import Evaluator
 from ..evaluate.grid import grid
 from ..lora.erasure import ErasureLora
+from ..lora.files import write_whole
 from ..lora.gating import apply
 from ..methods import METHODS, Eraser
 from ..text.grammar import parse_concepts
@@ -65,7 +67,9 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
     ]
     how = "closed form and finetune" if trained else "closed form"
     sheet = grid(pictures, prompts, f"{name}: '{concept}' erased by {how}, {seconds:.1f} s", marked=marked)
-    sheet.save(out / f"{file_stem}.png")
+    picture = io.BytesIO()
+    sheet.save(picture, "PNG")
+    write_whole(out / f"{file_stem}.png", picture.getvalue())
     return scores | {
         "name": f"{name}: {concept}, {method}",
         "erase_seconds": seconds,

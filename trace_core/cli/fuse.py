@@ -11,6 +11,7 @@ from ..text.concepts import same
 from . import inputs as intake
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import keep as keep_file
+from .outputs import may_replace
 
 
 def run(args, bars) -> dict:
@@ -55,7 +56,7 @@ def run(args, bars) -> dict:
         result = _fused(args, names, loras, keep, config, strengths, bars)
         lora, report = result.lora, result.report
     args.clock.enter("save")
-    path = keep_file(lora.to_bytes(), args.out, "the erasure")
+    path = keep_file(lora.to_bytes(), args.out, "the erasure", overwrite=may_replace(args))
     _show(report, lora, path, len(loras), config.max_rank)
     return report | {
         "model": args.model,

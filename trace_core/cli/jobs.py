@@ -18,7 +18,7 @@ from ..errors import TraceError
 from ..text.concepts import Concept
 from .folder import Folder
 from .models import open_model
-from .outputs import keep
+from .outputs import keep, may_replace
 from .timing import Bars
 from .training import Stopped
 from .workers import REPORT, START, LocalPool, Setup
@@ -286,7 +286,7 @@ def run(args, setup: Setup, clock=None):
         erasure = _fused(setup, folder, clock)
         if clock:
             clock.enter("save")
-        path = keep(erasure.lora.to_bytes(), args.out, "the erasure", _left(setup, folder))
+        path = keep(erasure.lora.to_bytes(), args.out, "the erasure", _left(setup, folder), may_replace(args))
     except KeyboardInterrupt:
         raise Stopped(f"stopped; {_left(setup, folder)}") from None
     folder.remove()

@@ -55,13 +55,13 @@ def check(args) -> None:
     _check_distinct(written)
     _check_folder(args, read, written)
     for place in written:
-        if (
-            place.path.exists()
-            and not place.kept
-            and not is_stream(place.path)
-            and not getattr(args, "overwrite", False)
-        ):
+        if place.path.exists() and not place.kept and not is_stream(place.path) and not may_replace(args):
             raise TraceError(f"{place} exists already; choose another name, or add --overwrite to replace it")
+
+
+def may_replace(args) -> bool:
+    """Whether a command may replace files that exist."""
+    return getattr(args, "overwrite", False)
 
 
 def inputs(args) -> list[Place]:
@@ -160,19 +160,20 @@ def _check_folder(args, read: Sequence[Place], written: Sequence[Place]) -> None
 # ------------------------------------------------------------------------------------------- writing
 
 
-def keep(data: bytes, path: str | Path, what: str, left: str = "") -> Path:
+def keep(data: bytes, path: str | Path, what: str, left: str = "", overwrite: bool = True) -> Path:
     """Write a result. If the path cannot be written, save it elsewhere and name that place in the error.
 
     Args:
         what: name of the result in the error, such as "the erasure".
         left: a sentence on what else remains of the work.
+        overwrite: False keeps a file that another program made since :func:`check`.
 
     Raises:
         LoraError: whenever ``path`` could not be written.
     """
     path = Path(path)
     try:
-        return write_whole(path, data)
+        return write_whole(path, data, replace=overwrite)
     except OSError as error:
         reason = why(error)
     for folder in dict.fromkeys((Path(tempfile.gettempdir()), Path.home())):
@@ -202,23 +203,23 @@ def _rescued(data: bytes, folder: Path, name: str) -> Path | None:
         return None
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, overwrite: bool = True) -> None:
     """Write a file completely or not at all.
 
     Raises:
         OSError: if it cannot be written.
     """
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(), replace=overwrite)
 
 
-def write_json(path: str | Path, text: str, written: str | None) -> None:
+def write_json(path: str | Path, text: str, written: str | None, overwrite: bool = True) -> None:
     """Write the report. ``written`` is the file of the command's result, which stays if this write fails.
 
     Raises:
         TraceError: naming both files.
     """
     try:
-        write_text(path, text)
+        write_text(path, text, overwrite)
     except OSError as error:
         result = f"; the result itself is in '{written}'" if written else ""
         raise TraceError(f"cannot write --json '{path}': {why(error)}{result}") from error

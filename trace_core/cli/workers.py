@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from ..errors import TraceError
+from ..errors import TraceError, is_out_of_memory
 from ..methods import Eraser
 from ..text.concepts import Concept
 from .models import Source, open_model
@@ -151,13 +151,11 @@ def as_event(action: Callable[[], tuple]) -> tuple:
     """The event that an action returns, or the event for the exception that it raises."""
     try:
         return action()
-    except TraceError as error:
-        return "refused", str(error)
-    except MemoryError:
-        return "lost", "out of memory"
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, for an accelerator
+        if is_out_of_memory(error):
             return "lost", "out of memory"
+        if isinstance(error, TraceError):
+            return "refused", str(error)
         return "failed", traceback.format_exc()
 
 

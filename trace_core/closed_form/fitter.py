@@ -16,7 +16,7 @@ from ..backbones.clips import check_clip
 from ..backbones.defaults import defaults_of
 from ..backbones.other_patches import check_weights
 from ..backbones.sampling import FirstStep
-from ..errors import ConceptError
+from ..errors import ConceptError, enough_memory
 from ..lora.metadata import base_metadata
 from ..lora.result import Erasure
 from ..text.anchors import follow_anchors
@@ -38,6 +38,8 @@ from .export import export, gram
 from .policies import COMBINED, POLICIES, Policy
 from .solve import solve
 from .sums import RowSums
+
+LESS_MEMORY = "erase fewer concepts at once, shorten the keep list, or close other programs"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class ClosedFormFitter:
         """
         return self._fit(reuse=True)
 
+    @enough_memory("the closed form", LESS_MEMORY)
     def _fit(self, reuse: bool) -> ClosedFormResult:
         """Fit all concepts. ``reuse``: keep the sums for the next fit, and work on a copy of them."""
         plan = self._plan()
@@ -169,7 +172,7 @@ class ClosedFormFitter:
                 solved[stream] = both or info
                 edits[stream] = edits[stream].then(edit) if stream in edits else edit
                 sums.setdefault(stream, []).append(rows)
-                if stream == CONTEXT:
+                if stream == CONTEXT and isinstance(edit, ContextEdit):
                     together = [c for c in concepts if c.parts]
                     collateral |= {
                         c.target: collateral_change(edit, self.encoder, c, plan.keep, config.contexts)
@@ -286,6 +289,7 @@ class ClosedFormFitter:
         }
 
 
+@enough_memory("the closed form", LESS_MEMORY)
 def erase(
     model,
     clip,

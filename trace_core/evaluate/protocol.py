@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones import backbone_for
 from ..backbones.sampling import SamplerConfig, decode, sample
-from ..errors import ConceptError
+from ..errors import ConceptError, enough_memory
 from ..text.concepts import Concept
 from ..text.encoding import TextEncoder
 from ..text.neighbours import nearest_of
@@ -52,6 +52,7 @@ class Evaluator:
         self.progress = progress or (lambda *_: None)
         self._base: dict[str, tuple[Tensor, Tensor]] = {}
 
+    @enough_memory("drawing", "take a smaller picture size or batch, or close other programs")
     def pictures(self, model, prompts: Sequence[str], phase: str) -> tuple[Tensor, Tensor]:
         """Latents and pictures. Prompt i of a list has the seed ``seed * 100003 + i``."""
         seeds = [self.seed * 100003 + i for i in range(len(prompts))]

@@ -14,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..backbones.numerics import is_finite
 from ..errors import LoraError
-from ..lora.files import why, write_whole
+from ..lora.files import read_tensors, why, write_whole
 from ..lora.parts import listed
 
 FORMAT = "trace-training-1"
@@ -142,11 +143,14 @@ class TrainingState:
                         f"'{path.name}' is not a training state of this library; use a file that --resume "
                         "wrote"
                     )
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors, _ = read_tensors(path)
         except LoraError:
             raise
-        except (OSError, SafetensorError, ValueError) as error:
-            raise LoraError(f"cannot read '{path.name}' as a training state: {error}") from error
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            raise LoraError(
+                f"cannot read '{path.name}' as a training state: {error}; give another --resume file, or "
+                "remove this one to start over"
+            ) from error
         names = ("adapter", "mean", "square")
         rows = sum(key.startswith("adversary.") for key in tensors)
         count = (len(tensors) - rows) // 3
@@ -158,12 +162,41 @@ class TrainingState:
             lists = [[tensors[f"{name}.{i}"] for i in range(count)] for name in names]
             window = rest["window"] if isinstance(rest["window"], str) else tuple(rest["window"])
             adversary = [tensors[f"adversary.{i}"] for i in range(rows)]
-            step, history = int(rest["step"]), list(rest["history"])
-            return cls(*lists, step, window, history, rest["run"], dict(rest["scale"]), adversary)
-        except (KeyError, TypeError, ValueError):
+            step, history = rest["step"], list(rest["history"])
+            found = cls(*lists, step, window, history, rest["run"], dict(rest["scale"]), adversary)
+            if not found._is_whole():
+                raise ValueError
+            return found
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise LoraError(
-                f"'{path.name}' is not a training state of this library; use a file that --resume wrote"
+                f"'{path.name}' is not a training state of this library, or is damaged; use a file that "
+                "--resume wrote, or remove this one to start over"
             ) from None
+
+    def _is_whole(self) -> bool:
+        """Whether the values are those of a state; anybody can change a file."""
+        run = json.loads(self.run)
+        named = isinstance(run, dict) and isinstance(run.get("concepts", []), list)
+        window = self.window == "auto" or (
+            isinstance(self.window, tuple) and len(self.window) == 2 and all(map(_is_share, self.window))
+        )
+        lists = (self.adapter, self.mean, self.square)
+        shapes = [[t.shape for t in own] for own in lists]
+        return (
+            named
+            and all(isinstance(name, str) for name in run.get("concepts", []))
+            and window
+            and type(self.step) is int
+            and self.step >= 0
+            and all(isinstance(entry, dict) for entry in self.history)
+            and shapes[0] == shapes[1] == shapes[2]
+            and (not self.scale or {"scale", "_growth_tracker"} <= self.scale.keys())
+            and all(t.is_floating_point() and is_finite(t) for own in lists for t in own)
+        )
+
+
+def _is_share(value) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def identity(trainer) -> str:

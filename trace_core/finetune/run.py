@@ -19,7 +19,7 @@ from ..backbones.other_patches import check_trainable
 from ..backbones.sampling import FirstStep
 from ..backbones.weights import shape_of
 from ..closed_form.policies import neighbour_prompts
-from ..errors import ConceptError, ModelError, TraceError
+from ..errors import ConceptError, ModelError, TraceError, enough_memory
 from ..lora.erasure import ErasureLora
 from ..lora.gating import erasures_on
 from ..lora.metadata import base_metadata
@@ -47,6 +47,9 @@ class FinetuneResult(Erasure):
     adapter: ErasureLora | None = None
 
 
+@enough_memory(
+    "the finetune", "switch checkpointing on, take a smaller picture size or batch, or close other programs"
+)
 def finetune(
     model,
     clip,
@@ -83,6 +86,8 @@ def finetune(
         ConceptError, ModelError, LoraError, TraceError: before anything is changed.
         Diverged: with the last finite state.
     """
+    if region is not None and not (isinstance(region, Tensor) and region.ndim > 1 and region.numel()):
+        raise TraceError("the mask is not a picture's; connect the MASK of a picture, or leave it out")
     plan = _plan(model, clip, list(concepts), keep, config or FinetuneConfig())
     backbone, config = plan.backbone, plan.config
     backbone.load()

@@ -10,7 +10,7 @@ from numbers import Real
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -18,8 +18,8 @@ from ..backbones.numerics import is_finite
 from ..errors import LoraError
 from ..text.kinds import KINDS
 from . import formats
-from .files import canonical, own_memory, why, write_whole
-from .metadata import VERIFICATION, finite_number, parsed, title_of
+from .files import canonical, own_memory, read_tensors, why, write_whole
+from .metadata import VERIFICATION, finite_number, joined_metadata, parsed, title_of
 from .parts import (
     DTYPES,
     Part,
@@ -125,7 +125,7 @@ class ErasureLora:
                 torch.cat([up, other_up.to(up.device)], 1),
                 torch.cat([down, other_down.to(down.device)], 0),
             )
-        joined = cls(modules, _joined_metadata(first, second))
+        joined = cls(modules, joined_metadata(first, second))
         mine, theirs = first.parts(), second.parts()
         one = len(mine) == len(theirs) == 1 and erase_the_same(mine[0], theirs[0])
         if not one and any(part.concepts for part in (*mine, *theirs)):
@@ -302,10 +302,20 @@ class ErasureLora:
         state, metadata = formats.write(self, form)
         return canonical(save(own_memory(state), {**metadata, **(extra or {}), "format": "pt"}))
 
-    def save(self, path: str | Path, extra: dict[str, str] | None = None, form: str = "comfyui") -> Path:
+    def save(
+        self,
+        path: str | Path,
+        extra: dict[str, str] | None = None,
+        form: str = "comfyui",
+        replace: bool = True,
+    ) -> Path:
         """Write a safetensors file completely, or leave the existing file unchanged.
 
+        Args:
+            replace: False refuses a file that exists.
+
         Raises:
+            FileExistsError: if ``replace`` is False and the file exists.
             LoraError: if the path cannot be written, naming it.
         """
         path = Path(path)
@@ -313,7 +323,9 @@ class ErasureLora:
             raise LoraError(f"'{path.name}' must end in .safetensors")
         data = self.to_bytes(extra, form)
         try:
-            return write_whole(path, data)
+            return write_whole(path, data, replace=replace)
+        except FileExistsError:
+            raise  # asked for by ``replace``
         except OSError as error:
             raise LoraError(f"cannot write '{path}': {why(error)}") from error
 
@@ -328,12 +340,15 @@ class ErasureLora:
         try:
             size = path.stat().st_size
             if size > MAX_FILE:
-                raise LoraError(f"'{path.name}' is {size / 2**30:.1f} GB, too large for an erasure LoRA")
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                raise LoraError(
+                    f"'{path.name}' is {size / 2**30:.1f} GB, too large for an erasure LoRA; choose another "
+                    "file"
+                )
+            state, metadata = read_tensors(path)
         except OSError as error:
-            raise LoraError(f"cannot read '{path}': {error.strerror or error}") from error
+            raise LoraError(
+                f"cannot read '{path}': {error.strerror or error}; choose a file that can be read"
+            ) from error
         except (SafetensorError, ValueError, MemoryError) as error:
             if isinstance(error, LoraError):
                 raise
@@ -341,8 +356,13 @@ class ErasureLora:
                 f"'{path.name}' is damaged or not a safetensors file ({error}); download it again"
             ) from error
         if not state:
-            raise LoraError(f"'{path.name}' contains no layers; it is not an erasure LoRA")
-        return cls.from_state_dict(state, metadata)
+            raise LoraError(
+                f"'{path.name}' contains no layers; it is not an erasure LoRA, so choose another file"
+            )
+        try:
+            return cls.from_state_dict(state, metadata)
+        except LoraError as error:
+            raise LoraError(f"'{path.name}': {error}") from error
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ErasureLora:
@@ -368,21 +388,3 @@ class ErasureLora:
         out["modules"] = len(self.modules)
         out["rank"] = self.rank
         return out
-
-
-def _joined_metadata(first: ErasureLora, second: ErasureLora) -> dict[str, str]:
-    """The first file's metadata, completed by the second's, with merged lists and a common title."""
-    out, both = {**second.metadata, **first.metadata}, {}
-    out.pop("trace.parts", None)
-    out.pop(VERIFICATION, None)
-    for key in ("trace.concepts", "trace.keep"):
-        lists = [
-            found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)
-        ]
-        both[key] = list({json.dumps(entry): entry for found in lists for entry in found}.values())
-        if lists:
-            out[key] = json.dumps(both[key], ensure_ascii=False)
-    targets = [c[0] for c in both["trace.concepts"] if isinstance(c, list) and c and isinstance(c[0], str)]
-    if targets:
-        out["modelspec.title"] = title_of(targets)
-    return out

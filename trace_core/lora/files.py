@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import load
 from torch import Tensor
 
 #: open files of the process, as path prefixes
@@ -30,7 +31,12 @@ def is_stream(path: str | Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def write_whole(path: str | Path, data: bytes | Callable[[Path], object], temporary: str = TEMPORARY) -> Path:
+def write_whole(
+    path: str | Path,
+    data: bytes | Callable[[Path], object],
+    temporary: str = TEMPORARY,
+    replace: bool = True,
+) -> Path:
     """Write a file completely and flush it to disk, or leave the existing file unchanged.
 
     A link stays a link, and its target is written.
@@ -38,11 +44,13 @@ def write_whole(path: str | Path, data: bytes | Callable[[Path], object], tempor
     Args:
         data: the contents, or a function that writes them to a given path.
         temporary: name prefix of the unfinished file.
+        replace: False refuses a file that exists, also one that another program made in the meantime.
 
     Returns:
         ``path``.
 
     Raises:
+        FileExistsError: if ``replace`` is False and the file exists.
         OSError: if the file cannot be written.
     """
     path = Path(path)
@@ -50,9 +58,9 @@ def write_whole(path: str | Path, data: bytes | Callable[[Path], object], tempor
         with path.open("ab") as stream:
             stream.write(data)
         return path
-    target, unfinished = real(path), None
+    target, unfinished, taken = real(path), None, False
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=temporary, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             if isinstance(data, bytes):
@@ -62,11 +70,25 @@ def write_whole(path: str | Path, data: bytes | Callable[[Path], object], tempor
             file.flush()
             os.fsync(file.fileno())
         os.chmod(unfinished, target.stat().st_mode & 0o777 if target.exists() else 0o644)
+        if not replace:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name, or fails
+            taken = True
         os.replace(unfinished, target)
+    except BaseException:
+        if taken:
+            target.unlink(missing_ok=True)
+        raise
     finally:
         if unfinished:  # already moved after success
             Path(unfinished).unlink(missing_ok=True)
     return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
 
 
 def why(error: OSError) -> str:
@@ -74,6 +96,8 @@ def why(error: OSError) -> str:
     remedy = (
         "make room there, or choose another folder"
         if error.errno in FULL
+        else "another program made this file in the meantime, so choose another name"
+        if isinstance(error, FileExistsError)
         else "choose a folder with write permission"
     )
     return f"{error.strerror or error}; {remedy}"
@@ -87,6 +111,24 @@ def canonical(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, in memory of their own.
+
+    Mapped tensors would change with the file, and a file cut short would end the process.
+
+    Raises:
+        OSError: if the file cannot be read.
+        SafetensorError, ValueError: if it is damaged.
+    """
+    data = path.read_bytes()
+    try:
+        state = load(data)
+    except (KeyError, RuntimeError, TypeError) as error:  # a type of numbers that torch has not
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return state, header.get("__metadata__") or {}
 
 
 def own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:

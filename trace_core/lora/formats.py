@@ -22,6 +22,8 @@ FORMATS = {
 #: rank
 RANKS = "trace.ranks"
 
+AGAIN = "; download or make it again"
+
 SUFFIX = re.compile(
     r"^(?P<name>[A-Za-z0-9_.]+?)\.(?:(?P<old>lora|lora_linear_layer)\.(?P<way>up|down)\.weight|lora_(?P<part>up|down|A|B)(?:\.default)?\.weight|"
     r"(?P<alpha>alpha))$"
@@ -56,7 +58,7 @@ def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, 
         name, part = _split(key)
         keys.setdefault(name, key)
         if part in parts.setdefault(name, {}):
-            raise LoraError(f"'{key[:80]}' is a second {part} for the same layer; the file is damaged")
+            raise LoraError(f"'{key[:80]}' is a second {part} for the same layer; the file is damaged{AGAIN}")
         parts[name][part] = tensor
     # names behind ComfyUI's prefix are the network's own; Qwen-Image's are those of FLUX in diffusers
     other = [n for n in parts if not keys[n].startswith(PREFIX)]
@@ -75,12 +77,14 @@ def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, 
         if number is not None:
             fused.setdefault(own, {})[number] = pair
         elif PREFIX + own in modules:
-            raise LoraError(f"'{shown}' is a layer that the file also has under another name; it is damaged")
+            raise LoraError(
+                f"'{shown}' is a layer that the file also has under another name; it is damaged{AGAIN}"
+            )
         else:
             modules[PREFIX + own] = pair
     for own, components in fused.items():
         if PREFIX + own in modules:
-            raise LoraError(f"{own} is in the file under two names; it is damaged")
+            raise LoraError(f"{own} is in the file under two names; it is damaged{AGAIN}")
         modules[PREFIX + own] = _side_by_side(own, components)
     return _without_padding(modules, metadata)
 
@@ -146,24 +150,27 @@ def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """
     up, down, alpha = part.get("up"), part.get("down"), part.get("alpha")
     if up is None or down is None:
-        raise LoraError(f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete")
+        raise LoraError(
+            f"{module} has no lora_{'up' if up is None else 'down'}; the file is incomplete{AGAIN}"
+        )
     if not all(isinstance(tensor, Tensor) for tensor in part.values()):
-        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is not a tensor")
+        raise LoraError(f"{module} has a lora_up, lora_down or alpha that is not a tensor{AGAIN}")
     up, down = _at_least_16_bits(up), _at_least_16_bits(down)
     if up.ndim == down.ndim == 4 and up.shape[2:] == (1, 1):
         up, down = up.flatten(1), down.flatten(1)
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or down.shape[0] == 0:
         raise LoraError(
             f"{module} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)}, which do not fit"
+            f"{AGAIN}"
         )
     if not (up.is_floating_point() and down.is_floating_point()):
-        raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point")
+        raise LoraError(f"{module} has factors of type {up.dtype}; they must be floating point{AGAIN}")
     if not (torch.isfinite(up).all() and torch.isfinite(down).all()):
-        raise LoraError(f"{module} contains NaN or infinite values; the file is damaged")
+        raise LoraError(f"{module} contains NaN or infinite values; the file is damaged{AGAIN}")
     if alpha is None:
         return up, down
     if alpha.numel() != 1:
-        raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one")
+        raise LoraError(f"{module} has an alpha of {alpha.numel()} numbers; it must be one{AGAIN}")
     rank = torch.tensor(float(down.shape[0]))
     # a converter may have rounded alpha with the weights
     if alpha.float().item() == rank.to(alpha.dtype).float().item():
@@ -172,7 +179,7 @@ def factors(module: str, part: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(scaled).all():
         raise LoraError(
             f"{module} has an alpha of {alpha.float().item():g}, which exceeds the range of {up.dtype}; the "
-            "file is damaged"
+            "file is damaged: download or make it again"
         )
     return scaled, down
 
@@ -196,7 +203,7 @@ def _side_by_side(own: str, parts: Mapping[int, tuple[Tensor, Tensor]]) -> tuple
     ):
         raise LoraError(
             f"the parts of {own} have shapes that do not fit each other: "
-            f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in parts.values())}"
+            f"{', '.join(str((up.shape[0], down.shape[1])) for up, down in parts.values())}{AGAIN}"
         )
     unit = int(next(iter(units)))
     first = min(parts)
@@ -307,7 +314,7 @@ def family(lora) -> str:
         raise LoraError(
             "this file does not tell its model family, and its layers do not show it; only "
             "an erasure of TRACE, or one with cross-attention keys or values, can be written in another "
-            "form"
+            "form: leave the form at comfyui"
         )
     return found
 
@@ -337,7 +344,9 @@ def _diffusers(own: Mapping[str, tuple[Tensor, Tensor]], kind: str, rank: int) -
         if kind == "flux":
             parts = names.flux_to_diffusers(name)
             if parts is None:
-                raise LoraError(f"{name} has no counterpart in diffusers' FLUX")
+                raise LoraError(
+                    f"{name} has no counterpart in diffusers' FLUX; write the file in the form comfyui"
+                )
             sizes = names.shares(name)
             if len(up) % sum(sizes):
                 raise LoraError(

@@ -18,7 +18,7 @@ from ..backbones.base import PREFIX, engine_of
 from ..backbones.other_patches import check_patches_reach
 from ..backbones.running import called_model, eager
 from ..backbones.weights import is_linear, layer_at, shape_of
-from ..errors import LoraError, ModelError
+from ..errors import LoraError, ModelError, enough_memory
 from . import rounding
 from .erasure import ErasureLora
 from .metadata import model_family
@@ -86,6 +86,7 @@ def erasures_on(model) -> tuple[dict, ...]:
     return tuple(model.model_options.get(RECORD, ()))
 
 
+@enough_memory("applying the erasure", "unload other models, or close other programs")
 def apply(
     model, lora: ErasureLora, strength: float = 1.0, start: float | None = 0.0, end: float | None = 1.0
 ):

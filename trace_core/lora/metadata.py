@@ -66,3 +66,21 @@ def finite_number(text: str) -> float:
     if not isfinite(number):
         raise ValueError(f"{text} is not a JSON number")
     return number
+
+
+def joined_metadata(first, second) -> dict[str, str]:
+    """The first erasure's metadata, completed by the second's, with merged lists and a common title."""
+    out, both = {**second.metadata, **first.metadata}, {}
+    out.pop("trace.parts", None)
+    out.pop(VERIFICATION, None)
+    for key in ("trace.concepts", "trace.keep"):
+        lists = [
+            found for found in (first.info().get(key), second.info().get(key)) if isinstance(found, list)
+        ]
+        both[key] = list({json.dumps(entry): entry for found in lists for entry in found}.values())
+        if lists:
+            out[key] = json.dumps(both[key], ensure_ascii=False)
+    targets = [c[0] for c in both["trace.concepts"] if isinstance(c, list) and c and isinstance(c[0], str)]
+    if targets:
+        out["modelspec.title"] = title_of(targets)
+    return out

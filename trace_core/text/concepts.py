@@ -41,7 +41,9 @@ class Concept:
         line = PLUS.join(map(quoted, self.parts)) or quoted(self.target)
         if self.anchor:
             line += f" -> {quoted(self.anchor)}"
-        return line if self.strength == 1 else f"{line} {AT} {self.strength:g}"
+        short_form = f"{self.strength:g}"
+        strength = short_form if float(short_form) == self.strength else repr(self.strength)
+        return line if self.strength == 1 else f"{line} {AT} {strength}"
 
     @property
     def kind(self) -> str:

@@ -51,7 +51,10 @@ def concepts_of(items: Iterable[Item], source: str = "erase list") -> list[Conce
     for item in items:
         concept = _concept(item)
         if not concept.target:
-            raise ConceptError(f"{item.where}: there is no concept before the arrow in '{short(item.text)}'")
+            raise ConceptError(
+                f"{item.where}: there is no concept before the arrow in '{short(item.text)}'; write "
+                "`concept -> anchor`"
+            )
         if same(concept.target, concept.anchor):
             raise ConceptError(
                 f"{item.where}: the anchor equals the concept '{short(concept.target)}'; name another anchor "
@@ -120,7 +123,9 @@ def _strength(line: str, where: str, string: bool = False) -> tuple[str, float]:
     rest, given = line[: masked(line).rindex(AT)].strip(), parts[-1]
     strength = _checked(float(given) if is_number(given) else math.nan, given, line, where)
     if not rest:
-        raise ConceptError(f"{where}: there is no concept before the @ in '{short(line)}'")
+        raise ConceptError(
+            f"{where}: there is no concept before the @ in '{short(line)}'; write `concept {{AT}} 0.5`"
+        )
     if _strength(rest, where, string) != (rest, 1.0):
         raise ConceptError(f"{where}: '{short(line)}' has two strengths; write one, at the end of the line")
     return rest, strength
@@ -153,8 +158,12 @@ def keep_of(items: Iterable[Item]) -> list[str]:
     keep: dict[str, str] = {}
     for item in items:
         if len(split(item.text, ARROW)) > 1:
-            raise ConceptError(f"{item.where}: a keep list has no arrows ('{short(item.text)}')")
+            raise ConceptError(
+                f"{item.where}: a keep list has no arrows ('{short(item.text)}'); write the name alone"
+            )
         if _strength(item.text, item.where, item.string)[0] != item.text:
-            raise ConceptError(f"{item.where}: a keep list has no strengths ('{short(item.text)}')")
+            raise ConceptError(
+                f"{item.where}: a keep list has no strengths ('{short(item.text)}'); write the name alone"
+            )
         keep.setdefault(_key(plain(item.text)), plain(item.text))
     return list(keep.values())

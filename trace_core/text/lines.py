@@ -41,6 +41,9 @@ def quoted(text: str) -> str:
         or ARROW.search(text)
         or BACKWARDS.search(text)
         or two_parts(text, True, "")
+        or any(
+            opening in masked(text) for opening in '"“„«'
+        )  # with one of the anchor it would hide the arrow
     )
     if not sign and reads_as_it_is(text):
         return text

@@ -31,6 +31,8 @@ _STRING = rf"(?:{QUOTED}|'[^']*'(?=\s*(?:[,\])]|$|\#)))"
 _PASTED = re.compile(
     rf"(?:\w+\s*=\s*)?[\[(]*\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*[\])]*\s*,?\s*(?:\#.*)?"
 )
+#: quoted text, or an escaped bracket outside it: saber_\(fate\), as prompts have it
+_ESCAPED = re.compile(rf"({QUOTED})|\\([()\[\]{{}}])")
 _BRACKETS = re.compile(r"(?:\w+\s*=\s*)?[\[\](){}]+,?")
 
 #: prompt syntax, with the remedy for each
@@ -210,7 +212,7 @@ def _entries(text: str, source: str, numbered: bool) -> Iterator[Item]:
         line = line[found.end() :] if (found := _BULLET.match(line)) else line
         for part in split(line, _SEMICOLON):
             part = part.strip(",，、، ") if _is_listed(part) else part
-            part = re.sub(r"\\([()\[\]{}])", r"\1", part)  # saber_\(fate\), as prompts have it
+            part = _ESCAPED.sub(lambda found: found[1] or found[2], part)
             if part:
                 yield Item(part, source, number)
 
@@ -237,7 +239,9 @@ def _pasted(line: str) -> list[str] | None:
 
 
 def reads_as_it_is(text: str) -> bool:
-    """Whether a line with only this text parses to one entry with the same text."""
+    """Whether a line with only this text, or with more behind it, parses to one entry with the same text."""
+    if _BULLET.match(f"{text} a"):
+        return False
     try:
         return [(i.text, i.string) for i in items(text, "")] == [(text, False)]
     except ConceptError:

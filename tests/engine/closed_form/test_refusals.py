@@ -42,10 +42,10 @@ def test_clip_of_another_model_is_refused(one, families, model, clip):
 def test_what_is_no_model_is_refused(one, thing):
     family, model = one("sd1")
     thing = model.model if thing == "inner" else thing
-    name = type(thing).__name__
-    with pytest.raises(ModelError, match=f"{name} is not a ComfyUI model; connect the MODEL output"):
+    what = "no model is connected" if thing is None else f"{type(thing).__name__} is not a ComfyUI model"
+    with pytest.raises(ModelError, match=f"{what}; connect the MODEL output"):
         erase(thing, family.clip, [CAT], KEEP)
-    with pytest.raises(TraceError, match="not a ComfyUI model"):
+    with pytest.raises(TraceError, match=what):
         apply(thing, ErasureLora({"diffusion_model.x": (torch.ones(1, 1), torch.ones(1, 1))}))
 
 

@@ -106,7 +106,7 @@ def parse_strengths(text: str, source: str = "strengths") -> dict[str, float]:
         if not name or not abs(strength) <= MAX_STRENGTH:
             raise LoraError(
                 f"{source}, line {number}: '{line[:60]}' is not CONCEPT = NUMBER from -10 to 10, such as "
-                "`cat = 0.5`"
+                "`cat = 0.5`; correct that line"
             )
         if any(same(name, other) for other in out):
             raise LoraError(f"{source}, line {number}: '{name[:60]}' is given twice; remove one")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from ...backbones import Backbone, backbone_for
 from ...backbones.base import CONTEXT, POOLED
 from ...backbones.clips import check_clip
-from ...errors import LoraError
+from ...errors import LoraError, enough_memory
 from ...text.anchors import follow_anchors
 from ...text.concepts import Concept, check_disjoint, same
 from ...text.encoding import TextEncoder
@@ -30,6 +30,7 @@ class FusionResult(Erasure):
     """The fused erasure and its report."""
 
 
+@enough_memory("the fusion", "fuse fewer files at once, shorten the keep list, or close other programs")
 def fuse(
     model,
     clip,

@@ -74,10 +74,14 @@ def _text(path: Path, source: str) -> str:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise ConceptError(f"cannot read '{path}': {size / 2**20:,.0f} MB is too large for a list")
+            raise ConceptError(
+                f"cannot read '{path}': {size / 2**20:,.0f} MB is too large for a list; choose another file"
+            )
         data = path.read_bytes()
     except OSError as error:
-        raise ConceptError(f"cannot read '{path}': {error.strerror or error}") from error
+        raise ConceptError(
+            f"cannot read '{path}': {error.strerror or error}; choose a file that can be read"
+        ) from error
     if data[:4] == b"PK\x03\x04":
         raise ConceptError(
             f"{source} is a spreadsheet, a document or an archive; save it as CSV or as plain text"

@@ -57,10 +57,13 @@ def json_data(text: str, source: str, lines: bool = False):
         return out
     except json.JSONDecodeError as error:
         raise ConceptError(
-            f"{source}, line {line if lines else error.lineno}: this is not JSON ({error.msg})"
+            f"{source}, line {line if lines else error.lineno}: this is not JSON ({error.msg}); correct it, "
+            "or save the list as text with one name per line"
         ) from error
     except RecursionError:
-        raise ConceptError(f"{source}: the brackets are nested too deeply for a list") from None
+        raise ConceptError(
+            f"{source}: the brackets are nested too deeply for a list; write one flat list of names"
+        ) from None
 
 
 def _object(pairs, source: str) -> dict:
@@ -87,10 +90,13 @@ def yaml_data(text: str, source: str):
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConceptError(
-            f"{source}{where}: this is not YAML ({getattr(error, 'problem', None) or 'damaged'})"
+            f"{source}{where}: this is not YAML ({getattr(error, 'problem', None) or 'damaged'}); "
+            "correct it, or save the list as text with one name per line"
         ) from error
     except RecursionError:
-        raise ConceptError(f"{source}: the brackets are nested too deeply for a list") from None
+        raise ConceptError(
+            f"{source}: the brackets are nested too deeply for a list; write one flat list of names"
+        ) from None
 
 
 def _of_node(node, converted: dict, source: str):
@@ -170,7 +176,9 @@ class _RecordReader:
     def values(self, data, depth: int = 0) -> Iterator[Item]:
         """The entries in a value of any type."""
         if depth > MAX_DEPTH:
-            raise ConceptError(f"{self.source}: the brackets are nested too deeply for a list")
+            raise ConceptError(
+                f"{self.source}: the brackets are nested too deeply for a list; write one flat list of names"
+            )
         if isinstance(data, dict):
             yield from self.object(data, depth)
         elif isinstance(data, list):
@@ -198,7 +206,8 @@ class _RecordReader:
             )
         else:
             raise ConceptError(
-                f"{self.source}: the file contains {_described(data)} instead of a list of names"
+                f"{self.source}: the file contains {_described(data)} instead of a list of names; write one "
+                "name per line"
             )
 
     def item(self, text: str) -> Item:
