@@ -12,7 +12,7 @@ from trace_core.evaluate.recover import inversion, recoverability
 from trace_core.text.concepts import Concept
 
 
-@pytest.fixture(scope="module", params=loader.MODELS)
+@pytest.fixture(scope="module", params=["demo-sd", "demo-flux"])
 def demo(request, engine):
     return request.param, *loader.load(request.param)
 

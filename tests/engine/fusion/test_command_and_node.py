@@ -92,7 +92,7 @@ BAD = {
     "nothing left": (["--without", "cat", "--without", "truck"], "there is nothing left to write"),
     "integration": (["--integration", "-1"], "integration is -1"),
     "rank": (["--max-rank", "0"], "max_rank is 0"),
-    "no such model": (["--model", "nowhere"], "--model 'nowhere' is neither"),
+    "no such model": (["--model", "nowhere"], "--model 'nowhere' is no demo model"),
 }
 
 
