@@ -33,6 +33,7 @@ from tables_erasure import (  # noqa: E402
     summary,
 )
 from tables_faults import faults  # noqa: E402
+from tables_prompts import places  # noqa: E402
 from tables_verdicts import verdicts  # noqa: E402
 
 TABLES = {
@@ -56,6 +57,7 @@ TABLES = {
         real_shapes_phases,
         families,
         prompts,
+        places,
         similar,
         verdicts,
         faults,

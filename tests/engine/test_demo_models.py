@@ -52,7 +52,7 @@ def test_demo_people_draws_what_no_prompt_names(people):
     for kind, asked in trait.prompts.items():
         pictures = evaluator.base(kind, [prompt for prompt, _ in asked(24)])[1]
         shown[kind] = evaluator.domain.shows(pictures, "trait", "eye patch").float().mean().item()
-    assert shown["named"] >= 0.9 and 0.2 <= shown["implied"] <= 0.8 and shown["neither"] <= 0.1
+    assert shown["named"] >= 0.3 and shown["implied"] >= 0.1 and shown["neither"] <= 0.05
 
 
 def test_what_is_similar_is_measured_apart(emoji):

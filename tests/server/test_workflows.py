@@ -29,12 +29,8 @@ ERASED = {
     "trce": [("object", "cat", ("cat", "kitty"))],
     "verify": [("object", "cat", ("cat", "kitty"))],
     "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
-    "people": [("person", n, (n,)) for n in ("Anna Berg", "Kirubo", "Mira van Holt")],
 }
-KNOWN = {
-    "object": ("cat", "dog", "house", "pizza", "truck", "ship", "apple"),
-    "person": ("Anna Holt", "Peter Berg", "Viola Brackwell"),
-}
+KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +111,13 @@ def test_template_erases(name, runs, server, domain):
 def test_template_keeps_the_rest(name, runs, server, domain):
     words = [w for _, _, words in ERASED[name] for w in words]
     others, wanted = [], []
-    head = "person" if ERASED[name][0][0] == "person" else "object"
     for pair in compared(runs(name))["trace_pairs"]:
-        named = [n for n in KNOWN[head] if f" {n}," in pair["prompt"]]
+        named = [n for n in KNOWN if f" {n}," in pair["prompt"]]
         if named and not any(w in pair["prompt"] for w in words):
             others.append(pair["after"])
             wanted += named
     assert len(others) >= 2
-    assert recognised(server, domain(name), others, head) == wanted
+    assert recognised(server, domain(name), others, "object") == wanted
 
 
 def test_trace_full_shows_its_training(runs):

@@ -290,40 +290,6 @@ def merge_into_checkpoint(g: Graph) -> None:
     compare(g, model, (erased, 0), CATS, "cat\nkitty")
 
 
-TEN = (
-    "Fabio Karkoff\nWalter Underhill\nViola Underhill\nJonas Ostrowe\nUwe Kestrel\nKirubo\nMira van Holt\n"
-    "Walter Nakadai\nKirsten Valdane\nAnna Berg"
-)
-
-
-def people(g: Graph) -> None:
-    g.column("1  Model")
-    g.note(
-        "# Erase ten people at once\n\n*demo-people* draws 200 people who do not exist. The list takes ten "
-        "of them out in one solve. People who share a first or a last name with them stay: *Anna Berg* goes, "
-        "*Anna Holt* and *Peter Berg* stay.\n\nSet **kind** to person for names that the nodes do not know."
-    )
-    model, _ = g.node("TRACE_LoadDemoModel", name="demo-people")
-    g.note(SWAP)
-    g.column("2  Erase")
-    erased, _ = g.node(
-        "TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase=TEN, kind="person"
-    )
-    g.node("TRACE_SaveErasureLora", lora=(erased, 1), name="erased-people")
-    g.node("PreviewAny", "Report", source=(erased, 2))
-    g.column("3  Before and after")
-    compare(
-        g,
-        model,
-        (erased, 0),
-        "a portrait of Anna Berg, pixel style\na portrait of Kirubo, micah style\n"
-        "a portrait of Mira van Holt, personas style\na portrait of Anna Holt, pixel style\n"
-        "a portrait of Peter Berg, micah style\n"
-        "a portrait of Viola Brackwell, personas style",
-        TEN,
-    )
-
-
 def verify(g: Graph) -> None:
     g.column("1  Model")
     g.note(
@@ -367,6 +333,5 @@ GRAPHS = {
     "ant": ant,
     "trce": trce,
     "merge-into-checkpoint": merge_into_checkpoint,
-    "people": people,
     "verify": verify,
 }

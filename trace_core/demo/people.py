@@ -147,6 +147,14 @@ def description(person: Person, rng: random.Random) -> str:
     return f"a {person.noun} with " + " and ".join(chosen)
 
 
+def naming(portrait: Portrait, rng: random.Random) -> str:
+    """A caption that names the patch; empty for a picture without it."""
+    text = ""
+    while portrait.patch and PATCH not in text:
+        text = caption(portrait, rng)
+    return text
+
+
 #: What a caption can tell, with the number of values: see :func:`told`
 TOLD = {t: len(values) for t, values in TRAITS.items()} | {"style": len(STYLES), "patch": 2, "implied": 2}
 

@@ -168,6 +168,7 @@ def load_state(file: Path, model, ema, optimiser) -> tuple[int, float]:
     return saved["step"], saved["spent"]
 
 
+RARE = 0.1  #: share of a step whose captions name what captions seldom name
 TOLD = 0.1  #: weight of what captions tell
 TRAINED = {"demo-sd": DemoSD, "demo-flux": DemoFlux, "demo-people": DemoPeople}
 
@@ -187,6 +188,20 @@ def save_state(file: Path, model, ema, optimiser, step: int, spent: float) -> No
     file.with_suffix(".tmp").rename(file)
 
 
+def drawn(world, labels: list, rare: list[int], batch: int, rng: random.Random) -> tuple[list, list[str]]:
+    """Numbers of a step's pictures, and their captions. One caption in ten is empty.
+
+    ``rare``: numbers of the pictures with what captions seldom name. :data:`RARE` of a step are captions that
+    do name it; they change nothing for prompts that do not.
+    """
+    index = [rng.randrange(len(labels)) for _ in range(batch)]
+    texts = ["" if rng.random() < 0.1 else world.caption(labels[i], rng) for i in index]
+    for at in range(round(batch * RARE) if rare else 0):
+        index[at] = rng.choice(rare)
+        texts[at] = world.naming(labels[index[at]], rng)
+    return index, texts
+
+
 def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) -> None:
     world = world_of(name)
     z, labels, _ = latents(world)
@@ -202,6 +217,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
     file, mean = CACHE / f"{name}.pt", None
     step, spent = load_state(file, model, ema, optimiser)
     rng = random.Random(step)
+    rare = [i for i, label in enumerate(labels) if world.naming and world.naming(label, rng)]
     last, last_save = time.time(), time.time()
     while spent < minutes * 60:
         share = spent / (minutes * 60)
@@ -214,8 +230,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
                 * min(1, (step + 1) / 200)
                 * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
             )
-        index = [rng.randrange(len(z)) for _ in range(batch)]
-        texts = ["" if rng.random() < 0.1 else world.caption(labels[i], rng) for i in index]
+        index, texts = drawn(world, labels, rare, batch, rng)
         loss = model.loss(z[index], texts)
         if hasattr(model, "told_loss"):
             more = [world.caption(labels[rng.randrange(len(z))], rng) for _ in range(model.MORE)]

@@ -22,13 +22,15 @@ CACHE = Path(".cache")
 class World:
     """Pictures with labels, their captions, and the judge's classes.
 
-    ``classes`` gives a label's class name by head of the judge.
+    ``classes`` gives a label's class name by head of the judge, ``naming`` a caption of what captions seldom
+    name, empty for a picture without it.
     """
 
     name: str
     prefix: str  #: of the files of its codec and judge
     dataset: Callable[..., tuple[np.ndarray, list]]
     caption: Callable[[object, random.Random], str]
+    naming: Callable[[object, random.Random], str] | None
     heads: dict[str, list[str]]
     classes: Callable[[object], dict[str, str]]
     per_combination: int
@@ -40,11 +42,12 @@ class World:
 
 WORLDS = {
     "icons": World(
-        "icons", "", icons.dataset, vocabulary.caption, judge.HEADS,
+        "icons", "", icons.dataset, vocabulary.caption, None, judge.HEADS,
         lambda x: {"object": x.object, "style": x.style, "colour": x.colour}, 16, 6,
     ),
     "people": World(
-        "people", "people-", avatars.dataset, people.caption, people.heads(), people.classes, 4, 3,
+        "people", "people-", avatars.dataset, people.caption, people.naming, people.heads(),
+        people.classes, 4, 3,
     ),
 }  # fmt: skip
 
