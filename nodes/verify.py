@@ -67,7 +67,10 @@ class VerifyErasure:
         "The erasure with the verdict in its metadata, for Save Erasure LoRA.",
     )
     FUNCTION = "verify"
-    ADVANCED = ("kept_samples", "guidance", "sampler_name", "scheduler", "width", "height")
+    ADVANCED = (
+        "kept", "strength", "attacks", "cfg", "kept_samples", "guidance", "sampler_name", "scheduler",
+        "width", "height",
+    )  # fmt: skip
     OUTPUT_NODE = True
 
     @classmethod

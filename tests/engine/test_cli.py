@@ -164,7 +164,7 @@ def test_a_model_that_is_no_model_is_refused(engine, tmp_path, capsys):
     file.write_bytes(b"\x00" * 100)
     for name, message in (
         (str(file), "cannot load"),
-        ("demo-xl", "nor a file"),
+        ("demo-xl", "is no demo model"),
         (__file__, "must be a .safetensors"),
     ):
         assert (

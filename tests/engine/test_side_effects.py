@@ -73,11 +73,11 @@ def test_long_and_weighted_prompts_are_told_where_they_hold_more():
 
 
 def test_weighted_rows_are_comfyuis(demo):
-    from trace_core.closed_form.effects import _pairs, _weighted
+    from trace_core.closed_form.effects import _pairs, weighted
 
     clip = demo[1]
     encoder = TextEncoder(clip)
-    pairs = _weighted(_pairs(encoder, Concept("cat"), "a photo of a {}"), encoder.encode("").embeddings)
+    pairs = weighted(_pairs(encoder, Concept("cat"), "a photo of a {}"), encoder.encode("").embeddings)
     own = clip.encode_from_tokens(clip.tokenize(f"a photo of a (cat:{WEIGHT})"))[0]
     assert (pairs.erase - own).abs().max() < 1e-4 * own.abs().max()
     plain = encoder.encode("a photo of a cat", "cat")

@@ -27,6 +27,7 @@ SEARCHED = {
     "TRACE_CompareErasure": {"before after"},
     "TRACE_ErasurePresets": {"artists", "unlearn"},
     "TRACE_LoadDemoModel": {"example model"},
+    "TRACE_VerifyErasure": {"verdict", "model card"},
 }
 REPORTING = {
     "TRACE_ClosedFormProjection",
