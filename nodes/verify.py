@@ -68,7 +68,7 @@ class VerifyErasure:
     )
     FUNCTION = "verify"
     ADVANCED = (
-        "kept", "strength", "attacks", "cfg", "kept_samples", "guidance", "sampler_name", "scheduler",
+        "kept", "attacks", "steps", "cfg", "kept_samples", "guidance", "sampler_name", "scheduler",
         "width", "height",
     )  # fmt: skip
     OUTPUT_NODE = True
