@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..trace_core.errors import LoraError
+from ..trace_core.backbones.sampling import check_vae
+from ..trace_core.errors import LoraError, enough_memory
 from ..trace_core.evaluate.verify import Effort, verify
 from ..trace_core.evaluate.verify.card import with_card
 from ..trace_core.evaluate.verify.markdown import markdown
@@ -138,6 +139,9 @@ class VerifyErasure:
         width=0,
         height=0,
     ):
+        widgets.check(self, locals())
+        if vae is not None:
+            check_vae(vae)
         erasure = chosen(lora_file, lora)
         concepts = parse_concepts(erase, "erase") if erase.strip() else []
         named = parse_synonyms(
@@ -154,21 +158,12 @@ class VerifyErasure:
         )
         effort = Effort(samples, kept, kept_samples, attacks=attacks)
         kept_names = parse_keep(keep, "keep")
-        with Live() as live:
-            found = verify(
-                model,
-                clip,
-                erasure,
-                concepts,
-                kept_names,
-                named,
-                vae,
-                config,
-                effort,
-                seed,
-                strength,
-                live.phase,
-            )
+        asked = (erasure, concepts, kept_names, named, vae, config, effort, seed, strength)
+        with (
+            enough_memory("verifying", "take a smaller width and height, or close other programs"),
+            Live() as live,
+        ):
+            found = verify(model, clip, *asked, live.phase)
         text, sheet = markdown(found), page(found)
         image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
         shown = {"images": [save_temporary(sheet)], "trace_report": [text]}

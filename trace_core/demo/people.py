@@ -75,12 +75,6 @@ def people() -> dict[str, Person]:
     }
 
 
-def sharers(names: list[str]) -> list[str]:
-    """Other characters that share a word of their name with one of ``names``."""
-    words = {word for name in names for word in name.split()}
-    return [name for name in people() if name not in names and words & set(name.split())]
-
-
 def kept_words() -> list[str]:
     """Styles, and traits in words that captions use."""
     worn = [v for t in ("glasses", "beard", "hair") for v in TRAITS[t] if not v.startswith("no ")]
