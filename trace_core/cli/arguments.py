@@ -319,6 +319,7 @@ def verification(c: argparse.ArgumentParser) -> None:
     c.add_argument("--kept", type=int, default=12, help="kept things that are drawn, neighbours first")
     c.add_argument("--kept-samples", type=int, default=3, help="pictures of each kept thing")
     c.add_argument("--no-attacks", action="store_true", help="leave the attacks out; no verdict needs them")
+    judge(c, "; it looks at the pictures as well, which need the VAE (default: nobody does)")
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
     c.add_argument("--markdown", metavar="FILE", help="write the report as Markdown")
     c.add_argument("--picture", metavar="FILE", help="write a page with the verdict as PNG")

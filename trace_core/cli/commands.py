@@ -315,9 +315,10 @@ def verify(args) -> dict:
     lora = ErasureLora.load(args.lora)
     concepts, keep = intake.concepts(args)[0], intake.keep(args)[0]
     synonyms = verifying.synonyms(args.synonyms, concepts, lora)
-    model, clip, vae = open_model(Source.of(args), clock=args.clock)
-    config = sampler_of(args, model, args.model in DEMO_MODELS)
-    return verifying.run(args, (model, clip, vae), lora, concepts, keep, synonyms, config)
+    judge = verifying.judge_named(args)
+    opened = open_model(Source.of(args), vae=judge is not None, clock=args.clock)
+    config = sampler_of(args, opened[0], args.model in DEMO_MODELS)
+    return verifying.run(args, opened, lora, concepts, keep, synonyms, config, judge)
 
 
 def info(args) -> dict:
