@@ -105,6 +105,7 @@ def test_a_judge_sees_an_erasure_and_one_that_does_nothing(demo, lora, folder):
     assert none["kept things seen"].figure == 0.0
 
 
+@pytest.mark.full_engine
 def test_the_node_with_clip_vision(pack, demo, lora, comfy_vision, comfy_text, tmp_path, monkeypatch):
     """In inference mode, as ComfyUI runs nodes."""
     part = lambda name: importlib.import_module(f"{pack.__name__}.{name}")  # noqa: E731
