@@ -47,8 +47,8 @@ TOOLTIPS = {
     "width": "Width in pixels. 0 takes 64 on a demo model, 512 for SD 1 and 2, else 1024.",
     "height": "Height in pixels. 0 takes 64 on a demo model, 512 for SD 1 and 2, else 1024.",
     "clip_vision": "A CLIP ViT-L, ViT-H or bigG that looks at the pictures too. It needs the vae.",
-    "judge_clip": "The text encoder that was trained with the clip_vision. Nothing takes clip, which fits "
-    "for FLUX and SD 3 with ViT-L, SD 2 with ViT-H, SDXL with bigG. For SD 1.x load clip_l.safetensors.",
+    "judge_clip": "The text encoder that was trained with the clip_vision. Without it clip is taken, which "
+    "is right on FLUX and SD 3 (ViT-L), SD 2 (ViT-H) and SDXL (bigG). For SD 1.x load clip_l.safetensors.",
 }
 
 

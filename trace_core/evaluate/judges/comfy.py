@@ -46,8 +46,8 @@ class ComfyClip(ZeroShot):
         rows = self.vision.encode_image(torch.zeros(1, 64, 64, 3))["image_embeds"]
         if rows is None or rows.ndim != 2:
             raise ModelError(
-                "this clip_vision (SigLIP or DINO) has no row for a whole picture, so texts cannot be compared "
-                "with it; connect a CLIP ViT-L, ViT-H or bigG"
+                "this clip_vision (SigLIP or DINO) has no row for a whole picture, so no text can be "
+                "compared with it; connect a CLIP ViT-L, ViT-H or bigG"
             )
         return rows.shape[-1]
 
