@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ def test_comfyuis_objects_see_what_the_folder_sees(folder, comfy_vision, comfy_t
     theirs.text_rows(texts)
     again = comfy_text.encode_from_tokens(comfy_text.tokenize("a cat"), return_pooled=True)[1]
     assert torch.equal(rows, again), "the CLIP is as before"
+
+
+@pytest.mark.once
+def test_a_folder_with_openais_tokenizer(engine, tmp_path):
+    """The files of ComfyUI's own CLIP tokenizer, and random weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    ends = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    text = {**small, **ends, "vocab_size": 49408}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copy(engine.path / "comfy" / "sd1_tokenizer" / file, tmp_path / file)
+    judge = FolderClip(tmp_path)
+    assert judge.tokenizer("a photo")["input_ids"] == [49406, 320, 1125, 49407]
+    assert judge.probabilities(torch.rand(2, 64, 48, 3), ["a cat", "a dog"]).shape == (2, 2)
 
 
 def test_the_towers_of_other_models_are_refused_by_width(demo, comfy_vision):

@@ -118,6 +118,11 @@ def test_a_table_with_a_clip(cat, tmp_path):
     assert found["row_guidance"] and len(list((tmp_path / "o" / "pictures").glob("*.png"))) == 6
     assert "| erased classes (Acc_e) |  | 100.00 | 0.00 |" in (tmp_path / "o" / "report.md").read_text()
     assert json.loads((tmp_path / "r.json").read_text())["phases"]
+    (tmp_path / "o" / "pictures" / "after-00001.png").unlink()
+    before = (tmp_path / "o" / "result.json").read_bytes()
+    assert evaluated(cat, tmp_path / "o", *words) == 0
+    assert (tmp_path / "o" / "pictures" / "after-00001.png").is_file()
+    assert (tmp_path / "o" / "result.json").read_bytes() == before
 
 
 @has_nudenet

@@ -190,6 +190,17 @@ def test_pictures_are_prepared_as_transformers_does():
     assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-5
 
 
+def test_the_preparation_is_read_however_it_was_saved(tmp_path):
+    said = json.loads((CLIP / "preprocessor_config.json").read_text()) | {"size": {"shortest_edge": 80}}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": said}))
+    assert (Preparation.of(tmp_path, 64).size, Preparation.of(tmp_path, 64).crop) == (80, 64)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 72, "crop_size": 72}))
+    assert (Preparation.of(tmp_path, 64).size, Preparation.of(tmp_path, 64).crop) == (72, 72)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(TraceError, match="cannot be read"):
+        Preparation.of(tmp_path, 64)
+
+
 @pytest.fixture
 def copied(tmp_path):
     return Path(shutil.copytree(CLIP, tmp_path / "clip"))

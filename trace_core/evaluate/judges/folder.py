@@ -131,13 +131,9 @@ class Preparation:
 
     @classmethod
     def of(cls, folder: Path, size: int) -> Preparation:
-        """As ``preprocessor_config.json`` says; ``size`` and OpenAI's numbers where it says nothing."""
-        file, said = folder / "preprocessor_config.json", {}
-        if file.is_file():
-            try:
-                said = json.loads(file.read_text("utf-8"))
-            except (ValueError, OSError) as error:
-                raise TraceError(f"'{file}' cannot be read ({error}); {HINT}") from error
+        """As the folder says, in whichever version of transformers it was saved; else OpenAI's numbers."""
+        said = _said(folder / "preprocessor_config.json")
+        said = said or _said(folder / "processor_config.json").get("image_processor") or {}
         edge, crop = (_edge(said.get(name), size) for name in ("size", "crop_size"))
         return cls(edge, crop, said.get("image_mean") or MEAN, said.get("image_std") or STD)
 
@@ -152,6 +148,15 @@ class Preparation:
         image = image.crop((left, top, left + self.crop, top + self.crop))
         x = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)
         return (x - self.mean) / self.std
+
+
+def _said(file: Path) -> dict:
+    """The object of a JSON file; empty without the file."""
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except (ValueError, OSError) as error:
+        raise TraceError(f"'{file}' cannot be read ({error}); {HINT}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _edge(said, size: int) -> int:

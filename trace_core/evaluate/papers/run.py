@@ -59,10 +59,9 @@ class Run:
         done = 0
         for places, config in batches:
             self.progress(side, done, len(self.asked))
-            if not journal.has(side, places):
+            if not (journal.has(side, places) and self._kept(side, places)):
                 pictures = self._draw(model, places, config)
-                if self.pictures:
-                    self._keep(side, places, pictures)
+                self._keep(side, places, pictures)
                 journal.add(side, places, self._judged(places, pictures))
             done += len(places)
             self.progress(side, done, len(self.asked))
@@ -98,9 +97,15 @@ class Run:
             answers.append({"seen": self.names[int(row.argmax())], "prob": round(own, 6)})
         return answers
 
+    def _files(self, side: str, places: Sequence[int]) -> list[Path]:
+        return [self.pictures / f"{side}-{at:05d}.png" for at in places] if self.pictures else []
+
+    def _kept(self, side: str, places: Sequence[int]) -> bool:
+        """Whether no picture that is to be kept is missing."""
+        return all(file.is_file() for file in self._files(side, places))
+
     def _keep(self, side: str, places: Sequence[int], pictures: Tensor) -> None:
-        for at, picture in zip(places, pictures):
-            file = self.pictures / f"{side}-{at:05d}.png"
+        for file, picture in zip(self._files(side, places), pictures):
             try:
                 write_whole(file, lambda path: to_image(picture, 1).save(path, "PNG"))  # noqa: B023
             except OSError as error:
