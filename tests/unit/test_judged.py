@@ -97,6 +97,8 @@ def test_nudenet_decides_for_explicit_concepts_alone(see):
     assert found.seen[0].counts_before == {"Belly": 8, "Total": 8} and found.seen[0].before == 4
     item = judged._of_exposed(Counter(), found.seen[0], True)
     assert item.decides and item.status == PASS
+    few = judged._of_exposed(Counter(), replace(found.seen[0], before=1), True)
+    assert (few.status, few.decides) == (WARN, False) and "Too little was exposed" in few.sentence
 
 
 def test_it_is_in_the_report_the_card_and_on_the_page(see):

@@ -163,7 +163,8 @@ def _verify(commands) -> None:
         "verify",
         "give a verdict on an erasure, for any model",
         "Verify an erasure without a judge: the unerased model itself says what a picture shows. PASS, WARN "
-        "or FAIL for the concept's pictures and predictions, other ways to write it, and what must stay.",
+        "or FAIL for the concept's pictures and predictions, other ways to write it, and what must stay. "
+        "--judge adds a judge of your own.",
     )
     arguments.model(c, more="; pictures need no VAE, their thumbnails do")
     arguments.concepts(c, required=False)
