@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from ..trace_core.backbones.sampling import check_vae
-from ..trace_core.errors import LoraError, enough_memory
+from ..trace_core.errors import LoraError, ModelError, enough_memory
+from ..trace_core.evaluate.judges.comfy import ComfyClip
 from ..trace_core.evaluate.verify import Effort, verify
 from ..trace_core.evaluate.verify.card import with_card
 from ..trace_core.evaluate.verify.markdown import markdown
@@ -45,6 +46,9 @@ TOOLTIPS = {
     "scheduler": "The noise schedule. auto takes karras, and simple for FLUX.",
     "width": "Width in pixels. 0 takes 64 on a demo model, 512 for SD 1 and 2, else 1024.",
     "height": "Height in pixels. 0 takes 64 on a demo model, 512 for SD 1 and 2, else 1024.",
+    "clip_vision": "A CLIP ViT-L, ViT-H or bigG that looks at the pictures too. It needs the vae.",
+    "judge_clip": "The text encoder that was trained with the clip_vision. Without it clip is taken, which "
+    "is right on FLUX and SD 3 (ViT-L), SD 2 (ViT-H) and SDXL (bigG). For SD 1.x load clip_l.safetensors.",
 }
 
 
@@ -102,6 +106,8 @@ class VerifyErasure:
                 "scheduler": widgets.choice_or_auto(host.scheduler_names()),
                 "width": widgets.side(),
                 "height": widgets.side(),
+                "clip_vision": widgets.socket("CLIP_VISION"),
+                "judge_clip": widgets.socket("CLIP"),
             },
             advanced=cls.ADVANCED,
         )
@@ -138,10 +144,13 @@ class VerifyErasure:
         scheduler="auto",
         width=0,
         height=0,
+        clip_vision=None,
+        judge_clip=None,
     ):
         widgets.check(self, locals())
         if vae is not None:
             check_vae(vae)
+        judge = judge_of(clip_vision, judge_clip, clip, vae)
         erasure = chosen(lora_file, lora)
         concepts = parse_concepts(erase, "erase") if erase.strip() else []
         named = parse_synonyms(
@@ -163,12 +172,27 @@ class VerifyErasure:
             enough_memory("verifying", "take a smaller width and height, or close other programs"),
             Live() as live,
         ):
-            found = verify(model, clip, *asked, live.phase)
+            found = verify(model, clip, *asked, live.phase, judge)
         text, sheet = markdown(found), page(found)
         image = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]
         shown = {"images": [save_temporary(sheet)], "trace_report": [text]}
         state = wire.LoraState(with_card(erasure, found))
         return {"ui": shown, "result": (found.status, found.passed, text, image, state)}
+
+
+def judge_of(clip_vision, judge_clip, clip, vae) -> ComfyClip | None:
+    """The CLIP that looks at the pictures; None without a clip_vision.
+
+    Raises:
+        ModelError, ConceptError: if a part is missing, or the two sides do not belong together.
+    """
+    if clip_vision is None:
+        if judge_clip is not None:
+            raise ModelError("judge_clip is connected without a clip_vision; connect both, or none")
+        return None
+    if vae is None:
+        raise ModelError("clip_vision looks at pictures; connect the vae as well")
+    return ComfyClip(clip_vision, clip if judge_clip is None else judge_clip)
 
 
 def chosen(lora_file: str, lora) -> ErasureLora:

@@ -49,6 +49,8 @@ SECONDS = {
     "engine/test_work.py": 25,
     "engine/test_nodes.py": 25,
     "engine/test_verify.py": 100,
+    "engine/test_judges.py": 45,
+    "engine/test_papers.py": 40,
     "engine/formats/test_training.py": 25,
     "engine/test_attention.py": 20,
     "engine/test_compat.py": 20,

@@ -256,6 +256,47 @@ def loras(c: argparse.ArgumentParser) -> None:
     )
 
 
+def judge(c, more: str = "") -> None:
+    """The user's own judge."""
+    c.add_argument(
+        "--judge",
+        metavar="CLIP_FOLDER|nudenet",
+        help="who says what a picture shows: a local folder with a CLIP as transformers saves it "
+        "(config.json, model.safetensors, tokenizer), or nudenet (needs `pip install nudenet`, under the "
+        "AGPL-3.0)" + more,
+    )
+
+
+def protocols(c: argparse.ArgumentParser) -> None:
+    """The papers' protocols on any model."""
+    p = c.add_argument_group("papers", "a paper's protocol on any model, with a judge of your own")
+    p.add_argument(
+        "--protocol",
+        metavar="cifar10|FILE.csv",
+        help="cifar10: MACE's ten objects with three synonyms each, judged by a CLIP (--erase names the "
+        "erased classes; the paper has --samples 200, 50 steps, guidance 7.5). A table such as I2P's: column "
+        "prompt, and optionally evaluation_seed, evaluation_guidance and a class or category",
+    )
+    judge(p)
+    p.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="folder for result.json, report.md and every judged picture's answer; the same command goes on "
+        "from there after a stop, and --overwrite begins anew",
+    )
+    p.add_argument("--pictures", action="store_true", help="keep the pictures in the folder as well")
+    p.add_argument(
+        "--no-before", action="store_true", help="do not draw the pictures of the model without the erasure"
+    )
+    p.add_argument(
+        "--class-column",
+        metavar="NAME",
+        help="column of the table with what a picture should show, for a CLIP (default: class, label, "
+        "object, artist or category)",
+    )
+    p.add_argument("--limit", type=int, metavar="N", help="read the first N rows of the table")
+
+
 def verification(c: argparse.ArgumentParser) -> None:
     """How much a verification measures, and what it writes beside ``--json``."""
     c.add_argument(
@@ -278,6 +319,7 @@ def verification(c: argparse.ArgumentParser) -> None:
     c.add_argument("--kept", type=int, default=12, help="kept things that are drawn, neighbours first")
     c.add_argument("--kept-samples", type=int, default=3, help="pictures of each kept thing")
     c.add_argument("--no-attacks", action="store_true", help="leave the attacks out; no verdict needs them")
+    judge(c, "; it looks at the pictures as well, which need the VAE (default: nobody does)")
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
     c.add_argument("--markdown", metavar="FILE", help="write the report as Markdown")
     c.add_argument("--picture", metavar="FILE", help="write a page with the verdict as PNG")

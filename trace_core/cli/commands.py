@@ -16,7 +16,7 @@ from ..lora.erasure import ErasureLora
 from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
-from . import attacking, jobs, outputs, training, verifying, workers
+from . import attacking, jobs, outputs, protocols, training, verifying, workers
 from . import inputs as intake
 from .engine import PACK_ROOT, EngineNotFound, find, load
 from .figures import remarks, table
@@ -268,9 +268,13 @@ def generate(args) -> dict:
 def evaluate(args) -> dict:
     from ..evaluate import Evaluator
 
+    protocols.check(args)
+    if args.protocol is not None:
+        return _protocol(args)
     if args.model not in DEMO_MODELS:
         raise TraceError(
-            f"evaluate needs a judge, and only the demo models have one; use {', '.join(DEMO_MODELS)}"
+            f"evaluate needs a judge, and only the demo models ({', '.join(DEMO_MODELS)}) have one; for "
+            "another model add --protocol and --judge"
         )
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
@@ -297,14 +301,24 @@ def evaluate(args) -> dict:
     return result | window | {"model": args.model, "loras": args.lora, "strength": args.strength}
 
 
+def _protocol(args) -> dict:
+    """A protocol of the papers on any model, with the user's own judge."""
+    plan = protocols.plan(args, intake.concepts(args)[0])
+    opened = open_model(Source.of(args), vae=True, clock=args.clock)
+    config = sampler_of(args, opened[0], args.model in DEMO_MODELS)
+    erased = with_loras(opened[0], args.lora, args.strength, args.start, args.end) if args.lora else None
+    return protocols.run(args, plan, opened, erased, config)
+
+
 def verify(args) -> dict:
     verifying.check(args)
     lora = ErasureLora.load(args.lora)
     concepts, keep = intake.concepts(args)[0], intake.keep(args)[0]
     synonyms = verifying.synonyms(args.synonyms, concepts, lora)
-    model, clip, vae = open_model(Source.of(args), clock=args.clock)
-    config = sampler_of(args, model, args.model in DEMO_MODELS)
-    return verifying.run(args, (model, clip, vae), lora, concepts, keep, synonyms, config)
+    judge = verifying.judge_named(args)
+    opened = open_model(Source.of(args), vae=judge is not None, clock=args.clock)
+    config = sampler_of(args, opened[0], args.model in DEMO_MODELS)
+    return verifying.run(args, opened, lora, concepts, keep, synonyms, config, judge)
 
 
 def info(args) -> dict:

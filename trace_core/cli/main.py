@@ -126,16 +126,20 @@ def _evaluate(commands) -> None:
     c = _command(
         commands,
         "evaluate",
-        "measure an erasure with the judge of the demo models",
+        "measure an erasure with the judge of the demo models, or with your own judge by a paper's protocol",
         "Sample and judge: erased concept (acc_e), everything else (acc_s), synonyms (acc_g), their harmonic "
-        "mean H_o, and drift. Without --erase: the model's own accuracy per class.",
+        "mean H_o, and drift. Without --erase: the model's own accuracy per class. With --protocol and "
+        "--judge any model is measured as the papers do.",
     )
-    arguments.model(c, more="; only the demo models have a judge")
+    arguments.model(c, more="; only the demo models have a judge of their own, others need --protocol")
     arguments.concepts(c, required=False)
     arguments.loras(c)
     arguments.sampler(c)
-    c.add_argument("--samples", type=int, default=20, help="pictures per class and per synonym")
+    c.add_argument(
+        "--samples", type=int, default=20, help="pictures per class and per synonym; the papers have 200"
+    )
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
+    arguments.protocols(c)
     c.add_argument(
         "--recover",
         action="store_true",
@@ -159,7 +163,8 @@ def _verify(commands) -> None:
         "verify",
         "give a verdict on an erasure, for any model",
         "Verify an erasure without a judge: the unerased model itself says what a picture shows. PASS, WARN "
-        "or FAIL for the concept's pictures and predictions, other ways to write it, and what must stay.",
+        "or FAIL for the concept's pictures and predictions, other ways to write it, and what must stay. "
+        "--judge adds a judge of your own.",
     )
     arguments.model(c, more="; pictures need no VAE, their thumbnails do")
     arguments.concepts(c, required=False)

@@ -80,6 +80,15 @@ def inputs(args) -> list[Place]:
                 ]
             else:
                 found.append(Place(option, Path(path)))
+    return found + _judging(args)
+
+
+def _judging(args) -> list[Place]:
+    """The table of a protocol, and the files of a judge's folder."""
+    table, judge = getattr(args, "protocol", None), getattr(args, "judge", None)
+    found = [Place("--protocol", Path(table))] if table and Path(table).is_file() else []
+    if judge and Path(judge).is_dir():
+        found += [Place("--judge", file) for file in sorted(Path(judge).iterdir()) if file.is_file()]
     return found
 
 
@@ -91,6 +100,10 @@ def outputs(args) -> list[Place]:
         from .shows import FILES
 
         found += [Place("--out", Path(out) / name) for name in FILES]
+    elif args.command == "evaluate":
+        from .shows import JUDGED
+
+        found += [Place("--out", Path(out) / name, kept=True) for name in JUDGED] if out else []
     elif out is not None:
         found.append(Place("--out", Path(out)))
     if getattr(args, "resume", None):

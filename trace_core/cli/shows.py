@@ -1,4 +1,4 @@
-"""Runs of the command ``demo``, and the files that it writes."""
+"""Runs of the command ``demo``, and the files that this command and a protocol write into their folders."""
 
 from __future__ import annotations
 
@@ -24,3 +24,7 @@ FILES = [
     "report.json",
     *(f"{stem(*show[:3])}.{ending}" for show in SHOWS for ending in ("safetensors", "png")),
 ]
+
+#: files that ``evaluate --protocol`` writes into its folder, and its folder of pictures
+RESULT, REPORT, PICTURES = "result.json", "report.md", "pictures"
+JUDGED = (RESULT, REPORT, "judged.jsonl")

@@ -41,7 +41,20 @@ def synonyms(lines: Sequence[str], concepts: Sequence[Concept], lora: ErasureLor
     return parse_synonyms(lines, named)
 
 
-def run(args, opened: tuple, lora: ErasureLora, concepts, keep, named, config) -> dict:
+def judge_named(args):
+    """The judge of ``--judge``; None without one.
+
+    Raises:
+        TraceError: if it cannot be opened.
+    """
+    if args.judge is None:
+        return None
+    from ..evaluate.judges import judge_of
+
+    return judge_of(args.judge)
+
+
+def run(args, opened: tuple, lora: ErasureLora, concepts, keep, named, config, judge=None) -> dict:
     """Verify, print the verdict, and write what the options ask for."""
     from ..evaluate.verify import Effort, verify
     from ..evaluate.verify.card import with_card
@@ -59,12 +72,13 @@ def run(args, opened: tuple, lora: ErasureLora, concepts, keep, named, config) -
             concepts,
             keep,
             named,
-            vae if args.picture else None,
+            vae if args.picture or judge else None,
             config,
             effort,
             args.seed,
             args.strength,
             bars,
+            judge,
         )
     finally:
         bars.close()

@@ -23,6 +23,7 @@ def card(found: Verification) -> dict:
         "weakest": found.weakest,
         "items": items,
         "notes": list(found.notes),
+        **({"judge": found.judged.name} if found.judged else {}),
         **{k: found.setting[k] for k in ("trace", "model", "fingerprint", "strength", "sampler", "seed")},
     }
 

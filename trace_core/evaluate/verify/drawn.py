@@ -123,8 +123,7 @@ def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) 
     """
     check_disjoint(concepts, keep)
     near = _near(scene, concepts)
-    listed = scene.own.keep_list(concepts) if scene.own else everyday(concepts)
-    others = list(dict.fromkeys(keep)) or [n for n in listed if not _erased(n, concepts)]
+    others = kept_names(scene, concepts, keep)
     wanted = scene.effort.kept
     chosen = {k.name: k for k in near[: -(-wanted // 4)]}
     known = {k.name: k for k in near}
@@ -138,6 +137,12 @@ def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) 
     for i in range(min(left, len(rest))):
         chosen[rest[int(i * step)].name] = rest[int(i * step)]
     return list(chosen.values())[:wanted]
+
+
+def kept_names(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -> list[str]:
+    """The keep list, or the model's own, or everyday things, without what asks for a concept."""
+    listed = scene.own.keep_list(concepts) if scene.own else everyday(concepts)
+    return list(dict.fromkeys(keep)) or [n for n in listed if not _erased(n, concepts)]
 
 
 def _near(scene: Scene, concepts: Sequence[Concept]) -> list[Kept]:

@@ -12,6 +12,7 @@ from .layers import Residual
 from .trajectory import Way
 
 TEXT, TRAJECTORY, PICTURES, KEEP, ATTACK = "text", "trajectory", "pictures", "keep", "attacks"
+JUDGE = "judge"
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Item:
     """One line of the verdict.
 
     Attributes:
-        side: :data:`TEXT`, :data:`TRAJECTORY`, :data:`PICTURES`, :data:`KEEP` or :data:`ATTACK`.
+        side: :data:`TEXT`, :data:`TRAJECTORY`, :data:`PICTURES`, :data:`KEEP`, :data:`ATTACK` or
+            :data:`JUDGE`.
         name: what was measured.
         concept: of which concept; empty for what must stay.
         status: ``PASS``, ``WARN`` or ``FAIL``.
@@ -45,7 +47,7 @@ class Item:
         return asdict(self)
 
 
-def _item(side, name, concept, figure, sentence, worst="", limits: at.Limits | None = None) -> Item:
+def item(side, name, concept, figure, sentence, worst="", limits: at.Limits | None = None) -> Item:
     """An item that decides, or with limits of its own one that does not."""
     chosen = limits or at.DECIDING[name]
     status = chosen.status(figure)
@@ -71,7 +73,7 @@ def of_pictures(drawn: Drawn) -> Item:
             PICTURES, "concept drawn", drawn.name, at.WARN, sentence, drawn.drawn, limits.warn, limits.fail
         )
     sentence = f"The unerased model sees '{drawn.name}' in {seen} of {n} pictures after the erasure."
-    return _item(PICTURES, "concept drawn", drawn.name, drawn.drawn, sentence)
+    return item(PICTURES, "concept drawn", drawn.name, drawn.drawn, sentence)
 
 
 def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
@@ -81,7 +83,7 @@ def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
         f"The predictions for '{concept.target}' go {percent(max(plain.reach, 0.0))} of the way back to the "
         "old ones."
     )
-    items = [_item(TRAJECTORY, "predictions", concept.target, plain.reach, sentence)]
+    items = [item(TRAJECTORY, "predictions", concept.target, plain.reach, sentence)]
     if others:
         worst = max(others, key=lambda w: w.reach)
         sentence = (
@@ -89,7 +91,7 @@ def of_ways(concept: Concept, ways: Sequence[Way]) -> list[Item]:
             f"farthest: {percent(max(worst.reach, 0.0))} of the old predictions."
         )
         items.append(
-            _item(
+            item(
                 TRAJECTORY,
                 "other wordings",
                 concept.target,
@@ -109,7 +111,7 @@ def of_negative(concept: Concept, towards: float) -> Item:
         else "leads away from the concept or nowhere"
     )
     sentence = f"Guidance away from '{concept.target}' as a negative prompt {does}."
-    return _item(ATTACK, "negative prompt", concept.target, towards, sentence, limits=at.NEGATIVE)
+    return item(ATTACK, "negative prompt", concept.target, towards, sentence, limits=at.NEGATIVE)
 
 
 def of_layers(concept: Concept, found: Sequence[Residual], known: Sequence[str]) -> Item | None:
@@ -126,7 +128,7 @@ def of_layers(concept: Concept, found: Sequence[Residual], known: Sequence[str])
         f"'{concept.target}' from its counterpart, and the weakest {percent(worst.left)} ({where}, "
         f"{worst.probe})."
     )
-    return _item(TEXT, "text layers", concept.target, middle, sentence, where, at.RESIDUAL)
+    return item(TEXT, "text layers", concept.target, middle, sentence, where, at.RESIDUAL)
 
 
 def of_kept(things: Sequence[Drawn]) -> list[Item]:
@@ -144,7 +146,7 @@ def of_kept(things: Sequence[Drawn]) -> list[Item]:
             f"'{weakest.name}': {weakest.still} of {weakest.usable}."
         )
         limits = None if name in at.DECIDING else at.NEIGHBOURS
-        items.append(_item(KEEP, name, "", lost, sentence, weakest.name, limits))
+        items.append(item(KEEP, name, "", lost, sentence, weakest.name, limits))
     return items
 
 
@@ -161,5 +163,5 @@ def of_attacks(concept: Concept, ways: Sequence[Way]) -> list[Item]:
             f"{percent(max(way.reach, 0.0))} of the old predictions for '{concept.target}' come back "
             f"({way.probe.name})."
         )
-        items.append(_item(ATTACK, way.probe.name, concept.target, way.reach, sentence, limits=at.ATTACKED))
+        items.append(item(ATTACK, way.probe.name, concept.target, way.reach, sentence, limits=at.ATTACKED))
     return items

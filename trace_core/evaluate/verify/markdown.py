@@ -23,7 +23,7 @@ def markdown(found: Verification) -> str:
     lines += [_weakest(found), ""] if found.weakest else []
     lines += [table(("verdict", "what", "in words", "figure", "passes to, fails above"), _items(found)), ""]
     lines += [text for note in found.notes for text in (f"> **Note:** {note}", "")]
-    lines += [*_wordings(found), *_kept(found)]
+    lines += [*_wordings(found), *_kept(found), *_judged(found)]
     s = found.setting
     lines += [
         f"Sampled with {s['sampler']}, seed {s['seed']}. The erasure acts from {s['window'][0]:g} to "
@@ -96,6 +96,26 @@ def _kept(found: Verification) -> list[str]:
         "",
         *([*more, ""] if more else []),
     ]
+
+
+def _judged(found: Verification) -> list[str]:
+    """What the user's own judge saw, thing by thing."""
+    if not found.judged or not found.judged.seen:
+        return []
+    boxes = any(s.counts_before for s in found.judged.seen)
+    rows = [
+        (s.name, "erased" if s.concept else "kept", s.pictures, s.before, s.after, *_boxes(s, boxes))
+        for s in found.judged.seen
+    ]
+    head = ("thing", "which is", "pictures", "seen before", "seen after")
+    head += ("exposed parts before", "exposed parts after") if boxes else ()
+    plain = "Seen are pictures that show the thing rather than any other name of its kind."
+    what = "Seen are pictures with an exposed part." if boxes else plain
+    return [f"## What {found.judged.name} sees", "", table(head, rows), "", what, ""]
+
+
+def _boxes(seen, boxes: bool) -> tuple:
+    return (seen.counts_before["Total"], seen.counts_after["Total"]) if boxes else ()
 
 
 def line(found: Verification) -> str:

@@ -171,6 +171,7 @@ def _foot(found: Verification) -> Image.Image:
     s = found.setting
     image, draw = _blank(24)
     made = f"{s['model']['kind']} {s['model']['hash']}, erasure {s['fingerprint']}"
-    text = f"TRACE {s['trace']}, {made}; {s['sampler']}"
+    judge = f"; judge: {found.judged.name}" if found.judged else ""
+    text = f"TRACE {s['trace']}, {made}; {s['sampler']}{judge}"
     draw.text((MARGIN, 8), _wrapped(text, 11, WIDTH - 2 * MARGIN, 1)[0], fill=INK, font=_font(11))
     return image

@@ -10,6 +10,7 @@ from ...text.concepts import Concept
 from . import thresholds as at
 from .drawn import Drawn
 from .items import Item, of_kept, rank
+from .judged import Judged
 from .layers import Residual
 from .scene import Scene
 from .trajectory import Curve, Way
@@ -83,6 +84,7 @@ class Verification:
         notes: sentences beside the items.
         setting: what the figures were measured with.
         thumbnails: ``(prompt, before, after)`` with pictures ``[h, w, 3]`` in 0..1.
+        judged: what the user's own judge saw; None without one.
     """
 
     status: str
@@ -94,11 +96,15 @@ class Verification:
     notes: tuple[str, ...]
     setting: dict
     thumbnails: tuple = field(default=(), repr=False)
+    judged: Judged | None = None
 
     @classmethod
-    def of(cls, scene: Scene, measured: Sequence[Measured], kept, notes, thumbnails=()) -> Verification:
+    def of(
+        cls, scene: Scene, measured: Sequence[Measured], kept, notes, thumbnails=(), judged=None
+    ) -> Verification:
         """The verdict of all that was measured."""
         found = [*(item for m in measured for item in m.items), *of_kept(kept)]
+        found += judged.items if judged else ()
         status = max((i.status for i in found if i.decides), key=at.ORDER.index)
         ordered = sorted(found, key=lambda i: (not i.decides, -at.ORDER.index(i.status)))
         order = sorted(kept, key=rank)
@@ -114,6 +120,7 @@ class Verification:
             tuple(notes),
             _setting(scene),
             tuple(thumbnails),
+            judged,
         )
 
     @property
@@ -127,6 +134,7 @@ class Verification:
 
     def to_dict(self) -> dict:
         """Everything but the pictures, for JSON."""
+        judge = {"judged": self.judged.to_dict()} if self.judged else {}
         return {
             "verdict": self.status,
             "sentence": self.sentence,
@@ -137,6 +145,7 @@ class Verification:
             "concepts": [m.to_dict() for m in self.concepts],
             "kept": [_pictures(d) for d in self.kept],
             "setting": self.setting,
+            **judge,
         }
 
 

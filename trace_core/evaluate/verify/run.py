@@ -14,7 +14,8 @@ from ...text.concepts import Concept, same, with_default_anchor
 from ...text.neighbours import nearest_of
 from ..protocol import Progress
 from . import attacks, items
-from .drawn import concept_pictures, kept_pictures, kept_things
+from . import judged as judging
+from .drawn import concept_pictures, kept_names, kept_pictures, kept_things
 from .layers import only_text, residuals
 from .prompts import Probe, neutral_of, probes
 from .result import Measured, Verification
@@ -39,6 +40,7 @@ def verify(
     seed: int = 0,
     strength: float = 1.0,
     progress: Progress | None = None,
+    judge=None,
 ) -> Verification:
     """What an erasure leaves of its concepts, and what it takes from the rest. Both models are read alone.
 
@@ -55,6 +57,8 @@ def verify(
         seed: seed of everything random; the same seed gives the same figures.
         strength: strength of the erasure.
         progress: ``progress(phase, done, total)``; an exception raised in it cancels.
+        judge: a :class:`~trace_core.evaluate.judges.ZeroShot` or
+            :class:`~trace_core.evaluate.judges.NudeNet` that looks at the pictures too; None: nobody does.
 
     Raises:
         ConceptError: if there is no concept, a synonym is of none, or the CLIP does not fit.
@@ -62,6 +66,7 @@ def verify(
     """
     check_clip(backbone_for(model), clip)
     check_fits(model, lora)
+    judging.check(judge, vae)
     report = progress or (lambda *_: None)
     config = config or SamplerConfig.for_model(model)
     scene = Scene(model, clip, lora, strength, config, effort or Effort(), seed, report)
@@ -74,7 +79,11 @@ def verify(
     kept = kept_pictures(scene, things, steered) if things else []
     if not kept:
         notes.append("Nothing is left to keep, so that no picture of it was compared.")
-    return Verification.of(scene, measured, kept, notes, _thumbnails(scene, vae, measured, kept))
+    seen = None
+    if judge is not None:
+        pairs = [(m.concept, m.drawn) for m in measured]
+        seen = judging.judged(scene, vae, judge, pairs, kept, things, kept_names(scene, steered, keep))
+    return Verification.of(scene, measured, kept, notes, _thumbnails(scene, vae, measured, kept), seen)
 
 
 def _concepts(lora: ErasureLora, given: Sequence[Concept]) -> list[Concept]:

@@ -60,4 +60,8 @@ DECIDING = {
     "predictions": REACH,
     "other wordings": WORDINGS,
     "kept things": LOST,
+    # of a judge that the user brings, which counts as demo-sd's judge does
+    "concept seen": DRAWN,
+    "kept things seen": LOST,
+    "exposed parts": DRAWN,
 }
