@@ -245,6 +245,8 @@ class Eraser:
         from .closed_form import ClosedFormConfig, erase
 
         options = {**self.parts.closed_form, **self.closed_form}
+        if "energy" not in self.closed_form and ClosedFormConfig(**self.closed_form).takes_people(concepts):
+            options.pop("energy", None)
         if self.parts.finetune and (self.finetune or {}).get("robust") == 1:  # it keeps what is hardened here
             options = {"robust": 1, **options}
         config = ClosedFormConfig(**options)

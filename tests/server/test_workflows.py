@@ -21,6 +21,7 @@ ERASED = {
     "flux": [("object", "dog", ("dog",))],
     "style": [("style", "twitter style", ("twitter style",))],
     "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
+    "people": [("person", n, (n,)) for n in ("Anna Berg", "Kirubo", "Mira van Holt")],
     "combined-concepts": [("style", "google style", ("dog, google style",))],
     "apply-and-stack": [("object", "cat", ("cat", "kitty")), ("object", "truck", ("truck",))],
     "fuse": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
@@ -30,7 +31,9 @@ ERASED = {
     "verify": [("object", "cat", ("cat", "kitty"))],
     "merge-into-checkpoint": [("object", "cat", ("cat", "kitty"))],
 }
-KNOWN = ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
+#: What prompts ask for beside that: the judge's head and classes.
+KNOWN = "object", ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
+KNOWN_OF = {"people": ("person", ("Anna Holt", "Peter Berg", "Viola Brackwell"))}
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +114,14 @@ def test_template_erases(name, runs, server, domain):
 def test_template_keeps_the_rest(name, runs, server, domain):
     words = [w for _, _, words in ERASED[name] for w in words]
     others, wanted = [], []
+    head, known = KNOWN_OF.get(name, KNOWN)
     for pair in compared(runs(name))["trace_pairs"]:
-        named = [n for n in KNOWN if f" {n}," in pair["prompt"]]
+        named = [n for n in known if f" {n}," in pair["prompt"]]
         if named and not any(w in pair["prompt"] for w in words):
             others.append(pair["after"])
             wanted += named
     assert len(others) >= 2
-    assert recognised(server, domain(name), others, "object") == wanted
+    assert recognised(server, domain(name), others, head) == wanted
 
 
 def test_trace_full_shows_its_training(runs):

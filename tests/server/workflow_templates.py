@@ -147,6 +147,42 @@ def several_concepts(g: Graph) -> None:
     )
 
 
+PEOPLE = (
+    "Anna Berg\nMira van Holt\nKirubo\nWalter Underhill\nViola Underhill\nJonas Ostrowe\nUwe Kestrel\n"
+    "Walter Nakadai\nKirsten Valdane\nStefan Fitzmoor"
+)
+
+
+def people(g: Graph) -> None:
+    g.column("1  Model")
+    g.note(
+        "# Ten people at once\n\nOne list of names, one solve, one file. The other 190 people of the demo "
+        "model stay, among them Anna Holt and Peter Berg, who share a name with Anna Berg."
+    )
+    model, _ = g.node("TRACE_LoadDemoModel", name="demo-people")
+    g.note(
+        SWAP
+        + "\nThe nodes know the names of many famous people. For other names set **kind** to person. Name "
+        "the people who must stay in **keep**, above all those who share a first or a last name."
+    )
+    g.column("2  Erase")
+    erased, _ = g.node(
+        "TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase=PEOPLE, kind="person"
+    )
+    g.node("TRACE_SaveErasureLora", lora=(erased, 1), name="people/ten-people-%method%")
+    g.node("PreviewAny", "Report", source=(erased, 2))
+    g.column("3  Before and after")
+    compare(
+        g,
+        model,
+        (erased, 0),
+        "a portrait of Anna Berg, micah style\na portrait of Kirubo, pixel style\na portrait of Mira van "
+        "Holt, personas style\na portrait of Anna Holt, micah style\na portrait of Peter Berg, pixel style\n"
+        "a portrait of Viola Brackwell, personas style",
+        PEOPLE,
+    )
+
+
 def combined_concepts(g: Graph) -> None:
     g.column("1  Model")
     g.note(
@@ -326,6 +362,7 @@ GRAPHS = {
     "flux": flux,
     "style": style,
     "several-concepts": several_concepts,
+    "people": people,
     "combined-concepts": combined_concepts,
     "apply-and-stack": apply_and_stack,
     "fuse": fuse,

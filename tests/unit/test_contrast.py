@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from trace_core.closed_form.contrast import contrast_words, shared_rows, word_weight, words_inside
-from trace_core.closed_form.policies import KEEP_PROMPTS, KEEP_TEMPLATES, POLICIES, keep_prompts, keep_shares
+from trace_core.closed_form.policies import (
+    KEEP_PEOPLE,
+    KEEP_PROMPTS,
+    KEEP_TEMPLATES,
+    POLICIES,
+    keep_prompts,
+    keep_shares,
+)
 from trace_core.text.concepts import Concept, combined
 from trace_core.text.encoding import SUBJECT, TextEncoder
 from trace_core.text.templates import EVERYDAY
@@ -55,12 +64,12 @@ def test_words_inside_names_get_prompts_and_weight():
     assert without == prompts[: len(without)], "the list's own prompts are as they were"
     added = prompts[len(without) :]
     assert added and {entry for _, entry in added} == {"van"} and all("van" in prompt for prompt, _ in added)
-    shares = keep_shares(POLICIES[policy], prompts, keep[:2], contrast_words(concepts))
+    shares = keep_shares(POLICIES[policy], prompts, keep[:2], ["object"] * 2, contrast_words(concepts))
     own, word = sum(shares[: len(without)]), sum(shares[len(without) :])
     factor = POLICIES[policy].keep
     assert own == pytest.approx(2 * factor), "every entry of the list counts once"
     assert word == pytest.approx(2 * factor)
-    assert keep_shares(POLICIES[policy], without, keep[:2], {}) == pytest.approx(
+    assert keep_shares(POLICIES[policy], without, keep[:2], ["object"] * 2, {}) == pytest.approx(
         [2 * factor / len(without)] * len(without)
     )
 
@@ -86,6 +95,21 @@ def test_a_long_keep_list_has_fewer_prompts_an_entry(entries, each):
     assert len({prompt.replace(entry, "{}") for prompt, entry in prompts}) >= min(18, entries), (
         "all templates come"
     )
+
+
+@pytest.mark.parametrize(("names", "each"), [(1, 10), (100, 10), (400, 5), (2000, 2)])
+def test_kept_people_have_more_prompts_and_no_more_weight(names, each):
+    keep = [*(f"Anna Berg {i}" for i in range(names)), "tree", "house"]
+    kinds = ["person"] * names + ["object"] * 2
+    policy = POLICIES["projection"]
+    prompts = keep_prompts(policy, keep, kinds, {}, people=KEEP_PEOPLE)
+    count = Counter(entry for _, entry in prompts)
+    assert {count[name] for name in keep[:names]} == {max(each, count["tree"])}
+    assert count["tree"] == len([p for p, e in keep_prompts(policy, keep, kinds, {}) if e == "tree"])
+    weight = Counter()
+    for (_, entry), share in zip(prompts, keep_shares(policy, prompts, keep, kinds, {})):
+        weight[entry] += share
+    assert list(weight.values()) == pytest.approx([policy.keep] * len(keep)), "every entry counts once"
 
 
 def test_everyday_things_fit_one_bound():

@@ -18,6 +18,7 @@ from ..text.kinds import kinds_of_kept
 from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .policies import (
+    KEEP_PEOPLE,
     Policy,
     erased_pairs,
     keep_prompts,
@@ -140,8 +141,10 @@ class Accumulator:
         config = self.config
         words = contrast_words(concepts) if config.contrasts else {}
         kinds = kinds_of_kept(keep, map(config.kind_of, concepts))
-        prompts = keep_prompts(self.policy, keep, kinds, config.contexts, concepts, config.contrasts)
-        shares = keep_shares(self.policy, prompts, keep, words)
+        prompts = keep_prompts(
+            self.policy, keep, kinds, config.contexts, concepts, config.contrasts, KEEP_PEOPLE
+        )
+        shares = keep_shares(self.policy, prompts, keep, kinds, words)
         added = neighbour_prompts(near or {}, config.contexts, self.encoder)
         shares += [self.policy.keep * len(near) / len(added) for _ in added]
         prompts += added

@@ -238,6 +238,15 @@ def negative_prompt_warnings(config: ClosedFormConfig, concepts: Sequence[Concep
     ]
 
 
+def people_note(config: ClosedFormConfig, count: int) -> str:
+    """What the values of people mean; see :func:`~trace_core.closed_form.config.of_people`."""
+    erased = "1 person is" if count == 1 else f"{count} people are"
+    return (
+        f"energy is {config.energy:g} and eta {config.eta:g}, because {erased} erased and others stay; in a "
+        "negative prompt an erased name may now and then be drawn, which eta 0 with energy 0.97 avoids"
+    )
+
+
 def spelling_of(
     backbone: Backbone, encoder: TextEncoder, concepts: Sequence[Concept], stream: str
 ) -> list[str]:

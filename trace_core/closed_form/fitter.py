@@ -32,7 +32,14 @@ from .collateral import collateral_change
 from .config import ClosedFormConfig
 from .contrast import contrast_words
 from .edit import ContextEdit, LayerEdits
-from .effects import effect_warnings, negative_prompt_warnings, side_effects, spelling_of, weight_warnings
+from .effects import (
+    effect_warnings,
+    negative_prompt_warnings,
+    people_note,
+    side_effects,
+    spelling_of,
+    weight_warnings,
+)
 from .exact import conflict_warnings, conflicts, exact_notes, exact_rows
 from .export import export, gram
 from .policies import COMBINED, POLICIES, Policy
@@ -141,9 +148,11 @@ class ClosedFormFitter:
     def _fit(self, reuse: bool) -> ClosedFormResult:
         """Fit all concepts. ``reuse``: keep the sums for the next fit, and work on a copy of them."""
         plan = self._plan()
-        config = replace(self.config, eta=self.config.eta or 0.0)
+        config = self.config.settled(plan.concepts)
         edits, solved, sums, collateral = {}, {}, {}, {}
         exact = {}
+        if config.eta and self.config.eta is None:
+            plan.notes.append(people_note(config, len(plan.concepts)))
         if config.exact:
             plan.notes += exact_notes(self.keep, plan.concepts)
         if config.robust:
@@ -284,7 +293,7 @@ class ClosedFormFitter:
                 *alignment_warnings(self.encoder),
                 *weight_warnings(self.backbone, solved, layers, collateral),
                 *effect_warnings(effects, plan.keep, plan.words),
-                *negative_prompt_warnings(config, plan.concepts),
+                *negative_prompt_warnings(self.config, plan.concepts),
             ],
         }
 

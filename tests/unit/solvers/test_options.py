@@ -8,6 +8,7 @@ import torch
 from solver_cases import definite
 from trace_core.closed_form import ClosedFormConfig, solvers
 from trace_core.errors import TraceError
+from trace_core.text.concepts import Concept
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,30 @@ def test_alpha_must_be_positive(alpha):
 def test_options_out_of_range_are_refused_by_name(option, value):
     with pytest.raises(TraceError, match=option):
         ClosedFormConfig(**{option: value})
+
+
+PERSON, CAT = Concept("Anna Berg", kind_given="person"), Concept("cat")
+
+
+@pytest.mark.parametrize(
+    ("concepts", "given", "energy", "eta"),
+    [
+        ([CAT], {}, 0.97, 0.0),
+        ([PERSON], {}, 0.8, 0.2),
+        ([PERSON] * 3, {}, 0.705, 0.2),
+        ([PERSON] * 10, {}, 0.6, 0.2),
+        ([PERSON] * 500, {}, 0.6, 0.2),
+        ([PERSON, CAT], {}, 0.97, 0.0),
+        ([PERSON], {"robust": 1}, 0.97, 0.0),
+        ([PERSON], {"energy": 0.97}, 0.97, 0.0),
+        ([PERSON], {"eta": 0.0}, 0.8, 0.0),
+        ([CAT], {"kind": "person"}, 0.8, 0.2),
+    ],
+)
+def test_people_have_an_energy_and_an_eta_of_their_own(concepts, given, energy, eta):
+    """Nothing else has, and what is given stays."""
+    settled = ClosedFormConfig(**given).settled(concepts)
+    assert (settled.energy, settled.eta) == (energy, eta)
 
 
 def test_matrix_that_is_not_definite_is_refused():
