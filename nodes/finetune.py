@@ -60,6 +60,8 @@ TOOLTIPS = {
     "brings the concept back, for two and four times as long. Other pictures change more. 0 is off.",
     "neighbours": "Objective trace: keeps this many things that are nearest to each concept too. The report "
     "names them. 0 keeps none.",
+    "implied": "Objective trace: prompts that draw the concept without naming it, one a line, such as places "
+    "and clothes that imply it. It is taken out of them too.",
     "mask": "Where in the picture the concept is, for objective mace. Without a mask the model's own "
     "attention says where.",
 }
@@ -96,7 +98,7 @@ class LateStageFinetune:
     FUNCTION = "train"
     ADVANCED = tuple(
         "window window_start window_end steps rank lr eta width height checkpointing scope saliency "
-        "sampling_steps cfg robust neighbours".split()
+        "sampling_steps cfg robust neighbours implied".split()
     )
 
     @classmethod
@@ -133,6 +135,7 @@ class LateStageFinetune:
                 "cfg": widgets.number(-1.0, -1.0, 30.0, 0.1),
                 "robust": widgets.integer(DEFAULTS.robust, 0, max(LEVELS)),
                 "neighbours": widgets.integer(DEFAULTS.neighbours, 0, 64),
+                "implied": widgets.lines(),
             },
             advanced=cls.ADVANCED,
         )
@@ -166,6 +169,7 @@ class LateStageFinetune:
         cfg=-1.0,
         robust=DEFAULTS.robust,
         neighbours=DEFAULTS.neighbours,
+        implied="",
     ):
         widgets.check(self, locals())
         concepts, kept = wire.concepts_of(erase, keep)
@@ -175,7 +179,7 @@ class LateStageFinetune:
         options = {
             **dict(preset=preset, kind=kind, window=custom_window, rank=rank, saliency=saliency),
             **dict(checkpointing=checkpointing, preview_every=preview_every),
-            **dict(robust=robust, neighbours=neighbours),
+            **dict(robust=robust, neighbours=neighbours, implied=wire.prompts_of(implied)),
             **dict(steps=steps or None, sampling_steps=sampling_steps or None),
             **dict(eta=None if eta < 0 else eta, cfg=None if cfg < 0 else cfg),
             "scope": None if scope == "auto" else scope,
@@ -183,9 +187,8 @@ class LateStageFinetune:
         }
         eraser = Eraser(objective, kept, seed, closed_form=None, finetune=options, per_concept=False)
         terms = {t.name: t.weight for t in OBJECTIVES[objective].terms}
-        with Live(
-            objective=objective, window=custom_window and list(custom_window), terms=list(terms)
-        ) as live:
+        facts = {"objective": objective, "window": custom_window and list(custom_window)}
+        with Live(**facts, terms=list(terms)) as live:
             previews = Previews(model, live) if preview_every else None
             hooks = {"report": live.training, "preview": previews, "region": mask}
             result = eraser.fit(model, clip, concepts, start, **hooks)

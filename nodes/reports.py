@@ -217,6 +217,9 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
         ]
     if "adversarial_steps" in report:
         figures.append(("steps on adversarial rows", report["adversarial_steps"]))
+    if "implied" in report:
+        shares = list(report["implied"].items())[:8]
+        figures += [(f"drew it unasked: '{prompt}'", percent(share, 0)) for prompt, share in shares]
     figures.append(("result", _size(lora) + (", the closed form joined in" if joined else "")))
     lines = [
         f"# Finetuned: {_concept_names(report['concepts'])}",

@@ -48,6 +48,11 @@ def concepts_of(erase: str, keep: str) -> tuple[list[Concept], list[str]]:
     return parse_concepts(erase, "erase"), parse_keep(keep, "keep")
 
 
+def prompts_of(text: str) -> list[str]:
+    """The lines of a text widget that are not empty."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def loss_map(history: list[dict], weights: dict[str, float]) -> dict:
     """``{"loss": totals, "terms": {name: values}}``; the stock graph reads the first entry alone."""
     terms = {

@@ -44,9 +44,9 @@ class Case:
         keep=KEEP,
         **config,
     ):
-        self.config = ClosedFormConfig(policy=policy, contexts=CONTEXTS, **config)
         self.policy = POLICIES[policy]
         self.concepts = [Concept("cat", "dog")] if concepts is None else concepts
+        self.config = ClosedFormConfig(policy=policy, contexts=CONTEXTS, **config).settled(self.concepts)
         self.keep = keep
         self.encoder = TextEncoder(fake.FakeClip(width, LENGTH, towers, pooled))
         extra = fake.random_weights(1, 20, pooled + 6, seed=2) if pooled else []

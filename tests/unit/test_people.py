@@ -144,4 +144,6 @@ def test_what_the_judge_cannot_measure_together_is_said(monkeypatch, concepts, s
 def test_a_kept_name_is_a_person_where_people_are_erased():
     kept = ["Anna Holt", "Mira van Holt", "red hair", "pixel style", "Kirubo"]
     assert kinds_of_kept(kept, ["person"]) == ["person", "person", "object", "style", "person"]
+    assert kinds_of_kept(kept, ["explicit"]) == kinds_of_kept(kept, ["person"])
+    assert kinds_of_kept(kept, ["person", "style"]) == kinds_of_kept(kept, ["object"])
     assert kinds_of_kept(kept, ["object"]) == ["object", "object", "object", "style", "object"]

@@ -188,7 +188,12 @@ def finetune(c: argparse.ArgumentParser) -> None:
 
 
 def training_pictures(t) -> None:
-    """How the pictures are sampled that a finetune trains on."""
+    """The pictures that a finetune trains on: more prompts, and how they are sampled."""
+    t.add_argument(
+        "--implied-file",
+        metavar="FILE",
+        help="trace: prompts that draw the concept without naming it, one a line; it goes from them too",
+    )
     t.add_argument(
         "--size", type=int, default=None, help="edge of the training pictures in pixels (512, demo 64)"
     )

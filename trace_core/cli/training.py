@@ -33,9 +33,23 @@ def options(args, method) -> dict:
     }
     if args.window is not None:
         found |= {"window": _window(args.window)}
+    if args.implied_file:
+        found["implied"] = _prompts(args.implied_file)
     if args.size:
         found |= dict.fromkeys(("width", "height"), args.size)
     FinetuneConfig(**{**method.finetune, **found})
+    return found
+
+
+def _prompts(file: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(f"--implied-file '{file}' cannot be read: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise TraceError(f"--implied-file '{file}' has no line; write one prompt a line")
     return found
 
 

@@ -151,16 +151,7 @@ class ClosedFormFitter:
         config = self.config.settled(plan.concepts)
         edits, solved, sums, collateral = {}, {}, {}, {}
         exact = {}
-        if config.eta and self.config.eta is None:
-            plan.notes.append(people_note(config, len(plan.concepts)))
-        if config.exact:
-            plan.notes += exact_notes(self.keep, plan.concepts)
-        if config.robust:
-            plan.notes += [
-                f"the erasure of '{c.target}' is not hardened, as those of all combinations"
-                for c in plan.concepts
-                if c.parts
-            ]
+        plan.notes += self._notes(plan.concepts, config)
         if config.exact and self.keep:  # the defaults of a keep list are too many to be exact
             exact = exact_rows(
                 self.encoder,
@@ -206,6 +197,20 @@ class ClosedFormFitter:
         if plan.neighbours:
             lora.metadata["trace.neighbours"] = json.dumps(plan.neighbours, ensure_ascii=False)
         return ClosedFormResult(lora, report, edits)
+
+    def _notes(self, concepts: Sequence[Concept], config: ClosedFormConfig) -> list[str]:
+        """What the report says of the options in words."""
+        own = config.eta and self.config.eta is None
+        notes = [people_note(config, len(concepts))] if own else []
+        if config.exact:
+            notes += exact_notes(self.keep, concepts)
+        if config.robust:
+            notes += [
+                f"the erasure of '{c.target}' is not hardened, as those of all combinations"
+                for c in concepts
+                if c.parts
+            ]
+        return notes
 
     def _plan(self) -> _Plan:
         """Decide anchors, keep list, substitutes and policies for the concepts so far.

@@ -103,6 +103,10 @@ class FinetuneConfig:
         default=0,
         metadata={"help": "harden trace against attacks: 0 off; 1, 2 and 3 resist more and cost more"},
     )
+    implied: Sequence[str] = field(
+        default=(),
+        metadata={"help": "prompts that draw the concept without naming it; trace takes it out of them too"},
+    )
     contexts: Mapping[str, Sequence[str]] = field(
         default_factory=dict,
         metadata={"help": "additional templates by kind of concept; {} is the place of the concept"},
@@ -145,6 +149,8 @@ class FinetuneConfig:
             raise TraceError(
                 f"robust is {self.robust}, but objective {self.objective} cannot be hardened; use trace, or 0"
             )
+        if self.implied:
+            self._check_implied()
         self._check_weights()
         if self.checkpointing and any(t.attention for t in OBJECTIVES[self.objective].terms):
             raise TraceError(
@@ -153,6 +159,20 @@ class FinetuneConfig:
             )
         if self.window is not None and self.window != AUTO:
             check_window(*self.window)
+
+    def _check_implied(self) -> None:
+        if isinstance(self.implied, str) or not all(isinstance(p, str) and p.strip() for p in self.implied):
+            raise TraceError("implied must be a list of prompts, none of them empty")
+        if self.objective != "trace":
+            raise TraceError(
+                f"objective {self.objective} does not train on prompts that imply the concept; use trace, or "
+                "leave implied out"
+            )
+        if self.robust > 1:
+            raise TraceError(
+                f"implied and robust {self.robust} are two trainings; set robust to 0 or 1, or leave implied "
+                "out"
+            )
 
     def _check_weights(self) -> None:
         """Refuse weights of unknown terms, weights below 0, and weights that leave nothing to learn."""

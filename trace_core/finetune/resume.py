@@ -207,8 +207,9 @@ def identity(trainer) -> str:
     """
     free = ("window", "contexts", "preview_every", "checkpointing", "lr", "lr_scale")
     options = {k: v for k, v in asdict(trainer.config).items() if k not in free}
-    if not options["robust"]:
-        del options["robust"]  # states of before the option fit a run without it
+    for later in ("robust", "implied"):
+        if not options[later]:
+            del options[later]  # states of before the option fit a run without it
     options["start"] = trainer.start.fingerprint if trainer.start else None
     options["concepts"] = trainer.concepts
     return json.dumps(

@@ -23,7 +23,7 @@ from ..text.templates import TEMPLATES
 from .adapters import Adapters
 from .adversarial import Adversary
 from .attention import suppression
-from .hardening import LEVELS, Hardened
+from .implied import adversary_of
 from .objectives import OBJECTIVES, Term
 from .objectives.base import LIVE, squared_error
 from .options import AUTO, FinetuneConfig
@@ -330,9 +330,7 @@ class Trainer:
         half = torch.float16 in (next(self.backbone.network.parameters()).dtype, self.backbone.compute_dtype)
         # scaled, because small gradients vanish in float16
         scaler = self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=half)
-        adversary = self.objective.adversary or Adversary
-        adversary = Hardened if config.robust and LEVELS[config.robust].rows else adversary
-        self.adversary = adversary(self, adapters)
+        self.adversary = adversary_of(config, self.objective)(self, adapters)
         if config.window == AUTO:
             measured = resume.window if resume else AUTO
             measured = self.measure_window(adapters) if measured == AUTO else measured

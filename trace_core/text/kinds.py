@@ -76,15 +76,15 @@ PARTICLES = frozenset("al ap bin da das de del della der di do dos du el ibn la 
 def kinds_of_kept(keep: Iterable[str], erased: Iterable[str]) -> list[str]:
     """The kind of every kept entry, which decides the prompts that keep it.
 
-    Where people are erased and nothing else, a kept name in capitals ("Anna Holt", "Mira van Holt") is a
-    person although no list has it. "a photo of a Anna Holt" would keep less of her than "a photo of Anna
-    Holt".
+    Where nothing but people or explicit content is erased, a kept name in capitals ("Anna Holt", "Mira van
+    Holt") is a person although no list has it. "a photo of a Anna Holt" would keep less of her than "a photo
+    of Anna Holt".
 
     Args:
         keep: kept entries.
         erased: kinds of the erased concepts.
     """
-    people = set(erased) == {"person"}
+    people = set(erased) <= {"person", "explicit"}
     return [
         "person" if people and k == "object" and _is_name(entry) else k
         for entry, k in ((e, guess_kind(e)) for e in keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -122,6 +123,30 @@ def test_hardened_run_has_a_price_and_leaves_the_model(families, level):
     assert "adversarial_steps" not in run(family, model).report
 
 
+IMPLIED = ("a photo of a sofa", "a basket")
+
+
+def test_prompts_that_imply_the_concept_are_trained_and_reported(families):
+    family, model = families["sd1"], families["sd1"].model(**TINY["sd1"])
+    before, heard = values(model), Listener()
+    report = run(family, model, replace(SMALL, implied=IMPLIED), report=heard).report
+    assert equal(values(model), before)
+    assert set(report["implied"]) == set(IMPLIED) and all(0 <= p <= 1 for p in report["implied"].values())
+    assert all("implied" in loss for loss in report["losses"])
+    assert "base model on implying prompts" in {p.phase for p in heard.heard}
+    plain = run(family, model).report
+    assert "implied" not in plain and report["evaluations"] > plain["evaluations"]
+
+
+def test_a_run_with_implying_prompts_is_resumed_bit_for_bit(families):
+    family, model, states = families["flux"], families["flux"].model(**TINY["flux"]), []
+    config = replace(SMALL, implied=IMPLIED, steps=6)
+    whole = run(family, model, config, checkpoint=states.append)
+    resumed = run(family, model, config, resume=states[-1])
+    assert same_factors(resumed.lora, whole.lora)
+    assert all(resumed.report[k] == whole.report[k] for k in ("losses", "implied"))
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_hardened_run_is_resumed_bit_for_bit(families, tmp_path, level):
     family, model = families["flux"], families["flux"].model(**TINY["flux"])
@@ -174,4 +199,4 @@ def test_without_hardening_a_run_is_what_it_was(families, monkeypatch):
     assert seen and all(len(n) <= SMALL.batch + 4 for n in seen)
     states = []
     run(family, model, checkpoint=states.append)
-    assert '"robust"' not in states[0].run and states[0].adversary == []
+    assert not {"robust", "implied"} & json.loads(states[0].run).keys() and states[0].adversary == []
