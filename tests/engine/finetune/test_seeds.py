@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune_cases import KINDS, SMALL, TINY, run, same_factors
+from finetune_cases import KINDS, SMALL, TINY, Stop, run, same_factors
 from trace_core.backbones import backbone_for
+from trace_core.finetune import trainer
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,3 +45,19 @@ def test_half_precision_models_are_trained(tiny, families, kind, dtype):
     assert all(
         torch.isfinite(result.lora.delta(m)).all() and result.lora.delta(m).any() for m in result.lora.modules
     )
+
+
+def test_a_repeated_keep_prompt_is_drawn_as_often_as_it_is_given(families, monkeypatch):
+    """Without the repeats, a seed would draw other prompts, and make another file."""
+    seen = []
+
+    def look(self, *_):
+        seen.extend(self.prompts.texts[n] for n, _ in self.keep_pairs)
+        raise Stop
+
+    kept = [("a dog", "dog"), ("a ship", "ship"), ("a dog", "dog")]
+    monkeypatch.setattr(trainer, "keep_prompts", lambda *_: kept)
+    monkeypatch.setattr(trainer.Trainer, "train", look)
+    with pytest.raises(Stop):
+        run(families["sd1"], families["sd1"].model(**TINY["sd1"]), replace(SMALL, neighbours=0))
+    assert seen == ["a dog", "a ship", "a dog"]
