@@ -144,19 +144,22 @@ class Soak:
         cached = dict(entry["status"]["messages"]).get("execution_cached", {}).get("nodes", [])
         if ended(entry)[0] != "success" or any(n.startswith(("sampler", "decode", *IMAGES)) for n in cached):
             raise AssertionError(f"the reference was not drawn: {ended(entry)}, from the cache: {cached}")
-        files = [self.server.base / "temp" / f"{entry['outputs'][n]['images'][0]['filename']}" for n in IMAGES]
-        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        files = [entry["outputs"][name]["images"][0]["filename"] for name in IMAGES]
+        return [hashlib.sha256((self.server.base / "temp" / f).read_bytes()).hexdigest() for f in files]
 
     def free(self) -> None:
-        """What the page's button for freeing memory asks for, and wait until it is done."""
+        """What the page's button for freeing memory asks for, and wait until it is done.
+
+        ComfyUI does not see what is asked just before it begins to wait, so it is asked again.
+        """
         before = self.server.get("/soak/freed")["collections"]
-        self.post("/free", {"unload_models": True, "free_memory": True})
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            now = self.server.get("/soak/freed")
-            if not now["waiting"] and now["collections"] > before:
-                return
-            time.sleep(0.05)
+        for _ in range(60):
+            self.post("/free", {"unload_models": True, "free_memory": True})
+            for _ in range(20):
+                now = self.server.get("/soak/freed")
+                if not now["waiting"] and now["collections"] > before:
+                    return
+                time.sleep(0.05)
         raise RuntimeError("the server did not free its memory")
 
     def counts(self) -> dict:

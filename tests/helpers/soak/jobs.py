@@ -1,4 +1,4 @@
-"""The jobs of a soak, drawn at random from a seed: API prompts, what is done to them, and how they may end."""
+"""The jobs of a soak, drawn at random from a seed: prompts, what is done to them, how they may end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARES = {
 }
 MODELS = ("demo-sd", "demo-sd", "demo-flux")
 CONCEPTS = ("cat", "dog", "truck", "pizza", "house", "apple", "ship -> truck", "bird -> dog", "google style")
-KEPT = ("", "dog\nhouse\npizza", "a red car\na tree")
+KEPT = ("", "car\nbutterfly\nbanana", "a red car\na tree")
 POLICIES = ("projection", "uce", "mace", "trce", "double", "speed", "oce", "rece")
 OBJECTIVES = ("trace", "mace", "ant", "trce", "esd", "gem", "aegis")
 NEED_ANCHOR = ("trce",)  #: methods that steer to another concept, which the list must name
@@ -127,7 +127,8 @@ def interrupted(random: Random) -> Job:
     job = finetune(random) if maker is None else maker(random)
     if maker is None:
         job.prompt["tune"]["inputs"] |= {"steps": 30, "preview_every": random.choice((0, 1, 3))}
-    return Job("interrupted", job.prompt, ("interrupted", "success"), random.uniform(0, 3 if not maker else 1))
+    moment = random.uniform(0, 1 if maker else 3)
+    return Job("interrupted", job.prompt, ("interrupted", "success"), moment)
 
 
 def deleted(random: Random) -> Job:
@@ -221,8 +222,9 @@ def verified(random: Random) -> Job:
             vae=("demo", 2),
             lora_file="none",
             lora=("erase", 1),
-            samples=2,
-            kept=2,
+            samples=1,
+            kept=1,
+            keep="dog",
             kept_samples=1,
             steps=2,
             attacks=False,

@@ -14,10 +14,11 @@ import threading
 from pathlib import Path
 
 import folder_paths
-import nodes
 import torch
 from aiohttp import web
 from server import PromptServer
+
+import nodes
 
 HOOKS = (
     "_forward_hooks",
