@@ -71,10 +71,15 @@ def measured(running) -> dict:
 
 
 def setting(args: argparse.Namespace) -> dict:
+    from soak import jobs
+
     return {
         "jobs": args.jobs,
         "seed": args.seed,
         "rest_every": args.every,
+        "models": sorted(set(jobs.MODELS)),
+        "picture": 64,
+        "training_picture": 32,
         "trace_core": trace_core.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

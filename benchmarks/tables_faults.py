@@ -1,4 +1,4 @@
-"""The table of what faults do."""
+"""The tables of what faults do, and of what many jobs leave behind."""
 
 from __future__ import annotations
 
@@ -31,3 +31,20 @@ def faults() -> str:
     )
     note = f"ComfyUI {' and '.join(engines)}, seed {setting['seed']}, {setting['threads']} thread; {seconds}."
     return markdown(["fault", *COUNTED], rows) + f"\n\n{note}"
+
+
+def soak() -> str:
+    """What many jobs in one server leave behind; see ``benchmarks/soak.py``."""
+    engines = json.loads((RESULTS / "soak.json").read_text())["engines"]
+    rows = []
+    for version, run in engines.items():
+        memory, drawn, jobs = run["memory"], run["pictures"], run["setting"]["jobs"]
+        growth = f"{memory['first_mib']:.0f} → {memory['last_mib']:.0f} MiB ({memory['growth_percent']:+.1f} %)"
+        other = f"{drawn['different']} of {drawn['drawn']}"
+        ends = f"{jobs}, {len(run['unexpected'])} of them"
+        rows.append([version, ends, growth, other, *(str(n) for n in run["leaked"].values())])
+    first = next(iter(engines.values()))
+    head = ["ComfyUI", "jobs, unexpected ends", "memory, job 20 → last", "other pictures", *first["leaked"]]
+    seconds = " and ".join(f"{run['cpu_seconds']} s" for run in engines.values())
+    note = f"Seed {first['setting']['seed']}, {first['setting']['threads']} thread; {seconds} of processor time."
+    return markdown(head, rows) + f"\n\n{note}"

@@ -101,7 +101,7 @@ class Soak:
 
     def deleted(self, job: jobs.Job) -> str:
         """Queue a job behind another one and delete it while it waits."""
-        first = self.server.queue(jobs.generated(Random(self.seed)).prompt | jobs.model(Random(0)))
+        first = self.server.queue(job.before)
         waiting = self.server.queue(job.prompt)
         self.post("/queue", {"delete": [waiting]})
         self.server.wait(first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from server_prompts import applied, erased, node, picture, tuned
@@ -47,12 +47,14 @@ class Job:
         prompt: what is queued.
         ends: how it may end: `success`, `error`, `interrupted`, `deleted` or `refused`.
         moment: for `interrupted`: seconds between its start and the cancel.
+        before: for `deleted`: the job that it waits for.
     """
 
     kind: str
     prompt: dict
     ends: tuple[str, ...] = ("success",)
     moment: float = 0.0
+    before: dict = field(default_factory=dict)
 
 
 def drawn(count: int, seed: int) -> list[str]:
@@ -132,7 +134,9 @@ def interrupted(random: Random) -> Job:
 
 
 def deleted(random: Random) -> Job:
-    return Job("deleted while pending", finetune(random).prompt, ("deleted",))
+    return Job(
+        "deleted while pending", finetune(random).prompt, ("deleted",), before=generated(random).prompt
+    )
 
 
 def application(random: Random) -> Job:

@@ -132,7 +132,7 @@ async def freed(request):
 
 @routes.post("/soak/plant")
 async def plant(request):
-    """One thing of each sort is left behind, and one weight is changed in its last bit."""
+    """One thing of each sort is left behind, and one layer's weights are changed."""
     from peft.tuners.lora import Linear
 
     model, layer = held["demo-sd"][0], torch.nn.Linear(2, 2)
@@ -143,9 +143,7 @@ async def plant(request):
     wait = threading.Event()
     threading.Thread(target=wait.wait, name="planted", daemon=True).start()
     handle, name = tempfile.mkstemp(prefix=".trace-")
-    weight = next(model.model.diffusion_model.parameters())
-    with torch.no_grad():
-        flat = weight.data.view(-1)[:1].view(torch.int32)
-        flat ^= 1
+    with torch.inference_mode():
+        next(model.model.diffusion_model.parameters()).data.add_(0.01)
     planted[:] = [clone, layer, Linear(torch.nn.Linear(2, 2), "a", r=1), wait, handle, name]
     return web.json_response({})
