@@ -39,12 +39,14 @@ def soak() -> str:
     rows = []
     for version, run in engines.items():
         memory, drawn, jobs = run["memory"], run["pictures"], run["setting"]["jobs"]
-        growth = f"{memory['first_mib']:.0f} → {memory['last_mib']:.0f} MiB ({memory['growth_percent']:+.1f} %)"
+        grown = f"{memory['first_mib']:.0f} → {memory['last_mib']:.0f} MiB, {memory['growth_percent']:+.1f} %"
         other = f"{drawn['different']} of {drawn['drawn']}"
         ends = f"{jobs}, {len(run['unexpected'])} of them"
-        rows.append([version, ends, growth, other, *(str(n) for n in run["leaked"].values())])
+        rows.append([version, ends, grown, other, *(str(n) for n in run["leaked"].values())])
     first = next(iter(engines.values()))
     head = ["ComfyUI", "jobs, unexpected ends", "memory, job 20 → last", "other pictures", *first["leaked"]]
     seconds = " and ".join(f"{run['cpu_seconds']} s" for run in engines.values())
-    note = f"Seed {first['setting']['seed']}, {first['setting']['threads']} thread; {seconds} of processor time."
+    note = (
+        f"Seed {first['setting']['seed']}, {first['setting']['threads']} thread; {seconds} of processor time."
+    )
     return markdown(head, rows) + f"\n\n{note}"

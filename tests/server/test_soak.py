@@ -14,12 +14,12 @@ def test_nothing_is_left_behind(start, tmp_path):
     find each of these where one is left on purpose.
     """
     with start(tmp_path, variables=soak.install(tmp_path)) as server:
-        running = soak.Soak(server, JOBS, seed=0, every=5)
+        running = soak.Soak(server, JOBS, seed=0, every=8)
         running.run()
         assert not running.unexpected
         assert soak.leaked(running.rests) == dict.fromkeys(soak.LEAKS, 0)
         assert not soak.changed(running.rests[0]["counts"], running.rests[-1]["counts"])
-        assert soak.pictures(running.rests) == {"drawn": 8, "different": 0}
+        assert soak.pictures(running.rests) == {"drawn": 6, "different": 0}
         requests.post(server.url + "/soak/plant", timeout=30).raise_for_status()
         running.rest(JOBS + 1)
         assert all(soak.leaked(running.rests).values())

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 import requests
 
@@ -29,7 +28,6 @@ LEAKS = {
     "base weights": ("weights",),
 }
 TRIES = 3  #: a thread of ComfyUI's own may be at work just then
-WARM = 20  #: jobs after which memory is measured first
 
 
 def install(base: Path) -> dict[str, str]:
@@ -63,8 +61,9 @@ class Soak:
 
     def run(self, tell=lambda entry: None) -> None:
         self.rest(0)
-        for number, kind in enumerate(jobs.drawn(self.count, self.seed), 1):
-            job = jobs.MAKERS[kind](Random(f"{self.seed} {number}"))
+        random = jobs.Dealer(self.seed)
+        for number, kind in enumerate(jobs.drawn(self.count, random), 1):
+            job = jobs.MAKERS[kind](random)
             begin = time.monotonic()
             end, why = self.one(job)
             if end not in job.ends:
@@ -224,8 +223,8 @@ def leaked(rests: list[dict]) -> dict[str, int]:
 
 
 def memory(rests: list[dict]) -> dict:
-    """Memory at the end against that after the first :data:`WARM` jobs, in MiB and in percent."""
-    warm = next((r for r in rests if r["after"] >= WARM), rests[-1])
+    """Memory at the end against that after the first :data:`jobs.WARM` jobs, in MiB and in percent."""
+    warm = next((r for r in rests if r["after"] >= jobs.WARM), rests[-1])
     first, last = warm["resident"], rests[-1]["resident"]
     return {
         "first_after": warm["after"],

@@ -25,7 +25,9 @@ MODELS = ("demo-sd", "demo-sd", "demo-flux")
 CONCEPTS = ("cat", "dog", "truck", "pizza", "house", "apple", "ship -> truck", "bird -> dog", "google style")
 KEPT = ("", "car\nbutterfly\nbanana", "a red car\na tree")
 POLICIES = ("projection", "uce", "mace", "trce", "double", "speed", "oce", "rece")
+WARM = 20  #: jobs in which every sort, every closed form and every objective comes at least once
 OBJECTIVES = ("trace", "mace", "ant", "trce", "esd", "gem", "aegis")
+FROM_CLOSED_FORM = ("trace", "mace", "trce", "esd")  #: objectives that can start from another erasure
 NEED_ANCHOR = ("trce",)  #: methods that steer to another concept, which the list must name
 PROMPTS = ("a photo of a cat, google style", "a photo of a house, twitter style", "a pizza")
 BAD = {
@@ -57,25 +59,51 @@ class Job:
     before: dict = field(default_factory=dict)
 
 
-def drawn(count: int, seed: int) -> list[str]:
-    """The sorts of ``count`` jobs in random order, each as often as its share, and at least once."""
+class Dealer(Random):
+    """Random numbers, and decks: every value is dealt once before any is dealt again.
+
+    Attributes:
+        aside: other random numbers and decks, for jobs that may not run to their end.
+    """
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.aside = self if isinstance(seed, str) else Dealer(f"aside {seed}")
+        self._decks: dict[tuple, list] = {}
+
+    def deal(self, values: tuple):
+        deck = self._decks.setdefault(values, [])
+        if not deck:
+            deck += self.sample(values, len(values))
+        return deck.pop()
+
+
+def drawn(count: int, random: Dealer) -> list[str]:
+    """The sorts of ``count`` jobs in random order, each as often as its share, and at least once.
+
+    The first ones hold what is needed at first use of everything, so that memory can be compared from there.
+    """
     kinds = [kind for kind, share in SHARES.items() for _ in range(max(1, round(share * count / 200)))]
-    random = Random(seed)
     while len(kinds) < count:
         kinds.append(random.choice(list(SHARES)))
     while len(kinds) > count:  # the commonest gives way
         kinds.remove(max(SHARES, key=kinds.count))
-    random.shuffle(kinds)
-    return kinds
+    first = [*SHARES, *["finetune"] * (len(OBJECTIVES) - 1)]
+    first += ["closed form"] * (WARM - len(first))
+    if count <= WARM or any(first.count(kind) > kinds.count(kind) for kind in SHARES):
+        return random.sample(kinds, count)
+    for kind in first:
+        kinds.remove(kind)
+    return random.sample(first, len(first)) + random.sample(kinds, len(kinds))
 
 
-def model(random: Random, name: str = "") -> dict:
+def model(random: Dealer, name: str = "") -> dict:
     return {"demo": node("SoakModel", name=name or random.choice(MODELS))}
 
 
-def closed(random: Random, **changes) -> dict:
+def closed(random: Dealer, **changes) -> dict:
     """A closed form of a random concept and method."""
-    policy = random.choice(POLICIES)
+    policy = changes.get("policy") or random.deal(POLICIES)
     anchored = [c for c in CONCEPTS if " -> " in c]
     given = dict(
         erase=random.choice(anchored if policy in NEED_ANCHOR else CONCEPTS),
@@ -87,9 +115,9 @@ def closed(random: Random, **changes) -> dict:
     return erased(**{**given, **changes})
 
 
-def training(random: Random, **changes) -> dict:
+def training(random: Dealer, **changes) -> dict:
     """A short finetune by a random paper's objective."""
-    objective = random.choice(OBJECTIVES)
+    objective = random.deal(OBJECTIVES)
     given = dict(
         objective=objective,
         erase=random.choice(("cat -> dog", "ship -> truck")),
@@ -99,47 +127,47 @@ def training(random: Random, **changes) -> dict:
         seed=random.randrange(2**31),
         preview_every=random.choice((0, 1)),
         checkpointing=random.random() < 0.2,
+        saliency=random.choice((0.0, 0.5)) if objective == "ant" else 0.0,
         sampling_steps=4,
         neighbours=0,
     )
     return tuned(**{**given, **changes})
 
 
-def shot(random: Random, source: tuple, tag: str = "") -> dict:
+def shot(random: Dealer, source: tuple, tag: str = "") -> dict:
     return picture(source, random.randrange(2**31), tag, random.choice(PROMPTS))
 
 
-def closed_form(random: Random) -> Job:
+def closed_form(random: Dealer) -> Job:
     prompt = model(random) | {"erase": closed(random)}
     return Job("closed form", prompt | shot(random, ("erase", 0)))
 
 
-def finetune(random: Random) -> Job:
+def finetune(random: Dealer) -> Job:
     prompt = model(random, "demo-sd") | {"tune": training(random)}
-    if random.random() < 0.3:
-        erase = prompt["tune"]["inputs"]["erase"]
-        prompt["first"] = erased(erase=erase, energy=0.9)
-        prompt["tune"]["inputs"] |= {"lora": ["first", 1], "objective": "trace"}
+    trained = prompt["tune"]["inputs"]
+    if trained["objective"] in FROM_CLOSED_FORM and random.random() < 0.4:
+        prompt["first"] = erased(erase=trained["erase"], energy=0.9)
+        trained["lora"] = ["first", 1]
     return Job("finetune", prompt | shot(random, ("tune", 0)))
 
 
-def interrupted(random: Random) -> Job:
+def interrupted(random: Dealer) -> Job:
     """Mostly a longer training, stopped at a random moment; sometimes another node."""
     maker = random.choice((None, None, None, closed_form, compared))
-    job = finetune(random) if maker is None else maker(random)
+    job = (maker or finetune)(random.aside)
     if maker is None:
         job.prompt["tune"]["inputs"] |= {"steps": 30, "preview_every": random.choice((0, 1, 3))}
     moment = random.uniform(0, 1 if maker else 3)
     return Job("interrupted", job.prompt, ("interrupted", "success"), moment)
 
 
-def deleted(random: Random) -> Job:
-    return Job(
-        "deleted while pending", finetune(random).prompt, ("deleted",), before=generated(random).prompt
-    )
+def deleted(random: Dealer) -> Job:
+    waiting = finetune(random.aside).prompt
+    return Job("deleted while pending", waiting, ("deleted",), before=generated(random).prompt)
 
 
-def application(random: Random) -> Job:
+def application(random: Dealer) -> Job:
     """Two erasures on one model, one of them in a window, from wires or from a file that the run saves."""
     start = random.choice((0.0, 0.2, 0.5))
     end = random.choice((1.0, 1.0, 0.8))
@@ -156,7 +184,7 @@ def application(random: Random) -> Job:
     return Job("applied", prompt | shot(random, ("twice", 0)))
 
 
-def saved(random: Random) -> Job:
+def saved(random: Dealer) -> Job:
     form = random.choice(("comfyui", "kohya", "diffusers"))
     prompt = model(random, "demo-sd") | {
         "erase": closed(random),
@@ -166,7 +194,7 @@ def saved(random: Random) -> Job:
     return Job("saved", prompt | shot(random, ("named", 0)))
 
 
-def fused(random: Random) -> Job:
+def fused(random: Dealer) -> Job:
     prompt = model(random) | {
         "one": closed(random, erase="cat", policy="projection"),
         "two": closed(random, erase="truck", policy="uce"),
@@ -184,11 +212,11 @@ def fused(random: Random) -> Job:
     return Job("fused", prompt | shot(random, ("fuse", 0)))
 
 
-def generated(random: Random) -> Job:
+def generated(random: Dealer) -> Job:
     return Job("generated", model(random) | shot(random, ("demo", 0)))
 
 
-def bad(random: Random) -> Job:
+def bad(random: Dealer) -> Job:
     """A value that a node refuses, or a file that ComfyUI refuses before anything runs."""
     if random.random() < 0.2:
         prompt = {"erase": applied(("demo", 0), lora_file="gone.safetensors")}
@@ -197,7 +225,7 @@ def bad(random: Random) -> Job:
     return Job("bad value", prompt | shot(random, ("erase", 0)), ("error",))
 
 
-def compared(random: Random) -> Job:
+def compared(random: Dealer) -> Job:
     prompt = model(random) | {
         "erase": closed(random),
         "compare": node(
@@ -216,7 +244,7 @@ def compared(random: Random) -> Job:
     return Job("compared", prompt)
 
 
-def verified(random: Random) -> Job:
+def verified(random: Dealer) -> Job:
     prompt = model(random, "demo-sd") | {
         "erase": closed(random, erase="cat", policy="projection"),
         "verify": node(

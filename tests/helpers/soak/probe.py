@@ -133,9 +133,10 @@ async def freed(request):
 @routes.post("/soak/plant")
 async def plant(request):
     """One thing of each sort is left behind, and one layer's weights are changed."""
-    from peft.tuners.lora import Linear
+    from peft import LoraConfig, inject_adapter_in_model
 
     model, layer = held["demo-sd"][0], torch.nn.Linear(2, 2)
+    adapted = inject_adapter_in_model(LoraConfig(r=1, target_modules=["0"]), torch.nn.Sequential(layer))
     clone = model.clone()
     clone.patches["nothing"] = []
     clone.model_options["model_function_wrapper"] = None
@@ -145,5 +146,5 @@ async def plant(request):
     handle, name = tempfile.mkstemp(prefix=".trace-")
     with torch.inference_mode():
         next(model.model.diffusion_model.parameters()).data.add_(0.01)
-    planted[:] = [clone, layer, Linear(torch.nn.Linear(2, 2), "a", r=1), wait, handle, name]
+    planted[:] = [clone, adapted, wait, handle, name]
     return web.json_response({})
