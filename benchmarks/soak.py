@@ -52,7 +52,7 @@ def measured(running) -> dict:
     import soak
 
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    info = ("objects", "tensors", "tensor bytes", "native threads")
+    info = ("objects", "tensors", "tensor bytes", "native threads", "heap in use", "heap kept")
     return {
         "ends": Counter(f"{entry['kind']}: {entry['end']}" for entry in running.log),
         "unexpected": running.unexpected,
@@ -64,13 +64,14 @@ def measured(running) -> dict:
         "resident_mib_after_each_job": [round(entry["resident"] / 2**20) for entry in running.log],
         "rests": [
             {"after": r["after"], "resident_mib": round(r["resident"] / 2**20, 1)}
-            | {name: r["counts"][name] for name in info}
+            | {name: r["counts"][name] for name in info if name in r["counts"]}
             for r in running.rests
         ],
     }
 
 
 def setting(args: argparse.Namespace) -> dict:
+    import soak
     from soak import jobs
 
     return {
@@ -85,6 +86,7 @@ def setting(args: argparse.Namespace) -> dict:
         "python": platform.python_version(),
         "threads": 1,
         "freed_by": "POST /free with unload_models and free_memory",
+        "variables": soak.GIVE_BACK if args.give_back else {},
     }
 
 
@@ -94,6 +96,7 @@ def main() -> int:
     parser.add_argument("--engine", type=Path, help="a ComfyUI checkout; without it the one that is found")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other jobs")
     parser.add_argument("--every", type=int, default=10, help="jobs between two counts")
+    parser.add_argument("--give-back", action="store_true", help="tell the C library to keep no freed memory")
     parser.add_argument("--dry", action="store_true", help="write no results")
     args = parser.parse_args()
     sys.path[:] = [
@@ -107,8 +110,8 @@ def main() -> int:
     found = engine.find()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        server = harness().Server(found.path, base, variables=soak.install(base))
-        with server:
+        variables = soak.install(base) | (soak.GIVE_BACK if args.give_back else {})
+        with harness().Server(found.path, base, variables=variables) as server:
             running = soak.Soak(server, args.jobs, args.seed, args.every)
             try:
                 running.run(tell)
@@ -121,7 +124,8 @@ def main() -> int:
         return 0
     data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     data["command"] = "python benchmarks/soak.py"
-    data.setdefault("engines", {})[found.version] = result
+    kind = found.version + (", freed memory given back" if args.give_back else "")
+    data.setdefault("engines", {})[kind] = result
     RESULTS.write_text(json.dumps(data, indent=1) + "\n")
     return 0
 

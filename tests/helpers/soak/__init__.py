@@ -27,6 +27,9 @@ LEAKS = {
     "temporary files": ("temporary files", "unnamed files"),
     "base weights": ("weights",),
 }
+#: Variables that tell the GNU C library to give freed memory back at once. By itself it learns from large
+#: pieces that were freed to keep more and more.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 TRIES = 3  #: a thread of ComfyUI's own may be at work just then
 
 
@@ -223,15 +226,23 @@ def leaked(rests: list[dict]) -> dict[str, int]:
 
 
 def memory(rests: list[dict]) -> dict:
-    """Memory at the end against that after the first :data:`jobs.WARM` jobs, in MiB and in percent."""
-    warm = next((r for r in rests if r["after"] >= jobs.WARM), rests[-1])
-    first, last = warm["resident"], rests[-1]["resident"]
+    """Memory at the end against that after the first :data:`jobs.WARM` jobs, in MiB and in percent: all that
+    is resident, and the part that the C library has given out.
+    """
+    warm = [r for r in rests if r["after"] >= jobs.WARM] or rests[-1:]
+    out = {"first_after": warm[0]["after"], **grown("", [r["resident"] for r in warm])}
+    if all("heap in use" in r["counts"] for r in warm):
+        out |= grown("in_use_", [r["counts"]["heap in use"] for r in warm])
+    return out
+
+
+def grown(name: str, figures: list[int]) -> dict[str, float]:
+    first, last = figures[0], figures[-1]
     return {
-        "first_after": warm["after"],
-        "first_mib": round(first / 2**20, 1),
-        "last_mib": round(last / 2**20, 1),
-        "most_mib": round(max(r["resident"] for r in rests if r["after"] >= warm["after"]) / 2**20, 1),
-        "growth_percent": round(100 * (last / first - 1), 2),
+        f"{name}first_mib": round(first / 2**20, 1),
+        f"{name}last_mib": round(last / 2**20, 1),
+        f"{name}most_mib": round(max(figures) / 2**20, 1),
+        f"{name}growth_percent": round(100 * (last / first - 1), 2),
     }
 
 

@@ -91,6 +91,24 @@ def unfinished() -> list[str]:
     return sorted(str(p) for p in [*found, *Path(tempfile.gettempdir()).rglob("*")] if p.is_file())
 
 
+def heap() -> dict[str, int]:
+    """Bytes that the C library has given out, and bytes that it keeps for later, of all its arenas."""
+    import ctypes
+
+    class Info(ctypes.Structure):  # struct mallinfo2 of the GNU C library
+        _fields_ = [
+            (name, ctypes.c_size_t)
+            for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        ]
+
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return {}
+    ask.restype = Info
+    info = ask()
+    return {"heap in use": info.uordblks + info.hblkhd, "heap kept": info.fordblks}
+
+
 def count() -> dict:
     """All the figures; see ``soak.LEAKS`` for what they mean."""
     from comfy.model_patcher import ModelPatcher
@@ -115,6 +133,7 @@ def count() -> dict:
         "tensor bytes": sum(t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided),
         "objects": len(gc.get_objects()),
         "native threads": len(os.listdir("/proc/self/task")),
+        **heap(),
     }
 
 
