@@ -38,15 +38,30 @@ def soak() -> str:
     engines = json.loads((RESULTS / "soak.json").read_text())["engines"]
     rows = []
     for version, run in engines.items():
-        memory, drawn, jobs = run["memory"], run["pictures"], run["setting"]["jobs"]
-        grown = f"{memory['first_mib']:.0f} → {memory['last_mib']:.0f} MiB, {memory['growth_percent']:+.1f} %"
-        other = f"{drawn['different']} of {drawn['drawn']}"
-        ends = f"{jobs}, {len(run['unexpected'])} of them"
-        rows.append([version, ends, grown, other, *(str(n) for n in run["leaked"].values())])
+        drawn = run["pictures"]
+        rows.append(
+            [
+                version,
+                f"{run['setting']['jobs']}, {len(run['unexpected'])}",
+                grown(run["memory"], ""),
+                grown(run["memory"], "in_use_"),
+                f"{drawn['different']} of {drawn['drawn']}",
+                *(str(n) for n in run["leaked"].values()),
+            ]
+        )
     first = next(iter(engines.values()))
-    head = ["ComfyUI", "jobs, unexpected ends", "memory, job 20 → last", "other pictures", *first["leaked"]]
+    after = first["memory"]["first_after"]
+    head = ["ComfyUI", "jobs, unexpected ends", f"resident memory, job {after} → last", "of it given out"]
+    head += ["other pictures", *first["leaked"]]
+    setting = first["setting"]
     seconds = " and ".join(f"{run['cpu_seconds']} s" for run in engines.values())
-    note = (
-        f"Seed {first['setting']['seed']}, {first['setting']['threads']} thread; {seconds} of processor time."
-    )
+    most = " and ".join(f"{run['memory']['most_mib']:.0f} MiB" for run in engines.values())
+    note = f"Seed {setting['seed']}, {setting['threads']} thread; {seconds} of processor time. The most that was "
+    note += f"resident between jobs is {most}."
     return markdown(head, rows) + f"\n\n{note}"
+
+
+def grown(memory: dict, name: str) -> str:
+    """MiB at the first and the last measurement, and the growth."""
+    first, last, percent = (memory[f"{name}{k}"] for k in ("first_mib", "last_mib", "growth_percent"))
+    return f"{first:.0f} → {last:.0f} MiB, {percent:+.1f} %"
