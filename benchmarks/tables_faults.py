@@ -56,8 +56,10 @@ def soak() -> str:
     setting = first["setting"]
     seconds = " and ".join(f"{run['cpu_seconds']} s" for run in engines.values())
     most = " and ".join(f"{run['memory']['most_mib']:.0f} MiB" for run in engines.values())
-    note = f"Seed {setting['seed']}, {setting['threads']} thread; {seconds} of processor time. The most that was "
-    note += f"resident between jobs is {most}."
+    note = (
+        f"Seed {setting['seed']}, {setting['threads']} thread; {seconds} of processor time. At most {most} "
+    )
+    note += "were resident at a count."
     return markdown(head, rows) + f"\n\n{note}"
 
 

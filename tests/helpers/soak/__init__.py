@@ -122,10 +122,10 @@ class Soak:
 
     # ---------------------------------------------------------------------------------- between jobs
 
-    def rest(self, number: int) -> None:
+    def rest(self, number: int, tries: int = TRIES) -> None:
         """Draw the reference, free the memory, and count."""
         drawn = self.reference()
-        for _ in range(TRIES):
+        for _ in range(tries):
             self.free()
             counts = self.counts()
             if not self.rests or not changed(self.rests[0]["counts"], counts):
