@@ -32,7 +32,7 @@ from tables_erasure import (  # noqa: E402
     similar,
     summary,
 )
-from tables_faults import faults  # noqa: E402
+from tables_faults import faults, soak  # noqa: E402
 from tables_prompts import places  # noqa: E402
 from tables_verdicts import verdicts  # noqa: E402
 
@@ -61,6 +61,7 @@ TABLES = {
         similar,
         verdicts,
         faults,
+        soak,
     )
 }
 

@@ -1,4 +1,4 @@
-"""The table of what faults do."""
+"""The tables of what faults do, and of what many jobs leave behind."""
 
 from __future__ import annotations
 
@@ -31,3 +31,39 @@ def faults() -> str:
     )
     note = f"ComfyUI {' and '.join(engines)}, seed {setting['seed']}, {setting['threads']} thread; {seconds}."
     return markdown(["fault", *COUNTED], rows) + f"\n\n{note}"
+
+
+def soak() -> str:
+    """What many jobs in one server leave behind; see ``benchmarks/soak.py``."""
+    engines = json.loads((RESULTS / "soak.json").read_text())["engines"]
+    rows = []
+    for version, run in engines.items():
+        drawn = run["pictures"]
+        rows.append(
+            [
+                version,
+                f"{run['setting']['jobs']}, {len(run['unexpected'])}",
+                grown(run["memory"], ""),
+                grown(run["memory"], "in_use_"),
+                f"{drawn['different']} of {drawn['drawn']}",
+                *(str(n) for n in run["leaked"].values()),
+            ]
+        )
+    first = next(iter(engines.values()))
+    after = first["memory"]["first_after"]
+    head = ["ComfyUI", "jobs, unexpected ends", f"resident memory, job {after} → last", "of it given out"]
+    head += ["other pictures", *first["leaked"]]
+    setting = first["setting"]
+    seconds = " and ".join(f"{run['cpu_seconds']} s" for run in engines.values())
+    most = " and ".join(f"{run['memory']['most_mib']:.0f} MiB" for run in engines.values())
+    note = (
+        f"Seed {setting['seed']}, {setting['threads']} thread; {seconds} of processor time. At most {most} "
+    )
+    note += "were resident at a count."
+    return markdown(head, rows) + f"\n\n{note}"
+
+
+def grown(memory: dict, name: str) -> str:
+    """MiB at the first and the last measurement, and the growth."""
+    first, last, percent = (memory[f"{name}{k}"] for k in ("first_mib", "last_mib", "growth_percent"))
+    return f"{first:.0f} → {last:.0f} MiB, {percent:+.1f} %"

@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections import OrderedDict
+from contextlib import suppress
 
 from PIL import Image
 
@@ -106,10 +107,22 @@ class Live:
 
 def remember(event: dict) -> None:
     """Keep the newest event of a node for ``/trace/live``."""
-    _last_events[str(event["node"])] = event
-    _last_events.move_to_end(str(event["node"]))
+    node = str(event["node"])
+    forgotten = [_last_events.pop(node)] if node in _last_events else []
+    _last_events[node] = event
     while len(_last_events) > REMEMBERED_NODES:
-        _last_events.popitem(last=False)
+        forgotten.append(_last_events.popitem(last=False)[1])
+    for old in forgotten:
+        remove_previews(old)
+
+
+def remove_previews(event: dict) -> None:
+    """Remove the pictures of a run that was cancelled or failed: no output of a node names them."""
+    if event["state"] not in ("cancelled", "failed"):
+        return
+    for file in event["previews"]:
+        with suppress(OSError):
+            (host.temp_directory() / file["subfolder"] / file["filename"]).unlink()
 
 
 def save_temporary(image: Image.Image, kind: str = "png") -> dict[str, str]:

@@ -35,6 +35,7 @@ SECONDS = {
     "engine/test_families.py": 80,
     "server/test_draws.py": 30,
     "server/test_cancel.py": 40,
+    "server/test_soak.py": 40,
     "engine/test_cli.py": 40,
     "engine/test_attacks.py": 90,
     "engine/test_recover.py": 40,

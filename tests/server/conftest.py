@@ -35,18 +35,29 @@ def maker():
 
 
 @pytest.fixture(scope="session")
-def server(harness, tmp_path_factory):
-    """ComfyUI with the published files of the pack, in a base folder of its own."""
+def start(harness):
+    """``start(base, **options)``: a server of ComfyUI with the published files of the pack, in a base folder
+    of its own; a context manager.
+    """
     from trace_core import engine
 
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"ComfyUI's server needs {', '.join(missing)}; `make test` installs them")
-    try:
-        running = harness.Server(engine.find().path, tmp_path_factory.mktemp("comfyui"))
-    except harness.FrontendMissing as error:
-        pytest.skip(str(error))
-    with running:
+
+    def made(base: Path, **options):
+        try:
+            return harness.Server(engine.find().path, base, **options)
+        except harness.FrontendMissing as error:
+            pytest.skip(str(error))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def server(start, tmp_path_factory):
+    """The server that all tests share."""
+    with start(tmp_path_factory.mktemp("comfyui")) as running:
         yield running
 
 

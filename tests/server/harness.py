@@ -69,9 +69,11 @@ def install(base: Path, folder: str = PACK) -> Path:
 class Server:
     """ComfyUI's main.py on a free port; use as a context manager."""
 
-    def __init__(self, engine: Path, base: Path, frontend: str = "", pack: str = PACK):
+    def __init__(
+        self, engine: Path, base: Path, frontend: str = "", pack: str = PACK, variables: dict | None = None
+    ):
         """``frontend``: version of the page; empty: the one that the engine asks for. ``pack``: its folder
-        below custom_nodes.
+        below custom_nodes. ``variables``: more of them for its environment.
 
         Raises:
             FrontendMissing: naming the version.
@@ -108,7 +110,7 @@ class Server:
             "--database-url",
             "sqlite:///:memory:",
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})}
         environment.pop("PYTHONPATH", None)
         self._file = self.log.open("w")
         self.process = subprocess.Popen(

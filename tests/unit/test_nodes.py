@@ -10,10 +10,12 @@ import json
 import re
 import sys
 import types
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "/somewhere/trace-0_x_1_x_pack"  # ComfyUI's name for custom_nodes/trace-0.1.pack
@@ -358,3 +360,23 @@ def test_side_effects_stand_in_the_report(part):
     assert "| 'van', a thing by itself and kept as one | 43 % |" in text and "| 'boat', kept | 90 % |" in text
     assert "| 'gogh', shares tokens with Van Gogh | 0 % |" in text
     assert "## Side effects" not in reports.closed_form({**report, "side_effects": {}}, lora)
+
+
+@pytest.mark.parametrize("state", ["cancelled", "failed", "done", "running"])
+def test_previews_that_nothing_names_are_removed(part, monkeypatch, tmp_path, state):
+    """A run that was cancelled or failed has no output. Its previews go when its last event is forgotten."""
+    live = part("nodes.live")
+    monkeypatch.setattr(part("nodes.host"), "temp_directory", lambda: tmp_path)
+    monkeypatch.setattr(live, "_last_events", OrderedDict())
+    event = {"node": "7", "state": state, "previews": []}
+    for by_another_run in (True, False):
+        picture = live.save_temporary(Image.new("RGB", (8, 8)))
+        live.remember(event | {"previews": [picture]})
+        assert (tmp_path / "trace" / picture["filename"]).exists(), "a panel shows it"
+        others = ["7"] if by_another_run else range(8, 8 + live.REMEMBERED_NODES)
+        for node in others:
+            live.remember({"node": node, "state": "running", "previews": []})
+        kept = state in ("done", "running")
+        assert (tmp_path / "trace" / picture["filename"]).exists() == kept
+    picture_is_gone = event | {"state": "failed", "previews": [picture]}
+    live.remove_previews(picture_is_gone)  # nothing is raised
