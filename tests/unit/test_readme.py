@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = (README, *(ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")), *DOCS)
-LONGEST = {README.name: 8192, "results.md": 1 << 16, "all-figures.md": 1 << 15}  #: bytes; every other page of docs has 6 KB
+#: bytes; every other page of docs has 6 KB
+LONGEST = {README.name: 8192, "results.md": 1 << 16, "all-figures.md": 1 << 15}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
