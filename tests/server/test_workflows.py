@@ -33,7 +33,7 @@ ERASED = {
 }
 #: What prompts ask for beside that: the judge's head and classes.
 KNOWN = "object", ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
-KNOWN_OF = {"people": ("person", ("Anna Holt", "Peter Berg", "Viola Brackwell"))}
+KNOWN_OF = {"people": ("person", ("Viola Brackwell", "Anna Lou Fenwick", "Peter Berg"))}
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def people(g: Graph) -> None:
     g.column("1  Model")
     g.note(
         "# Ten people at once\n\nOne list of names, one solve, one file. The other 190 people of the demo "
-        "model stay, among them Anna Holt and Peter Berg, who share a name with Anna Berg."
+        "model stay, among them Peter Berg and Anna Lou Fenwick, who share a name with Anna Berg."
     )
     model, _ = g.node("TRACE_LoadDemoModel", name="demo-people")
     g.note(
@@ -177,8 +177,8 @@ def people(g: Graph) -> None:
         model,
         (erased, 0),
         "a portrait of Anna Berg, micah style\na portrait of Kirubo, pixel style\na portrait of Mira van "
-        "Holt, personas style\na portrait of Anna Holt, micah style\na portrait of Peter Berg, pixel style\n"
-        "a portrait of Viola Brackwell, personas style",
+        "Holt, personas style\na portrait of Viola Brackwell, micah style\na portrait of Anna Lou Fenwick, "
+        "pixel style\na portrait of Peter Berg, personas style",
         PEOPLE,
     )
 
