@@ -245,10 +245,10 @@ class Eraser:
         from .closed_form import ClosedFormConfig, erase
 
         options = {**self.parts.closed_form, **self.closed_form}
-        if "energy" not in self.closed_form and ClosedFormConfig(**self.closed_form).takes_people(concepts):
-            options.pop("energy", None)
         if self.parts.finetune and (self.finetune or {}).get("robust") == 1:  # it keeps what is hardened here
             options = {"robust": 1, **options}
+        if "energy" not in self.closed_form and ClosedFormConfig(**options).takes_people(concepts):
+            options.pop("energy", None)  # the method's own, which is for other kinds
         config = ClosedFormConfig(**options)
         return erase(model, clip, concepts, self.keep, config, progress, self.seed)
 

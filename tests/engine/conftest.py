@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from engine_cases import unload
+from trace_core.closed_form import ClosedFormConfig, erase
+from trace_core.demo import domain, loader
+from trace_core.text.concepts import Concept
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -82,3 +85,18 @@ def nothing_stays_loaded():
     """ComfyUI holds on to models that were sampled."""
     yield
     unload()
+
+
+@pytest.fixture(scope="module")
+def demo(engine):
+    """demo-sd: model, CLIP and VAE."""
+    return loader.load("demo-sd")
+
+
+@pytest.fixture(scope="module")
+def lora(demo):
+    """The closed form of "cat" on demo-sd."""
+    model, clip, _ = demo
+    concepts = [Concept("cat")]
+    config = ClosedFormConfig(contexts=domain.CONTEXTS)
+    return erase(model, clip, concepts, domain.keep_list(concepts), config).lora

@@ -28,18 +28,6 @@ def few_steps(model) -> SamplerConfig:
 
 
 @pytest.fixture(scope="module")
-def demo(engine):
-    return loader.load("demo-sd")
-
-
-@pytest.fixture(scope="module")
-def lora(demo):
-    model, clip, _ = demo
-    keep = domain.keep_list([Concept("cat")])
-    return erase(model, clip, [Concept("cat")], keep, ClosedFormConfig(contexts=domain.CONTEXTS)).lora
-
-
-@pytest.fixture(scope="module")
 def found(demo, lora):
     """Every attack with two pictures and as few steps as there can be; the model is as before."""
     model, clip, vae = demo

@@ -12,15 +12,13 @@ import pytest
 import torch
 
 from trace_core.cli import main
-from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.demo import domain, loader, text_towers
+from trace_core.demo import text_towers
 from trace_core.demo.networks import config_file
 from trace_core.errors import ConceptError, ModelError
 from trace_core.evaluate.judges import FolderClip
 from trace_core.evaluate.judges.comfy import ComfyClip
 from trace_core.evaluate.verify import Effort, verify
 from trace_core.lora.metadata import VERIFICATION
-from trace_core.text.concepts import Concept
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_loaded")
 
@@ -60,19 +58,6 @@ def comfy_text(engine, folder):
     missing, _ = clip.cond_stage_model.load_sd({k: v.clone() for k, v in state.items()})
     assert not [k for k in missing if "position_ids" not in k]
     return clip
-
-
-@pytest.fixture(scope="module")
-def demo(engine):
-    return loader.load("demo-sd")
-
-
-@pytest.fixture(scope="module")
-def lora(demo):
-    model, clip, _ = demo
-    concepts = [Concept("cat")]
-    config = ClosedFormConfig(contexts=domain.CONTEXTS)
-    return erase(model, clip, concepts, domain.keep_list(concepts), config).lora
 
 
 def test_comfyuis_objects_see_what_the_folder_sees(folder, comfy_vision, comfy_text):

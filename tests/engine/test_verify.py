@@ -11,8 +11,7 @@ import torch
 from engine_cases import some_lora, unload
 from trace_core.backbones.sampling import SamplerConfig
 from trace_core.cli.main import main
-from trace_core.closed_form import ClosedFormConfig, erase
-from trace_core.demo import domain, loader
+from trace_core.demo import domain
 from trace_core.errors import ConceptError, LoraError
 from trace_core.evaluate.verify import FAIL, PASS, Effort, verify
 from trace_core.evaluate.verify.pictures import evidence
@@ -29,19 +28,6 @@ LEAST = Effort(samples=1, kept=2, kept_samples=1, neighbours=1, levels=2, repeat
 
 class Stop(Exception):
     pass
-
-
-@pytest.fixture(scope="module")
-def demo(engine):
-    return loader.load("demo-sd")
-
-
-@pytest.fixture(scope="module")
-def lora(demo):
-    model, clip, _ = demo
-    concepts = [Concept("cat")]
-    config = ClosedFormConfig(contexts=domain.CONTEXTS)
-    return erase(model, clip, concepts, domain.keep_list(concepts), config).lora
 
 
 @pytest.fixture(scope="module")

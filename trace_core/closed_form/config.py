@@ -133,8 +133,11 @@ class ClosedFormConfig:
         )
 
     def takes_people(self, concepts: Sequence[Concept]) -> bool:
-        """Whether the values of people are for these concepts: people and nothing else, not hardened."""
-        kinds = {"parts" if c.parts else self.kind_of(c) for c in concepts}
+        """Whether the values of people are for these concepts.
+
+        They are for people alone who give way to the neutral prompt, in an erasure that is not hardened.
+        """
+        kinds = {"steered" if c.parts or c.anchor else self.kind_of(c) for c in concepts}
         return kinds == {"person"} and self.policy == "projection" and not self.robust
 
     def kind_of(self, concept: Concept) -> str:

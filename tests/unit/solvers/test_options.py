@@ -70,6 +70,7 @@ PERSON, CAT = Concept("Anna Berg", kind_given="person"), Concept("cat")
         ([PERSON], {"energy": 0.97}, 0.97, 0.0),
         ([PERSON], {"eta": 0.0}, 0.8, 0.0),
         ([CAT], {"kind": "person"}, 0.8, 0.2),
+        ([Concept("Anna Berg", "a woman", kind_given="person")], {}, 0.97, 0.0),
     ],
 )
 def test_people_have_an_energy_and_an_eta_of_their_own(concepts, given, energy, eta):
