@@ -81,7 +81,7 @@ async function training(page, given) {
   await page.reload();
   await ready(page);
   const restored = await until(page, FINETUNE, (p) => p.points >= 3 && p.previews >= 1);
-  const done = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null);
+  const done = await until(page, FINETUNE, (p) => p.state === "done" && p.report !== null && p.previews === 2);
   const compared = await until(page, COMPARE, (p) => p.pictures === 2);
   const tidy = await untidy(page);
   const slid = await slide(page);
