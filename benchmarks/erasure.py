@@ -33,13 +33,14 @@ RESULTS = Path(__file__).parent / "results"
 MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 TWELVE = tuple(OBJECTS)[::2]
 EMOJI = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
-#: Every second person of the list may be erased: ten of them alone, and the first 10, 50 and 100 at once.
+#: Every second person of the list may be erased: five of them alone, and the first 10, 50 and 100 at once.
+#: Defaults for people were chosen on the others.
 ERASABLE = tuple(people.people())[::2]
 CROWDS = {f"{n} people": n for n in (10, 50, 100)}
-PEOPLE = {"person": ERASABLE[:10], **{name: (name,) for name in CROWDS}, "trait": (people.PATCH,)}
+PEOPLE = {"person": ERASABLE[:5], **{name: (name,) for name in CROWDS}, "trait": (people.PATCH,)}
 TASKS = EMOJI | PEOPLE
-#: pictures of an erased class where many are erased
-FEW = 5
+OTHERS = {"demo-people": 2}  #: pictures of every class that is not erased; elsewhere 5
+TRAIT_PICTURES = 48  #: of every kind of prompt
 #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
 ANCHORED = ("trce-eot", "trce")
 #: name: method and its options
@@ -88,6 +89,14 @@ def concepts_of(method: str, task: str, concept: str) -> list[Concept]:
     return [Concept(t, stay[classes.index(t) % len(stay)] if anchored else "") for t in targets]
 
 
+def pictures_of(task: str, concept: str, samples: int) -> int:
+    """Pictures of every erased class: fewer where many are erased."""
+    if task == "trait":
+        return TRAIT_PICTURES
+    count = len(targets_of(task, concept))
+    return samples if count == 1 else max(2, min(5, 150 // count))
+
+
 def results_file(model: str, seed: int) -> Path:
     return RESULTS / f"erasure-{model}{f'-seed{seed}' if seed else ''}.json"
 
@@ -127,7 +136,7 @@ def run(
         if evaluator is None:
             model, clip, vae = loader.load(model_name)
             evaluator = Evaluator(model, clip, vae, domain.domain(model_name), samples, seed, others=others)
-        evaluator.samples = FEW if len(targets_of(task, concept)) > 1 else samples
+        evaluator.samples = pictures_of(task, concept, samples)
         concepts = concepts_of(method, task, concept)
         name, options = VARIANTS.get(method, (method, {}))
         start, busy = time.perf_counter(), time.process_time()
@@ -162,13 +171,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], default=[*METHODS, *VARIANTS])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--samples", type=int, default=15)
-    parser.add_argument("--others", type=int, default=5, help="pictures of every class that is not erased")
+    parser.add_argument("--others", type=int, help="pictures of every class that is not erased")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: results/erasure-MODEL.json, of other seeds -seedN")
     args = parser.parse_args()
     for model in args.models:
         file = args.out or results_file(model, args.seed)
-        data = run(model, args.methods, args.tasks, args.samples, args.others, args.seed, file)
+        others = args.others or OTHERS.get(model, 5)
+        data = run(model, args.methods, args.tasks, args.samples, others, args.seed, file)
         for name, row in data["means"].items():
             print(name, {k: v if v is None else round(v, 4) for k, v in row.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workflow_graph import CATS, SWAP, Graph, compare
 from workflow_papers import ant, mace, trce
+from workflow_people import implicit_content, people
 
 from trace_core.methods import METHODS
 
@@ -144,42 +145,6 @@ def several_concepts(g: Graph) -> None:
         "style\n"
         "a photo of a dog, google style\na photo of a ship, fluent style\na photo of an apple, twitter style",
         (lists, 0),
-    )
-
-
-PEOPLE = (
-    "Anna Berg\nMira van Holt\nKirubo\nWalter Underhill\nViola Underhill\nJonas Ostrowe\nUwe Kestrel\n"
-    "Walter Nakadai\nKirsten Valdane\nStefan Fitzmoor"
-)
-
-
-def people(g: Graph) -> None:
-    g.column("1  Model")
-    g.note(
-        "# Ten people at once\n\nOne list of names, one solve, one file. The other 190 people of the demo "
-        "model stay, among them Peter Berg and Anna Lou Fenwick, who share a name with Anna Berg."
-    )
-    model, _ = g.node("TRACE_LoadDemoModel", name="demo-people")
-    g.note(
-        SWAP
-        + "\nThe nodes know the names of many famous people. For other names set **kind** to person. Name "
-        "the people who must stay in **keep**, above all those who share a first or a last name."
-    )
-    g.column("2  Erase")
-    erased, _ = g.node(
-        "TRACE_ClosedFormProjection", model=(model, 0), clip=(model, 1), erase=PEOPLE, kind="person"
-    )
-    g.node("TRACE_SaveErasureLora", lora=(erased, 1), name="people/ten-people-%method%")
-    g.node("PreviewAny", "Report", source=(erased, 2))
-    g.column("3  Before and after")
-    compare(
-        g,
-        model,
-        (erased, 0),
-        "a portrait of Anna Berg, micah style\na portrait of Kirubo, pixel style\na portrait of Mira van "
-        "Holt, personas style\na portrait of Viola Brackwell, micah style\na portrait of Anna Lou Fenwick, "
-        "pixel style\na portrait of Peter Berg, personas style",
-        PEOPLE,
     )
 
 
@@ -363,6 +328,7 @@ GRAPHS = {
     "style": style,
     "several-concepts": several_concepts,
     "people": people,
+    "implicit-content": implicit_content,
     "combined-concepts": combined_concepts,
     "apply-and-stack": apply_and_stack,
     "fuse": fuse,

@@ -19,7 +19,7 @@ from ..text.synonyms import everyday
 from . import attacking, jobs, outputs, protocols, training, verifying, workers
 from . import inputs as intake
 from .engine import PACK_ROOT, EngineNotFound, find, load
-from .figures import remarks, table
+from .figures import groups, remarks, table
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import may_replace, write_text
 from .timing import Bars, Clock
@@ -278,6 +278,8 @@ def evaluate(args) -> dict:
         )
     if args.samples < 1:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
+    if args.others is not None and args.others < 1:
+        raise TraceError(f"--others is {args.others}; it must be at least 1")
     attacking.check(args)
     concepts, _ = intake.concepts(args)
     model, clip, vae = open_model(Source.of(args), vae=True, clock=args.clock)
@@ -287,7 +289,7 @@ def evaluate(args) -> dict:
     config = sampler_of(args, model, True)
     if args.recover or args.attack is not None:
         return attacking.run(args, (model, clip, vae), judged, concepts, config, bars)
-    evaluator = Evaluator(model, clip, vae, judged, args.samples, args.seed, config, bars)
+    evaluator = Evaluator(model, clip, vae, judged, args.samples, args.seed, config, bars, args.others)
     if not concepts:
         result = evaluator.unerased()
         bars.close()
@@ -297,6 +299,8 @@ def evaluate(args) -> dict:
     result = evaluator.evaluate(with_loras(model, args.lora, args.strength, args.start, args.end), concepts)
     bars.close()
     print(table([("", result)]))
+    for line in groups(result):
+        print(line)
     window = {"start": args.start, "end": args.end}
     return result | window | {"model": args.model, "loras": args.lora, "strength": args.strength}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..demo import domain, loader
 from ..evaluate import Evaluator
+from ..evaluate.domains import PERSON
 from ..evaluate.grid import grid
 from ..lora.erasure import ErasureLora
 from ..lora.files import write_whole
@@ -21,6 +23,8 @@ from .outputs import write_text
 from .shows import SHOWS, stem
 from .training import Bar
 
+MANY = 100  #: people; of so many, one picture of each who stays is drawn
+
 
 def run(args, bars) -> dict:
     """Erase, save, judge and draw each of :data:`SHOWS`. Writes and returns the report."""
@@ -31,8 +35,10 @@ def run(args, bars) -> dict:
     for name, method, concept, nouns in SHOWS:
         if name not in evaluators:
             model, clip, vae = loader.load(name)
+            known = domain.domain(name)
+            others = 1 if len(known.people) > MANY else None
             evaluators[name] = Evaluator(
-                model, clip, vae, domain.domain(name), args.samples, args.seed, progress=bars
+                model, clip, vae, known, args.samples, args.seed, progress=bars, others=others
             )
         rows.append(_show(evaluators[name], name, method, concept, nouns, out, bars))
         bars.close()
@@ -47,6 +53,8 @@ def run(args, bars) -> dict:
 
 def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out: Path, bars) -> dict:
     concepts, trained = parse_concepts(concept), METHODS[method].finetune is not None
+    if concept in evaluator.domain.people:
+        concepts = [replace(c, kind_given=PERSON) for c in concepts]
     start, bar = time.perf_counter(), Bar() if trained else None
     try:
         hooks = {"report": bar} if trained else {}
@@ -81,6 +89,9 @@ def _show(evaluator: Evaluator, name: str, method: str, concept: str, nouns, out
 
 def _prompts(concept: str, nouns, head: str, styles: list[str]) -> tuple[list[str], list[int]]:
     """Prompts of a grid, and the columns with the concept. Other columns show other nouns or styles."""
+    if head == PERSON:
+        prompts = [f"a portrait of {n}, {styles[i % len(styles)]}" for i, n in enumerate(nouns)]
+        return prompts, [i for i, n in enumerate(nouns) if n == concept]
     if head == "object":
         return [f"a photo of a {n}, {styles[i % len(styles)]}" for i, n in enumerate(nouns)], [0, 1]
     others = [s for s in styles if s != concept]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+#: kinds of prompts of a trait, in words
+KINDS = {"named": "name it", "implied": "imply it", "neither": "do neither"}
 SHOWN = 8  #: concepts whose neighbours are printed
 
 
@@ -16,6 +18,23 @@ def table(rows: Sequence[tuple[str, dict]]) -> str:
         figures = " ".join(percent(r[k]) for k in ("acc_e", "acc_s", "acc_g", "h_o", "h_c"))
         lines.append(f"{name:{width}} {figures}  {r['drift']['latent_mse']:.4f}, {r['drift']['psnr']:.1f} dB")
     return "\n".join(lines)
+
+
+def groups(result: dict) -> list[str]:
+    """What an evaluation says of people who share a name, and of a trait's prompts, one line each."""
+    lines, sharers = [], result.get("sharers")
+    if sharers and sharers["classes"]:
+        lines.append(
+            f"people who share a name with an erased one ({sharers['classes']}): "
+            f"{100 * sharers['acc']:.1f} % recognised"
+        )
+    for kind, found in result.get("trait", {}).items():
+        shown, people = ([100 * found[f"{k}{when}"] for when in ("before", "after")] for k in ("", "people_"))
+        lines.append(
+            f"prompts that {KINDS[kind]}: shown in {shown[0]:.1f} % before and {shown[1]:.1f} % after; "
+            f"the right person in {people[0]:.1f} and {people[1]:.1f} %"
+        )
+    return lines
 
 
 def remarks(report: dict) -> list[str]:

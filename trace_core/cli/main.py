@@ -138,6 +138,9 @@ def _evaluate(commands) -> None:
     c.add_argument(
         "--samples", type=int, default=20, help="pictures per class and per synonym; the papers have 200"
     )
+    c.add_argument(
+        "--others", type=int, metavar="N", help="pictures of every class that stays (default: as many)"
+    )
     c.add_argument("--seed", type=int, default=0, help="first seed of the pictures")
     arguments.protocols(c)
     c.add_argument(

@@ -6,12 +6,16 @@ from ..methods import METHODS
 
 NOUNS = ("cat", "kitty", "dog", "frog", "horse", "truck", "banana", "house")
 
+#: The erased person, three who share a name with her, and two others
+SHARERS = ("Anna Berg", "Anna Berg", "Anna Holt", "Peter Berg", "Anna Lou Fenwick", "Kirubo", "Mira van Holt")
+
 #: (model, method, concept, nouns of the grid)
 SHOWS = (
     ("demo-sd", "projection", "cat", NOUNS),
     ("demo-sd", "trace", "cat", NOUNS),
     ("demo-sd", "projection", "twitter style", ("cat", "airplane", "snowman", "guitar")),
     ("demo-flux", "projection", "cat", NOUNS),
+    ("demo-people", "projection", "Anna Berg", SHARERS),
 )
 
 

@@ -61,7 +61,8 @@ class DemoSD(nn.Module):
         networks.initialise(self.net, zero=("proj_out", "out_layers.3", "out.2"))
         self.clip_l = clip_tower(tower, vocab)
 
-    def loss(self, z: Tensor, texts: list[str]) -> Tensor:
+    def loss(self, z: Tensor, texts: list[str], cells: Tensor | None = None) -> Tensor:
+        """Mean squared error of ``z`` ``[b, 16, 8, 8]``; ``cells``: the weights of its places, ``[8, 8]``."""
         t = torch.randint(0, len(self.sigmas), (len(z),))
         sigma = self.sigmas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(z)
@@ -70,6 +71,8 @@ class DemoSD(nn.Module):
         # High noise decides the content of a prompt. The eps error there is x0's error over sigma and nearly
         # vanishes, so it is weighted like a v loss (1 + sigma^2), within bounds.
         weight = (sigma**2 + 1).clamp(max=30)
+        if cells is not None:
+            weight = weight * cells
         return ((eps - noise).square() * weight).mean() / 6
 
 
@@ -129,7 +132,7 @@ class DemoFlux(nn.Module):
     def start_distillation(self, ema: DemoFlux) -> None:
         self.teacher = [copy.deepcopy(ema).requires_grad_(False)]  # in a list: not a submodule
 
-    def loss(self, z: Tensor, texts: list[str]) -> Tensor:
+    def loss(self, z: Tensor, texts: list[str], cells: None = None) -> Tensor:
         n = len(z)
         sigma = torch.sigmoid(torch.randn(n) * 1.2 + 0.4)
         s = sigma.view(-1, 1, 1, 1)
@@ -168,7 +171,8 @@ def load_state(file: Path, model, ema, optimiser) -> tuple[int, float]:
     return saved["step"], saved["spent"]
 
 
-RARE = 0.1  #: share of a step whose captions name what captions seldom name
+RARE = 0.2  #: share of a step whose captions name what captions seldom name
+RARE_CELLS = 3.0  #: how much more the places count where it is drawn
 TOLD = 0.1  #: weight of what captions tell
 TRAINED = {"demo-sd": DemoSD, "demo-flux": DemoFlux, "demo-people": DemoPeople}
 
@@ -202,6 +206,26 @@ def drawn(world, labels: list, rare: list[int], batch: int, rng: random.Random) 
     return index, texts
 
 
+def cells_of(world, z: Tensor, labels: list, rare: list[int]) -> Tensor:
+    """Weights ``[8, 8]`` with mean 1 of the places of ``z`` ``[n, 16, 8, 8]``, largest where what captions
+    seldom name is drawn.
+
+    It is small in a picture, and so in the loss. A weight by place alone leaves the optimum where it was: the
+    mean of what is to be drawn there.
+    """
+    rare_ones, groups = set(rare), {}
+    for i, label in enumerate(labels):
+        classes = world.classes(label)
+        groups.setdefault((classes["person"], classes["style"]), ([], []))[i in rare_ones].append(i)
+    found = torch.zeros(z.shape[1:])
+    for without, with_it in groups.values():
+        if with_it and without:
+            found += (z[with_it].mean(0) - z[without].mean(0)).square() / len(groups)
+    share = found.mean(0).sqrt()
+    weight = 1 + RARE_CELLS * share / share.max()
+    return weight / weight.mean()
+
+
 def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) -> None:
     world = world_of(name)
     z, labels, _ = latents(world)
@@ -218,6 +242,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
     step, spent = load_state(file, model, ema, optimiser)
     rng = random.Random(step)
     rare = [i for i, label in enumerate(labels) if world.naming and world.naming(label, rng)]
+    cells = cells_of(world, z, labels, rare) if rare else None
     last, last_save = time.time(), time.time()
     while spent < minutes * 60:
         share = spent / (minutes * 60)
@@ -231,7 +256,7 @@ def train(name: str, minutes: float, batch: int, lr: float, distil_from: float) 
                 * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
             )
         index, texts = drawn(world, labels, rare, batch, rng)
-        loss = model.loss(z[index], texts)
+        loss = model.loss(z[index], texts, cells)
         if hasattr(model, "told_loss"):
             more = [world.caption(labels[rng.randrange(len(z))], rng) for _ in range(model.MORE)]
             loss = loss + TOLD * model.told_loss([*texts, *more])
