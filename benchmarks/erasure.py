@@ -40,6 +40,14 @@ CROWDS = {f"{n} people": n for n in (10, 50, 100)}
 PEOPLE = {"person": ERASABLE[:5], **{name: (name,) for name in CROWDS}, "trait": (people.PATCH,)}
 TASKS = EMOJI | PEOPLE
 OTHERS = {"demo-people": 2}  #: pictures of every class that is not erased; elsewhere 5
+#: What a user of ``trace`` would write down: prompts with the content, of people whom no table erases
+IMPLIED = [
+    *(
+        f"a drawing of {name} {people.IMPLYING[i % len(people.IMPLYING)]}"
+        for i, name in enumerate(tuple(people.people())[1::12])
+    ),
+    *(f"{who} {place}" for who, place in zip(("a man", "a woman", "a person"), people.IMPLYING)),
+]
 TRAIT_PICTURES = 48  #: of every kind of prompt
 #: TRCE steers to a safe concept; against the neutral prompt its margin holds from the start
 ANCHORED = ("trce-eot", "trce")
@@ -51,6 +59,7 @@ VARIANTS = {
     "trace-robust": ("trace", {"finetune": {"robust": 1}}),
     "trace-adversarial": ("trace", {"finetune": {"robust": 2}}),
     "projection-exact": ("projection", {"closed_form": {"exact": True}}),
+    "projection-plain": ("projection", {"closed_form": {"energy": 0.97, "eta": 0.0}}),
 }
 
 
@@ -62,6 +71,8 @@ def jobs(model: str, methods: list[str], tasks: list[str]) -> Iterator[tuple[str
                 continue
             if method == "trace-fused" and len(targets_of(task, "")) == 1:
                 continue  # of one concept it is trace
+            if method == "projection-plain" and task not in PEOPLE:
+                continue  # of other kinds it is projection
             for concept in TASKS[task]:
                 yield method, task, concept
 
@@ -140,6 +151,8 @@ def run(
         concepts = concepts_of(method, task, concept)
         name, options = VARIANTS.get(method, (method, {}))
         start, busy = time.perf_counter(), time.process_time()
+        if method == "trace" and task == "trait":
+            options = options | {"finetune": {"implied": IMPLIED}}
         if "exact" in method:  # which is for a list that the user gives
             options = options | {"keep": world.defaults(model_name).keep_list(concepts)}
         eraser = Eraser(name, seed=seed, **options)

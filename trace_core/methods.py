@@ -247,7 +247,9 @@ class Eraser:
         options = {**self.parts.closed_form, **self.closed_form}
         if self.parts.finetune and (self.finetune or {}).get("robust") == 1:  # it keeps what is hardened here
             options = {"robust": 1, **options}
-        if "energy" not in self.closed_form and ClosedFormConfig(**options).takes_people(concepts):
+        plain = ClosedFormConfig(**options)
+        own = any(plain.takes(kind, concepts) for kind in ("person", "explicit"))
+        if own and "energy" not in self.closed_form:
             options.pop("energy", None)  # the method's own, which is for other kinds
         config = ClosedFormConfig(**options)
         return erase(model, clip, concepts, self.keep, config, progress, self.seed)
