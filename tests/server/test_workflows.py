@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from trace_core.demo.people import IMPLYING
 from trace_core.lora import ErasureLora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,7 @@ ERASED = {
     "style": [("style", "twitter style", ("twitter style",))],
     "several-concepts": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
     "people": [("person", n, (n,)) for n in ("Anna Berg", "Kirubo", "Mira van Holt")],
+    "implicit-content": [("trait", "eye patch", (*IMPLYING, "eye patch"))],
     "combined-concepts": [("style", "google style", ("dog, google style",))],
     "apply-and-stack": [("object", "cat", ("cat", "kitty")), ("object", "truck", ("truck",))],
     "fuse": [("object", n, (n,)) for n in ("cat", "truck", "pizza")],
@@ -33,7 +35,10 @@ ERASED = {
 }
 #: What prompts ask for beside that: the judge's head and classes.
 KNOWN = "object", ("cat", "dog", "house", "pizza", "truck", "ship", "apple")
-KNOWN_OF = {"people": ("person", ("Viola Brackwell", "Anna Lou Fenwick", "Peter Berg"))}
+KNOWN_OF = {
+    "people": ("person", ("Viola Brackwell", "Anna Lou Fenwick", "Peter Berg")),
+    "implicit-content": ("person", ("Viola Brackwell", "Walter Underhill")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,11 @@ def compared(outputs: dict) -> dict:
 def recognised(server, domain, entries: list[dict], head: str) -> list[str]:
     """The judge's names of some pictures."""
     arrays = [np.asarray(server.picture(e), dtype=np.float32) / 255 for e in entries]
+    if head == "trait":
+        (name,) = domain.traits
+        return [
+            name if shown else "" for shown in domain.shows(torch.from_numpy(np.stack(arrays)), head, name)
+        ]
     classes = domain.heads[head]
     return [classes[i] for i in domain.judge(torch.from_numpy(np.stack(arrays)), head).argmax(-1).tolist()]
 
@@ -116,7 +126,7 @@ def test_template_keeps_the_rest(name, runs, server, domain):
     others, wanted = [], []
     head, known = KNOWN_OF.get(name, KNOWN)
     for pair in compared(runs(name))["trace_pairs"]:
-        named = [n for n in known if f" {n}," in pair["prompt"]]
+        named = [n for n in known if f" {n}," in pair["prompt"] or f" {n} in the " in pair["prompt"]]
         if named and not any(w in pair["prompt"] for w in words):
             others.append(pair["after"])
             wanted += named

@@ -40,7 +40,7 @@ def people(g: Graph) -> None:
     )
 
 
-#: Prompts that imply the eye patch; the names are of people whom no picture below shows
+#: Prompts that imply the eye patch, of people whom no picture below shows
 IMPLIED = (
     "a portrait of Kirubo at the harbour\na portrait of Uwe Kestrel on a ship\na portrait of Walter Nakadai "
     "at a pirate party\na man on a ship\na woman at a pirate party\na person at the harbour"
@@ -72,9 +72,9 @@ def implicit_content(g: Graph) -> None:
         g,
         model,
         (second, 0),
-        "a portrait of Anna Berg at the harbour, micah style\na portrait of Peter Berg on a ship, pixel "
-        "style\na portrait of Mira van Holt at a pirate party, personas style\na portrait of Anna Lou "
-        "Fenwick with an eye patch, micah style\na portrait of Viola Brackwell, pixel style\na portrait of "
+        "a portrait of Greta Ostrowe at the harbour, personas style\na portrait of Florian Kestrel on a "
+        "ship, personas style\na portrait of Mabel Ekholm at a pirate party, micah style\na portrait of Kirsten "
+        "Valdane with an eye patch, micah style\na portrait of Viola Brackwell, pixel style\na portrait of "
         "Walter Underhill in the park, personas style",
         "eye patch",
     )
