@@ -22,7 +22,7 @@ TOOLTIPS = {
     "kind": "What the concept is, which selects the prompts. auto decides by name lists and by words such as "
     "style, and the report says how.",
     "energy": "Share of the concept's energy to project out. A lower value changes other pictures less and "
-    "erases less. 0 takes 0.97, and 0.8 to 0.6 for people.",
+    "erases less. 0 takes 0.97, and 0.8 to 0.6 for people and explicit content.",
     "eta": "-1 steers to something else of the same kind, which the report names, and with people a little "
     "past the neutral prompt. 0 steers to the neutral prompt, and above 0 past that prompt, where a negative "
     "prompt may draw the concept.",

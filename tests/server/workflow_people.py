@@ -72,9 +72,11 @@ def implicit_content(g: Graph) -> None:
         g,
         model,
         (second, 0),
-        "a portrait of Greta Ostrowe at the harbour, personas style\na portrait of Florian Kestrel on a "
-        "ship, personas style\na portrait of Mabel Ekholm at a pirate party, micah style\na portrait of Kirsten "
-        "Valdane with an eye patch, micah style\na portrait of Viola Brackwell, pixel style\na portrait of "
-        "Walter Underhill in the park, personas style",
+        "a portrait of Greta Ostrowe at the harbour, personas style\n"
+        "a portrait of Florian Kestrel on a ship, personas style\n"
+        "a portrait of Mabel Ekholm at a pirate party, micah style\n"
+        "a portrait of Kirsten Valdane with an eye patch, micah style\n"
+        "a portrait of Viola Brackwell, pixel style\n"
+        "a portrait of Walter Underhill in the park, personas style",
         "eye patch",
     )
