@@ -33,6 +33,7 @@ from tables_erasure import (  # noqa: E402
     summary,
 )
 from tables_faults import faults, soak  # noqa: E402
+from tables_people import one_more, people, trait  # noqa: E402
 from tables_prompts import places  # noqa: E402
 from tables_verdicts import verdicts  # noqa: E402
 
@@ -59,6 +60,9 @@ TABLES = {
         prompts,
         places,
         similar,
+        people,
+        one_more,
+        trait,
         verdicts,
         faults,
         soak,

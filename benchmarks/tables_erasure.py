@@ -166,20 +166,22 @@ def per_class() -> str:
 
 def judge() -> str:
     rows = []
-    for model in MODELS:
+    for model in (*MODELS, "demo-people"):
         data = json.loads((RESULTS / f"unerased-{model}.json").read_text())
         accuracy = data["accuracy"]
-        worst = min(accuracy["object"]["per_class"].items(), key=lambda kv: kv[1])
+        drawn = accuracy.get("object") or accuracy["person"]
+        worst = min(drawn["per_class"].items(), key=lambda kv: kv[1])
         rows.append(
             [
                 model,
-                percent(accuracy["object"]["top1"]),
+                percent(drawn["top1"]),
                 percent(accuracy["style"]["top1"]),
                 f"{worst[0]} {percent(worst[1])}",
                 str(data["samples_per_class"]),
             ]
         )
-    return markdown(["model", "object top-1", "style top-1", "weakest object", "pictures a class"], rows)
+    head = ["model", "object or person, top-1", "style, top-1", "weakest", "pictures a class"]
+    return markdown(head, rows)
 
 
 def conditional() -> str:

@@ -1,4 +1,4 @@
-"""The tables of demo-people: people erased alone and together, and a trait that prompts only imply."""
+"""The tables of demo-people: people erased alone and together, one more of them, and an implied trait."""
 
 from __future__ import annotations
 
@@ -89,3 +89,30 @@ def trait() -> str:
         )
     head = ["method", "prompts that name it ↓", "imply it ↓", "do neither ↓", "the right person ↑"]
     return markdown([*head, "drift ↓", "CPU, s", "seeds"], rows)
+
+
+def one_more() -> str:
+    """A row for every file."""
+    names = {
+        "hundred": "100 people",
+        "fused in": "the 101st fused in",
+        "taken out": "and taken out again",
+        "solved anew": "101 people, solved anew",
+    }
+    found = json.loads((RESULTS / "one_more.json").read_text())
+    rows = [
+        [
+            names[name],
+            *(percent(r[k]) for k in ("newcomer", "erased", "kept")),
+            f"{100 * r['mean_move']:+.1f}",
+            str(r["people_moved"]),
+            f"{r['drift']:.3f}",
+            f"{r['seconds']:.1f}",
+            f"{r['bytes'] / 2**20:.1f}",
+        ]
+        for name, r in found["results"].items()
+    ]
+    head = ["file", "the 101st ↓", "the 100 ↓", "the 99 others ↑", "mean change of the 199, points"]
+    table = markdown([*head, "of them changed", "drift ↓", "seconds", "MB"], rows)
+    pictures = found["setting"]["samples"]
+    return f"{table}\n\n{pictures} pictures of every person, with the same noise for every file."

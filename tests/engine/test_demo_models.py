@@ -41,8 +41,8 @@ def test_the_judge_recognises_whom_demo_people_draws(people):
     whole = domain.domain("demo-people")
     few = replace(whole, people=whole.people[:30])
     accuracy = Evaluator(*people, few, samples=2, seed=7).unerased()["accuracy"]
-    assert accuracy["person"]["top1"] >= 0.9
-    assert accuracy["style"]["top1"] >= 0.9
+    assert accuracy["person"]["top1"] >= 0.95
+    assert accuracy["style"]["top1"] >= 0.95
 
 
 def test_demo_people_draws_what_no_prompt_names(people):
@@ -52,7 +52,7 @@ def test_demo_people_draws_what_no_prompt_names(people):
     for kind, asked in trait.prompts.items():
         pictures = evaluator.base(kind, [prompt for prompt, _ in asked(24)])[1]
         shown[kind] = evaluator.domain.shows(pictures, "trait", "eye patch").float().mean().item()
-    assert shown["named"] >= 0.3 and shown["implied"] >= 0.1 and shown["neither"] <= 0.05
+    assert shown["named"] >= 0.8 and 0.25 <= shown["implied"] <= 0.65 and shown["neither"] <= 0.05
 
 
 def test_what_is_similar_is_measured_apart(emoji):
