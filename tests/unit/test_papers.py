@@ -159,7 +159,7 @@ def test_a_journal_of_another_run_is_refused(tmp_path):
     anew = Journal(tmp_path, {"seed": 2, "judge": {"name": "a"}}, anew=True)
     anew.close()
     (tmp_path / "judged.jsonl").write_text("no JSON\nat all\n")
-    with pytest.raises(TraceError, match="is damaged; delete it, or add --overwrite"):
+    with pytest.raises(TraceError, match="is damaged; remove it, or add --overwrite"):
         Journal(tmp_path, {"seed": 2})
 
 

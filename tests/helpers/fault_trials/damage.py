@@ -12,6 +12,8 @@ import torch
 from hypothesis import strategies as st
 
 from fault_trials import Fault, LostFile, UnclearError, attempt
+from trace_core.evaluate.papers.journal import NAME as NAME_OF_JOURNAL
+from trace_core.evaluate.papers.journal import Journal
 from trace_core.finetune.resume import FORMAT, TrainingState
 from trace_core.lora.erasure import ErasureLora
 from trace_core.lora.parts import Part
@@ -186,7 +188,36 @@ def damaged_state(draw) -> None:
     attempt(lambda: found.check_concepts([type("Named", (), {"target": "cat"})]))
 
 
+def damaged_journal(draw) -> None:
+    """A damaged journal of a protocol is refused by its name and left as it is, or is gone on from."""
+    settings, answers = {"model": "demo-sd", "seed": 0}, [{"concept": False, "rank": i} for i in range(3)]
+    odd = st.sampled_from((None, -1, 1.5, "x", [], {}, [1], {"a": 1}, True))
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(folder, settings)
+        journal.add("before", range(3), answers)
+        journal.close()
+        path = journal.path
+        if draw(st.booleans()):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            line = draw(st.sampled_from(lines))
+            line[draw(st.sampled_from([*line, "new"]))] = draw(odd)
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        else:
+            path.write_bytes(draw(st.sampled_from((*BLIND, nothing_like_it)))(draw, path.read_bytes()))
+        data = path.read_bytes()
+        found, error = attempt(lambda: Journal(folder, settings), NAME_OF_JOURNAL, folder)
+        if error and path.read_bytes() != data:
+            raise LostFile("a refused journal was changed")
+    if not found:
+        return
+    found.close()
+    for (side, at), answer in found.answers.items():
+        if type(side) is not str or type(at) is not int or type(answer) is not dict:
+            raise UnclearError(f"a damaged line was read: {side}, {at}, {answer}")
+
+
 FAULTS = (
+    Fault("damaged journals of a protocol", 60, damaged_journal),
     Fault("damaged LoRA files", 140, damaged_lora),
     Fault("damaged training states", 60, damaged_state),
 )

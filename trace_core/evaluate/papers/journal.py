@@ -49,10 +49,11 @@ class Journal:
             found = json.loads(lines[0])["settings"]
             entries = [json.loads(line) for line in lines[1:]]
             answers = {(e["side"], e["at"]): e["answer"] for e in entries}
-        except (ValueError, KeyError, TypeError) as error:
-            raise TraceError(
-                f"'{self.path}' is damaged; delete it, or add --overwrite to begin anew"
-            ) from error
+            whole = isinstance(found, dict) and all(map(_is_answer, answers.items()))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise TraceError(f"'{self.path}' is damaged; remove it, or add --overwrite to begin anew")
         other = [key for key in {**found, **self.settings} if found.get(key) != self.settings.get(key)]
         if other:
             key = other[0]
@@ -93,6 +94,12 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _is_answer(entry: tuple) -> bool:
+    """Whether a line is one that :meth:`Journal.add` writes."""
+    (side, at), answer = entry
+    return isinstance(side, str) and type(at) is int and at >= 0 and isinstance(answer, dict)
 
 
 def _short(value) -> str:
