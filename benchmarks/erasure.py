@@ -33,11 +33,11 @@ RESULTS = Path(__file__).parent / "results"
 MEASURES = ("acc_e", "acc_s", "acc_g", "h_o", "h_c")
 TWELVE = tuple(OBJECTS)[::2]
 EMOJI = {"object": CIFAR10, "style": tuple(STYLES), "12 objects": ("12 objects",)}
-#: Every second person of the list may be erased: five of them alone, and the first 10, 50 and 100 at once.
+#: Every second person of the list may be erased: three of them alone, and the first 10, 50 and 100 at once.
 #: Defaults for people were chosen on the others.
 ERASABLE = tuple(people.people())[::2]
 CROWDS = {f"{n} people": n for n in (10, 50, 100)}
-PEOPLE = {"person": ERASABLE[:5], **{name: (name,) for name in CROWDS}, "trait": (people.PATCH,)}
+PEOPLE = {"person": ERASABLE[:3], **{name: (name,) for name in CROWDS}, "trait": (people.PATCH,)}
 TASKS = EMOJI | PEOPLE
 OTHERS = {"demo-people": 2}  #: pictures of every class that is not erased; elsewhere 5
 #: What a user of ``trace`` would write down: prompts with the content, of people whom no table erases

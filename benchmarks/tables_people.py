@@ -42,7 +42,7 @@ def people() -> str:
             h = cell(lambda r: r["h_c"])
             rows.append(
                 [
-                    "1, mean of 5" if task == "person" else task.split()[0],
+                    "1, mean of 3" if task == "person" else task.split()[0],
                     named(method),
                     *(cell(lambda r, k=k: r[k]) for k in ("acc_e", "acc_s")),
                     cell(lambda r: r["sharers"]["acc"]) if shared(seeds) else "–",
