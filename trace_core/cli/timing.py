@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+LONGEST = 12  #: phases that a line names; an evaluation has one for every class
+
 
 class Clock:
     """Seconds by phase, in order of first appearance. One phase runs at a time; phases may repeat."""
@@ -32,7 +34,12 @@ class Clock:
     def line(self) -> str:
         """A line for people: ``load 1.2, encode concepts 3.4, save 0.1; 4.7 in all``."""
         *phases, (_, total) = self.seconds().items()
-        shown = [f"{name} {value:.1f}" for name, value in phases if value >= 0.05]
+        phases = [(name, value) for name, value in phases if value >= 0.05]
+        longest = sorted(phases, key=lambda phase: -phase[1])[:LONGEST]
+        shown = [f"{name} {value:.1f}" for name, value in phases if (name, value) in longest]
+        if len(phases) > len(longest):
+            rest = sum(value for phase in phases if phase not in longest for value in phase[1:])
+            shown.append(f"{len(phases) - len(longest)} more {rest:.1f}")
         return f"seconds: {', '.join(shown)}; {total:.1f} in all" if shown else f"seconds: {total:.1f} in all"
 
 
