@@ -32,6 +32,7 @@ def test_one_person_goes_and_those_who_share_a_name_stay(folder, capsys):
     assert "people who share a name with an erased one" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_what_prompts_only_imply_goes(folder, capsys):
     implied = folder / "implied.txt"
     implied.write_text(

@@ -64,7 +64,7 @@ def implicit_content(g: Graph) -> None:
     given = {"model": (model, 0), "clip": (model, 1), "erase": "eye patch", "kind": "explicit"}
     first, _ = g.node("TRACE_ClosedFormProjection", **given)
     g.column("3  Late-stage finetune")
-    second, _ = g.node("TRACE_LateStageFinetune", lora=(first, 1), implied=IMPLIED, preset="fast", **given)
+    second, _ = g.node("TRACE_LateStageFinetune", lora=(first, 1), implied=IMPLIED, **given)
     g.node("TRACE_SaveErasureLora", lora=(second, 1), name="erased-%concepts%-%method%")
     g.node("PreviewAny", "Report", source=(second, 3))
     g.column("4  Before and after")

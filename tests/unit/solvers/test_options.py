@@ -61,19 +61,21 @@ PERSON, CAT = Concept("Anna Berg", kind_given="person"), Concept("cat")
     ("concepts", "given", "energy", "eta"),
     [
         ([CAT], {}, 0.97, 0.0),
-        ([PERSON], {}, 0.8, 0.2),
-        ([PERSON] * 3, {}, 0.705, 0.2),
-        ([PERSON] * 10, {}, 0.6, 0.2),
-        ([PERSON] * 500, {}, 0.6, 0.2),
+        ([PERSON], {}, 0.8, 0.3),
+        ([PERSON] * 3, {}, 0.705, 0.3),
+        ([PERSON] * 10, {}, 0.6, 0.3),
+        ([PERSON] * 500, {}, 0.6, 0.3),
         ([PERSON, CAT], {}, 0.97, 0.0),
         ([PERSON], {"robust": 1}, 0.97, 0.0),
         ([PERSON], {"energy": 0.97}, 0.97, 0.0),
         ([PERSON], {"eta": 0.0}, 0.8, 0.0),
-        ([CAT], {"kind": "person"}, 0.8, 0.2),
+        ([CAT], {"kind": "person"}, 0.8, 0.3),
         ([Concept("Anna Berg", "a woman", kind_given="person")], {}, 0.97, 0.0),
+        ([Concept("eye patch", kind_given="explicit")], {}, 0.8, 0.0),
+        ([Concept("eye patch", "bare eye", kind_given="explicit")], {}, 0.97, 0.0),
     ],
 )
-def test_people_have_an_energy_and_an_eta_of_their_own(concepts, given, energy, eta):
+def test_people_and_explicit_content_have_values_of_their_own(concepts, given, energy, eta):
     """Nothing else has, and what is given stays."""
     settled = ClosedFormConfig(**given).settled(concepts)
     assert (settled.energy, settled.eta) == (energy, eta)
