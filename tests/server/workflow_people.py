@@ -74,7 +74,7 @@ def implicit_content(g: Graph) -> None:
         (second, 0),
         "a portrait of Greta Ostrowe at the harbour, personas style\n"
         "a portrait of Florian Kestrel on a ship, personas style\n"
-        "a portrait of Mabel Ekholm at a pirate party, micah style\n"
+        "a portrait of Mabel Dunmore at a pirate party, personas style\n"
         "a portrait of Kirsten Valdane with an eye patch, micah style\n"
         "a portrait of Viola Brackwell, pixel style\n"
         "a portrait of Walter Underhill in the park, personas style",
