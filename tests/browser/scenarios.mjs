@@ -27,13 +27,20 @@ async function quickstart(page, given) {
   };
   await click(page.locator(".p-listbox-option, nav span", { hasText: given.pack }).last());
   const card = (name) => page.getByTestId(`template-workflow-${name}`);
+  const cards = page.locator("[data-testid^='template-workflow-']");
+  await cards.first().waitFor();
+  for (let seen = 0; seen < (await cards.count()); ) { // a page adds cards when the last one is to be seen
+    seen = await cards.count();
+    await cards.last().scrollIntoViewIfNeeded();
+    await page.waitForTimeout(500);
+  }
   for (const name of given.names) {
     await card(name).scrollIntoViewIfNeeded(); // newer pages load a picture when it is to be seen
     await card(name).locator("img").first().waitFor({ state: "attached" });
   }
   await card("quickstart").scrollIntoViewIfNeeded();
   if (given.pictures) await page.screenshot({ path: shot(given, "templates"), type: "jpeg", quality: 60 });
-  const listed = await page.locator("[data-testid^='template-workflow-']").evaluateAll((all) => all.map((e) => e.dataset.testid.slice(18)));
+  const listed = await cards.evaluateAll((all) => all.map((e) => e.dataset.testid.slice(18)));
   const start = Date.now();
   await click(card("quickstart"));
   await page.waitForFunction((type) => app.graph.nodes.some((n) => n.type === type), COMPARE);
