@@ -16,12 +16,12 @@ from .policies import FORMER_NAMES, POLICIES
 ENERGY = 0.97  #: share of the concept's energy that is projected out, of all but people and explicit content
 #: The same of one person alone, and from CROWD people on. People who stay share most directions of those who
 #: are erased. So only the directions that tell the erased ones best are removed, and these a little past the
-#: neutral prompt, which makes up for the others. Chosen on those 100 people of demo-people that no table has.
-#: The tables have the whole energy beside it (``projection-plain``).
+#: neutral prompt, which makes up for the others. Chosen on those 100 people of demo-people whom no table
+#: erases. ``benchmarks/erasure.py --methods projection-plain`` has the whole energy in their place.
 ALONE, CROWDED, CROWD = 0.8, 0.6, 10
 PAST = 0.3  #: eta of people
 #: The same of explicit content. Its last directions are those of the persons who show it. Chosen on people
-#: and prompts of demo-people that no table has.
+#: and prompts of demo-people that no table measures.
 EXPLICIT = 0.8
 
 
