@@ -102,6 +102,10 @@ BREAKS = {
         ALL_FINITE,
         UnclearError,
     ),
+    "damaged journals of a protocol": (
+        patched("trace_core.evaluate.papers.journal", "_is_answer", lambda entry: True),
+        UnclearError,
+    ),
     "damaged training states": (
         patched("trace_core.finetune.resume.TrainingState", "_is_whole", lambda self: True),
         UnclearError,
