@@ -129,7 +129,10 @@ def compact(found: Verification) -> dict:
             c["concept"]: {k: [round(w["reach"], 3), w["counts"]] for k, w in c["wordings"].items()}
             for c in whole["concepts"]
         },
-        "pictures": [{k: c["pictures"][k] for k in keys} for c in whole["concepts"]],
+        "pictures": [
+            {k: c["pictures"][k] for k in (*keys, "drawn")} | {"names": len(c["pictures"]["names"])}
+            for c in whole["concepts"]
+        ],
         "kept": [{k: d[k] for k in keys} for d in whole["kept"]],
     }
 

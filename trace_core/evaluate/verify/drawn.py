@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,12 @@ from ...text.neighbours import neighbours
 from ...text.prompts import asks_for
 from ...text.synonyms import everyday, synonymous
 from ...text.templates import fill
-from .pictures import evaluations, evidence
+from .pictures import best_named, evaluations, evidence
 from .prompts import pair_of, templates_of
 from .scene import Scene
 from .thresholds import MOVED, SHOWN
 
+NAMES = (8, 24)  #: names beside a concept's among which the unerased model chooses, at least and at most
 FIRST_SEEDS = 2  #: noises of the first step by which kept things are chosen
 
 
@@ -36,6 +37,8 @@ class Drawn:
         moves: squared distance of each picture's latents, in units of the variance of all latents before.
             Unrelated pictures have about 2.
         near: the concept whose near neighbour it is; empty for others.
+        names: other names of its kind that were to choose from; empty if they were too few.
+        chosen: of each picture after, whether its own name predicts it best, bool ``[n]``; None without names.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Drawn:
     shown_after: Tensor
     moves: Tensor
     near: str = ""
+    names: tuple[str, ...] = ()
+    chosen: Tensor | None = None
 
     @property
     def usable(self) -> int:
@@ -61,7 +66,8 @@ class Drawn:
     @property
     def drawn(self) -> float:
         """Share of the pictures after the erasure that show the thing."""
-        return int((self.shown_after > SHOWN).sum()) / len(self.prompts)
+        seen = self.shown_after > SHOWN if self.chosen is None else self.chosen
+        return int(seen.sum()) / len(self.prompts)
 
     @property
     def moved(self) -> float:
@@ -69,11 +75,14 @@ class Drawn:
         return self.moves.mean().item()
 
 
-def concept_pictures(scene: Scene, concept: Concept, kind: str, rivals: Sequence[str]) -> Drawn:
+def concept_pictures(
+    scene: Scene, concept: Concept, kind: str, rivals: Sequence[str], names: Sequence[str]
+) -> Drawn:
     """Pictures of a concept before and after.
 
     Args:
         rivals: things that a picture may show instead, beside nothing and what takes the concept's place.
+        names: other names of its kind, see :func:`names_of`.
     """
     templates = templates_of(kind, scene.own, scene.effort.samples)
     pairs = [pair_of(concept, t, kind) for t in templates]
@@ -81,7 +90,13 @@ def concept_pictures(scene: Scene, concept: Concept, kind: str, rivals: Sequence
     if not concept.parts:
         columns += [[fill(t, rival) for t in templates] for rival in ("", *rivals)]
     prompts = [prompt for prompt, *_ in pairs]
-    return _drawn(scene, concept.target, prompts, columns, f"concept '{concept.target}'")
+    what = f"concept '{concept.target}'"
+    found = _drawn(scene, concept.target, prompts, columns, what)
+    if not names:
+        return found
+    tick = scene.ticker(f"best name for {what}", evaluations(scene, len(prompts), len(names)))
+    columns = [[fill(t, name) for t in templates] for name in names]
+    return replace(found, names=tuple(names), chosen=best_named(scene, found.after, prompts, columns, tick))
 
 
 def _drawn(scene: Scene, name: str, prompts, columns, what: str, near: str = "") -> Drawn:
@@ -112,17 +127,50 @@ class Kept:
     near: str = ""
 
 
-def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -> list[Kept]:
+Near = Mapping[str, Sequence[str]]  #: entries of the vocabulary by concept, the nearest first
+
+
+def nearest(scene: Scene, concepts: Sequence[Concept]) -> Near:
+    """Near neighbours of every concept, without what asks for a concept."""
+    vocabulary = scene.own.vocabulary if scene.own else None
+    count = max(NAMES[1], scene.effort.neighbours)
+    near, _ = neighbours(concepts, scene.encoder, count, vocabulary=vocabulary)
+    return {target: [n for n in names if not _erased(n, concepts)] for target, names in near.items()}
+
+
+def names_of(concept: Concept, concepts: Sequence[Concept], near: Near, listed: Sequence[str]) -> list[str]:
+    """Names that a picture of a concept may fit better: of its kind, and none that is erased.
+
+    What takes its place comes first, then its own neighbours, those of the others, and the keep list. There
+    are none of a combination and of an explicit concept, and none if they were too few to choose from.
+    """
+    if concept.parts or concept.kind == "explicit":
+        return []
+    alike = [c.target for c in concepts if c.kind == concept.kind and c.target != concept.target]
+    pool = [concept.anchor, *near.get(concept.target, ())]
+    pool += [name for target in alike for name in near.get(target, ())]
+    pool += [name for name in listed if guess_kind(name) == concept.kind and not _erased(name, concepts)]
+    names: list[str] = []
+    for name in filter(None, pool):
+        if not any(same(name, other) for other in (*names, concept.target)):
+            names.append(name)
+    return names[: NAMES[1]] if len(names) >= NAMES[0] else []
+
+
+def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str], near: Near) -> list[Kept]:
     """What is drawn to see what stays: neighbours, what the erasure moves most, and a sample of the rest.
 
     A half is what moves most, and a quarter each are neighbours and the sample. Of neighbours and of the
     default list, things that contain a concept and its synonyms are left out.
 
+    Args:
+        near: see :func:`nearest`.
+
     Raises:
         ConceptError: if a concept is in the keep list.
     """
     check_disjoint(concepts, keep)
-    near = _near(scene, concepts)
+    near = _nearest_first(scene, concepts, near)
     others = kept_names(scene, concepts, keep)
     wanted = scene.effort.kept
     chosen = {k.name: k for k in near[: -(-wanted // 4)]}
@@ -145,14 +193,12 @@ def kept_names(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -
     return list(dict.fromkeys(keep)) or [n for n in listed if not _erased(n, concepts)]
 
 
-def _near(scene: Scene, concepts: Sequence[Concept]) -> list[Kept]:
-    """Near neighbours, the nearest of each concept first."""
-    vocabulary = scene.own.vocabulary if scene.own else None
-    near, _ = neighbours(concepts, scene.encoder, scene.effort.neighbours, vocabulary=vocabulary)
+def _nearest_first(scene: Scene, concepts: Sequence[Concept], near: Near) -> list[Kept]:
+    """As many neighbours of every concept as the effort says, the nearest of each first."""
     kinds, found = {c.target: c.kind for c in concepts}, {}
-    for rank in range(max(map(len, near.values()), default=0)):
+    for rank in range(scene.effort.neighbours):
         for target, names in near.items():
-            if rank < len(names) and not _erased(names[rank], concepts):
+            if rank < len(names):
                 found.setdefault(names[rank], Kept(names[rank], kinds[target], target))
     return list(found.values())
 

@@ -73,6 +73,11 @@ def of_pictures(drawn: Drawn) -> Item:
             PICTURES, "concept drawn", drawn.name, at.WARN, sentence, drawn.drawn, limits.warn, limits.fail
         )
     sentence = f"The unerased model sees '{drawn.name}' in {seen} of {n} pictures after the erasure."
+    if drawn.names:
+        sentence = (
+            f"Of {len(drawn.names) + 1} names, '{drawn.name}' fits {seen} of {n} pictures best after the "
+            "erasure. The unerased model chose."
+        )
     return item(PICTURES, "concept drawn", drawn.name, drawn.drawn, sentence)
 
 

@@ -2,13 +2,16 @@
 
 A diffusion model is a classifier (Li et al., arXiv 2303.16203): of several prompts, the one that predicts a
 picture's noise best is what it shows. Here noise is added to a finished picture, and the unerased model
-predicts the picture for the concept's prompt and for other prompts. A picture shows the concept if it has
-gone far enough from each of the other predictions to the concept's.
+predicts the picture for the concept's prompt and for other prompts.
+
+* :func:`evidence`: how far a picture has gone from the other predictions to the concept's.
+* :func:`best_named`: whether of many names the concept's predicts the picture best. A judge that chooses
+  among classes asks the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,29 +41,55 @@ def evidence(
         rivals: other prompts for each picture. Equal ones to the asked prompt do not count.
         tick: called before every model evaluation.
     """
+    found = []
+    for part, predictions in _parts(scene, latents, (asked, *rivals), tick):
+        total = torch.zeros(len(rivals), len(part))
+        for x0, (own, *others) in predictions:
+            total += torch.stack([on_axis(x0, other, own).float().cpu() for other in others])
+        same = torch.tensor([[asked[i] == column[i] for i in part] for column in rivals])
+        found.append((total / scene.effort.levels).masked_fill(same, torch.inf).min(0).values)
+    return torch.cat(found)
+
+
+def best_named(
+    scene: Scene, latents: Tensor, asked: Sequence[str], rivals: Sequence[Sequence[str]], tick: Callable
+) -> Tensor:
+    """Whether of all prompts each picture's own one predicts it best, bool ``[n]`` (Li et al., equation 6).
+
+    The error is the mean of its logarithm over the noise levels, so that every level counts alike.
+
+    Args: as of :func:`evidence`.
+    """
+    found = []
+    for part, predictions in _parts(scene, latents, (asked, *rivals), tick):
+        total = torch.zeros(1 + len(rivals), len(part))
+        for x0, seen in predictions:
+            errors = torch.stack([(one - x0).square().flatten(1).mean(1) for one in seen])
+            total += errors.clamp_min(torch.finfo(errors.dtype).tiny).log().float().cpu()
+        found.append(total.argmin(0) == 0)
+    return torch.cat(found)
+
+
+def _parts(scene: Scene, latents: Tensor, columns, tick: Callable) -> Iterator[tuple[list[int], Iterator]]:
+    """Batches of the pictures: which they are, and the :func:`_predictions` of every noise level."""
     backbone = scene.backbone
     backbone.load()
     texts = Prompts(backbone, scene.clip, scene.shape, UNGUIDED)
     inner = backbone.patcher.model
-    found = []
-    with torch.no_grad():
-        for part in chunks(len(latents), scene.config.batch):
-            x0 = backbone.without_frames(
-                inner.process_latent_in(backbone.with_frames(latents[part].to(backbone.device)))
-            )
-            own = [asked[i] for i in part]
-            others = [[column[i] for i in part] for column in rivals]
-            found.append(_evidence(scene, texts, x0, own, others, part, tick))
-    return torch.cat(found)
+    for part in chunks(len(latents), scene.config.batch):
+        x0 = backbone.without_frames(
+            inner.process_latent_in(backbone.with_frames(latents[part].to(backbone.device)))
+        )
+        prompts = [[column[i] for i in part] for column in columns]
+        yield part, _predictions(scene, texts, x0, prompts, part, tick)
 
 
-def _evidence(
-    scene: Scene, texts: Prompts, x0: Tensor, own, others, part: list[int], tick: Callable
-) -> Tensor:
-    """:func:`evidence` of one batch, of pictures ``x0`` ``[n, c, h, w]`` in the network's space."""
+def _predictions(
+    scene: Scene, texts: Prompts, x0: Tensor, columns, part: list[int], tick: Callable
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """For every noise level ``x0`` ``[n, c, h, w]`` in the network's space, and its prediction by column."""
     backbone, levels = scene.backbone, scene.effort.levels
-    batches = [texts.batch(texts.indices([(p, "") for p in prompts])) for prompts in (own, *others)]
-    total = torch.zeros(len(others), len(x0))
+    batches = [texts.batch(texts.indices([(p, "") for p in prompts])) for prompts in columns]
     for number in range(levels):
         share = number / max(1, levels - 1)
         level = backbone.sigma_at(NOISE[0] + (NOISE[1] - NOISE[0]) * share)
@@ -71,14 +100,11 @@ def _evidence(
         seen = []
         for batch in batches:
             tick()
-            seen.append(backbone.denoised_of(x, sigma, batch.predict(x, sigma)))
-        for at, rival in enumerate(seen[1:]):
-            total[at] += on_axis(x0, rival, seen[0]).float().cpu()
-    total /= levels
-    same = torch.tensor([[a == b for a, b in zip(own, column)] for column in others])
-    return total.masked_fill(same, torch.inf).min(0).values
+            with torch.no_grad():
+                seen.append(backbone.denoised_of(x, sigma, batch.predict(x, sigma)))
+        yield x0, seen
 
 
 def evaluations(scene: Scene, count: int, rivals: int) -> int:
-    """Model evaluations of :func:`evidence` for this many pictures."""
+    """Model evaluations for this many pictures and rivals."""
     return len(chunks(count, scene.config.batch)) * scene.effort.levels * (1 + rivals)

@@ -63,6 +63,7 @@ def _pictures(drawn: Drawn) -> dict:
         "shown_before": drawn.usable,
         "still_shown": drawn.still,
         "drawn": drawn.drawn,
+        "names": list(drawn.names),
         "evidence_before": [round(x, 3) for x in drawn.shown_before.tolist()],
         "evidence_after": [round(x, 3) for x in drawn.shown_after.tolist()],
         "moved": drawn.moved,

@@ -15,7 +15,7 @@ from ...text.neighbours import nearest_of
 from ..protocol import Progress
 from . import attacks, items
 from . import judged as judging
-from .drawn import concept_pictures, kept_names, kept_pictures, kept_things
+from .drawn import concept_pictures, kept_names, kept_pictures, kept_things, names_of, nearest
 from .layers import only_text, residuals
 from .prompts import Probe, neutral_of, probes
 from .result import Measured, Verification
@@ -74,15 +74,20 @@ def verify(
     notes = _notes(scene, named)
     synonyms = _synonyms(named[:MOST], synonyms or {})
     steered = [with_default_anchor(scene.steered(c), list(keep), named) for c in named[:MOST]]
-    things = kept_things(scene, steered, keep)
-    measured = [_concept(scene, c, [t.name for t in things], synonyms.get(c.target, ())) for c in steered]
+    near, listed = nearest(scene, steered), kept_names(scene, steered, keep)
+    things = kept_things(scene, steered, keep, near)
+    stay = [t.name for t in things]
+    measured = [
+        _concept(scene, c, stay, synonyms.get(c.target, ()), names_of(c, steered, near, listed))
+        for c in steered
+    ]
     kept = kept_pictures(scene, things, steered) if things else []
     if not kept:
         notes.append("Nothing is left to keep, so that no picture of it was compared.")
     seen = None
     if judge is not None:
         pairs = [(m.concept, m.drawn) for m in measured]
-        seen = judging.judged(scene, vae, judge, pairs, kept, things, kept_names(scene, steered, keep))
+        seen = judging.judged(scene, vae, judge, pairs, kept, things, listed)
     return Verification.of(scene, measured, kept, notes, _thumbnails(scene, vae, measured, kept), seen)
 
 
@@ -132,7 +137,13 @@ def _notes(scene: Scene, concepts: Sequence[Concept]) -> list[str]:
     return notes
 
 
-def _concept(scene: Scene, concept: Concept, kept: Sequence[str], synonyms: Sequence[str]) -> Measured:
+def _concept(
+    scene: Scene,
+    concept: Concept,
+    kept: Sequence[str],
+    synonyms: Sequence[str],
+    names: Sequence[str],
+) -> Measured:
     """Everything that is measured of one concept."""
     kind, name = concept.kind, concept.target
     asked = probes(concept, kind, synonyms, scene.encoder)
@@ -152,7 +163,7 @@ def _concept(scene: Scene, concept: Concept, kept: Sequence[str], synonyms: Sequ
         known = [w.probe.name for w in found if w.known]
         left = residuals(scene, asked, f"text layers of '{name}'")
         lines += filter(None, [items.of_layers(concept, left, known)])
-    drawn = concept_pictures(scene, concept, kind, near[:RIVALS])
+    drawn = concept_pictures(scene, concept, kind, near[:RIVALS], names)
     lines.append(items.of_pictures(drawn))
     tried = []
     if scene.effort.attacks:
