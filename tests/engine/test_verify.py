@@ -14,7 +14,7 @@ from trace_core.cli.main import main
 from trace_core.demo import domain
 from trace_core.errors import ConceptError, LoraError
 from trace_core.evaluate.verify import FAIL, PASS, Effort, verify
-from trace_core.evaluate.verify.pictures import evidence
+from trace_core.evaluate.verify.pictures import best_named, evidence
 from trace_core.evaluate.verify.scene import Scene
 from trace_core.evaluate.verify.thresholds import SHOWN
 from trace_core.lora import ErasureLora
@@ -56,6 +56,7 @@ def test_a_good_erasure_is_not_failed(found):
     pictures = next(i for i in made.items if i.name == "concept drawn")
     assert made.status != FAIL and pictures.status == PASS and pictures.figure == 0.0
     assert made.concepts[0].drawn.usable == 4
+    assert len(made.concepts[0].drawn.names) == 23 and "Of 24 names" in pictures.sentence
     assert made.weakest["of"] >= 1 and made.leak["concept"] == "cat"
     ways = {w.probe.name: w for w in made.concepts[0].ways}
     assert ways["other case"].known and "synonym 'kitty'" in ways
@@ -91,6 +92,9 @@ def test_the_unerased_model_recognises_its_own_pictures(demo, lora):
     latents = scene.draw(model, cats, "cats")
     assert (evidence(scene, latents, cats, [dogs], lambda: None) > SHOWN).all()
     assert (evidence(scene, latents, dogs, [cats], lambda: None) < SHOWN).all()
+    others = [[f"a photo of a {name}, {style}" for style in styles] for name in ("ship", "pizza")]
+    assert best_named(scene, latents, cats, [dogs, *others], lambda: None).all()
+    assert not best_named(scene, latents, dogs, [cats, *others], lambda: None).any()
 
 
 @pytest.mark.parametrize("at", [3, 40, 90, 130])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from trace_core.errors import ConceptError, LoraError, TraceError
 from trace_core.evaluate.verify import FAIL, PASS, WARN, Effort
 from trace_core.evaluate.verify import thresholds as at
 from trace_core.evaluate.verify.card import card, with_card
+from trace_core.evaluate.verify.drawn import names_of
 from trace_core.evaluate.verify.items import of_attacks, of_kept, of_layers, of_negative, of_pictures, of_ways
 from trace_core.evaluate.verify.layers import Residual
 from trace_core.evaluate.verify.markdown import line, markdown
@@ -137,6 +139,25 @@ def test_pictures():
 def test_a_concept_that_the_model_does_not_draw_gives_no_verdict():
     found = of_pictures(drawn("cat", [0.0] * 7 + [1.0], [0.0] * 8))
     assert found.status == WARN and "1 of 8 pictures before" in found.sentence
+
+
+def test_of_many_names_the_one_that_fits_best_counts():
+    names, best = tuple("abcdefgh"), torch.tensor([True, False, False, False])
+    found = replace(drawn("cat", [1.0] * 4, [1.0] * 4), names=names, chosen=best)
+    item = of_pictures(found)
+    assert found.drawn == item.figure == 0.25 and item.status == FAIL
+    assert "Of 9 names, 'cat' fits 1 of 4 pictures best" in item.sentence
+
+
+def test_names_to_choose_from_are_of_the_kind_and_stay():
+    concepts = [Concept("cat", "dog"), Concept("frog")]
+    near = {"cat": ["lynx", "dog", "fox"], "frog": ["toad", "newt", "lynx"]}
+    listed = ["horse", "truck", "cats", "Van Gogh style", "ship"]
+    found = names_of(concepts[0], concepts, near, listed)
+    assert found == ["dog", "lynx", "fox", "toad", "newt", "horse", "truck", "ship"]
+    assert names_of(concepts[0], concepts, near, listed[:-1]) == [], "too few to choose from"
+    assert names_of(combined("cat", "red background"), concepts, near, listed) == []
+    assert names_of(Concept("nudity"), concepts, near, listed) == []
 
 
 def test_only_ways_that_the_model_knows_count():

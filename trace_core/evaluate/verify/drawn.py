@@ -12,7 +12,7 @@ from ...backbones.sampling import FirstStep
 from ...closed_form.effects import PROMPT
 from ...text.concepts import Concept, check_disjoint, same
 from ...text.kinds import guess_kind
-from ...text.neighbours import neighbours
+from ...text.neighbours import alike, neighbours
 from ...text.prompts import asks_for
 from ...text.synonyms import everyday, synonymous
 from ...text.templates import fill
@@ -38,7 +38,7 @@ class Drawn:
             Unrelated pictures have about 2.
         near: the concept whose near neighbour it is; empty for others.
         names: other names of its kind that were to choose from; empty if they were too few.
-        chosen: of each picture after, whether its own name predicts it best, bool ``[n]``; None without names.
+        chosen: whether its own name predicts each picture after best, bool ``[n]``; None without names.
     """
 
     name: str
@@ -146,10 +146,15 @@ def names_of(concept: Concept, concepts: Sequence[Concept], near: Near, listed: 
     """
     if concept.parts or concept.kind == "explicit":
         return []
-    alike = [c.target for c in concepts if c.kind == concept.kind and c.target != concept.target]
+    others = [c.target for c in concepts if c.kind == concept.kind and c.target != concept.target]
     pool = [concept.anchor, *near.get(concept.target, ())]
-    pool += [name for target in alike for name in near.get(target, ())]
-    pool += [name for name in listed if guess_kind(name) == concept.kind and not _erased(name, concepts)]
+    pool += [name for target in others for name in near.get(target, ())]
+    pool += [
+        name
+        for name in listed
+        if guess_kind(name) == concept.kind
+        and not any(_erased(name, [c]) or alike(name, c.target, c.kind) for c in concepts)
+    ]
     names: list[str] = []
     for name in filter(None, pool):
         if not any(same(name, other) for other in (*names, concept.target)):
@@ -238,8 +243,8 @@ def kept_pictures(scene: Scene, things: Sequence[Kept], concepts: Sequence[Conce
         neutral += [fill(t, "") for t in templates]
         concept = next((c for c in plain if c.target == thing.near), None)
         concept = concept or (plain[number % len(plain)] if plain else None)
-        alike = concept is not None and concept.kind == thing.kind
-        for column, word in zip(rivals, (concept.target, concept.anchor) if alike else ("", "")):
+        like = concept is not None and concept.kind == thing.kind
+        for column, word in zip(rivals, (concept.target, concept.anchor) if like else ("", "")):
             column += [fill(t, "" if same(word, thing.name) else word) for t in templates]
     whole = _drawn(scene, "", prompts, [neutral, *rivals], "kept things")
     out = []
