@@ -1,8 +1,8 @@
 """One person more, and one fewer, in a file of a hundred: ``python benchmarks/one_more.py``.
 
-A hundred people of demo-people are erased. Then the 101st is fused into the file, and taken out again. Every
-other person's accuracy is compared with the file of a hundred, on the same prompts and seeds. Solving for
-101 people anew stands beside it.
+A hundred people of demo-people are erased. Then the 101st is added to the file, and taken out again. Every
+other person's accuracy is compared with the file of a hundred, on the same prompts and seeds. Fusing both
+files, and solving for 101 people anew, stand beside it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ def files(model, clip, concepts: list[Concept], newcomer: Concept) -> dict[str, 
 
     solved = lambda what: Eraser("projection").fit(model, clip, what).lora  # noqa: E731
     own = world.defaults("demo-people")
-    keep, config = own.keep_list([*concepts, newcomer]), FusionConfig(contexts=own.contexts)
+    keep = own.keep_list([*concepts, newcomer])
+
+    def fused(mode: str):
+        config = FusionConfig(mode, contexts=own.contexts)
+        return fuse(model, clip, [out["hundred"][0], solved([newcomer])], keep, config).lora
+
     made("hundred", lambda: solved(concepts))
-    made(
-        "fused in",
-        lambda: fuse(model, clip, [out["hundred"][0], solved([newcomer])], keep, config).lora,
-    )
-    made("taken out", lambda: out["fused in"][0].without(newcomer.target))
+    made("added", lambda: fused("add"))
+    made("taken out", lambda: out["added"][0].without(newcomer.target))
+    made("fused", lambda: fused("fuse"))
     made("solved anew", lambda: solved([*concepts, newcomer]))
     return out
 

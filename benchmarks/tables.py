@@ -20,6 +20,7 @@ from tables_cost import (  # noqa: E402
     gating,
     real_shapes,
     real_shapes_phases,
+    verify_shapes,
 )
 from tables_erasure import (  # noqa: E402
     conditional,
@@ -56,6 +57,7 @@ TABLES = {
         finetune,
         real_shapes,
         real_shapes_phases,
+        verify_shapes,
         families,
         prompts,
         places,

@@ -197,6 +197,26 @@ def real_shapes_phases() -> str:
     )
 
 
+def verify_shapes() -> str:
+    """Time, progress and cancel of a verification of real shapes."""
+    rows = [
+        [
+            name,
+            version,
+            f"{case['seconds'] / 60:.0f}",
+            str(case["progress_calls"]),
+            f"{case['longest_silence']:.0f}",
+            f"{case['cancel_seconds']:.1f}",
+            "bit for bit" if case["base_identical"] else "changed",
+            f"{case['peak'] / 2**30:.1f}",
+        ]
+        for version, found in json.loads((RESULTS / "verify_shapes.json").read_text()).items()
+        for name, case in found["cases"].items()
+    ]
+    head = ["file", "ComfyUI", "minutes", "reports of progress", "longest silence, s", "cancelled after, s"]
+    return markdown([*head, "base as it was", "peak, GB"], rows)
+
+
 def families() -> str:
     """Seconds and memory of the transformer families at their real widths on the newest engine. The whole
     network is on paper: its weights, and the share of a block times its blocks.

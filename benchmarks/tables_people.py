@@ -95,8 +95,9 @@ def one_more() -> str:
     """A row for every file."""
     names = {
         "hundred": "100 people",
-        "fused in": "the 101st fused in",
+        "added": "the 101st added to it",
         "taken out": "and taken out again",
+        "fused": "both files fused anew",
         "solved anew": "101 people, solved anew",
     }
     found = json.loads((RESULTS / "one_more.json").read_text())

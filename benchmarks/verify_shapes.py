@@ -112,8 +112,8 @@ def main() -> None:
         size = ["--pixels", str(args.pixels), "--steps", str(args.steps)]
         command = [sys.executable, __file__, "--case", name, *size]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        here[name] = json.loads(done.stdout.strip().splitlines()[-1])
-        print(name, here[name], flush=True)
+        here.setdefault("cases", {})[name] = json.loads(done.stdout.strip().splitlines()[-1])
+        print(name, here["cases"][name], flush=True)
         write_text(RESULTS, json.dumps(data, indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ from .family import domain_of
 from .finetune import refuse_doubled
 from .live import Live
 
-MODES = {"fuse": "fuse", "naive sum": "sum"}
+MODES = {"fuse": "fuse", "naive sum": "sum", "add to the first": "add"}
 WIRES = [f"lora_{i}" for i in range(1, 9)]
 DEFAULTS = FusionConfig()
 
@@ -20,7 +20,8 @@ TOOLTIPS = {
     "clip": "The text encoder of the same model. It encodes the prompts that the erasures are fused on.",
     "keep": "What must not change, one a line. An empty list keeps what the erasures kept, less what is now "
     "erased, or all that a demo model knows.",
-    "mode": "fuse is MACE's closed form. naive sum adds the LoRAs up, as several LoRA loaders do.",
+    "mode": "fuse is MACE's closed form. naive sum adds the LoRAs up, as several LoRA loaders do. "
+    "add to the first leaves the first LoRA as it is and fits the others to it.",
     **dict.fromkeys(WIRES, "An erasure made on this model. A fused erasure keeps its parts."),
     "files": "Further files in models/loras or output/loras, one a line. Names are those of the LoRA "
     "loaders' list.",

@@ -247,7 +247,7 @@ def finetune(report: dict, lora: ErasureLora, joined: bool) -> str:
 @escaped
 def fusion(report: dict, lora: ErasureLora) -> str:
     """The report of :func:`trace_core.lora.fusion.fuse`."""
-    title = "Fused" if report["method"] == "fuse" else "Added up"
+    title = "Added up" if report["method"] == "sum" else "Fused"
     lines = [
         f"# {title}: {_concept_names(report['concepts'])}",
         "",
@@ -286,7 +286,7 @@ def _fusion_verdict(report: dict) -> str:
         return "No layer of these erasures reads the text directly. The erasures are added up, not fused."
     fused, summed = stream["fused"], stream["sum"]
     verdict = f"The erasures keep {percent(1 - fused['residual_mean'])} of their effect on their own prompts"
-    if report["method"] != "fuse":
+    if report["method"] == "sum":
         return f"{verdict}."
     return (
         f"{verdict}, and {percent(1 - summed['residual_mean'])} in the plain sum. The kept things change by "

@@ -19,7 +19,7 @@ def run(args, bars) -> dict:
     from ..lora.fusion import FusionConfig, check_compatible, compress, parse_strengths
 
     config = FusionConfig(
-        mode="sum" if args.naive else "fuse",
+        mode="sum" if args.naive else "add" if args.add else "fuse",
         integration=args.integration,
         keep_weight=args.keep_weight,
         alpha=args.alpha,
@@ -109,9 +109,11 @@ def _fused(args, names, loras, keep, config, strengths, bars):
 
 
 def _done(report: dict, files: int) -> str:
-    return {"parts": "took 1 file", "sum": f"put {files} files side by side"}.get(
-        report["method"], f"fused {files} files"
-    )
+    return {
+        "parts": "took 1 file",
+        "sum": f"put {files} files side by side",
+        "add": f"added to the first of {files} files",
+    }.get(report["method"], f"fused {files} files")
 
 
 def _without(loras: list[ErasureLora], targets: list[str]) -> list[ErasureLora | None]:

@@ -203,8 +203,12 @@ def _fuse(commands) -> None:
         default=0.1,
         help="weight of one keep-list entry against one concept; 0 ignores the keep list",
     )
-    c.add_argument(
+    ways = c.add_mutually_exclusive_group()
+    ways.add_argument(
         "--naive", action="store_true", help="concatenate the erasures, so that they add up, instead"
+    )
+    ways.add_argument(
+        "--add", action="store_true", help="leave the first file as it is, bit for bit, and add the others"
     )
     c.add_argument(
         "--integration",

@@ -76,6 +76,11 @@ def test_command(files, tmp_path, capsys):
     )
     joined = ErasureLora.join(*map(ErasureLora.load, given))
     assert ErasureLora.load(naive).fingerprint == joined.fingerprint
+    added = tmp_path / "added.safetensors"
+    assert main(["fuse", *given, "--model", "demo-sd", "--keep", "house", "--add", "--out", str(added)]) == 0
+    assert "added to the first of 2 files" in capsys.readouterr().out
+    first = ErasureLora.load(given[0])
+    assert ErasureLora.load(added).without("truck").fingerprint == first.fingerprint
 
 
 BAD = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fused_models import FEW, KEEP, KINDS, erased, trained
 from trace_core.backbones import backbone_for
-from trace_core.errors import ConceptError, LoraError
+from trace_core.errors import ConceptError, LoraError, TraceError
 from trace_core.lora import ErasureLora, gating
 from trace_core.lora.fusion import FusionConfig, fuse
 from trace_core.text.encoding import TextEncoder
@@ -132,6 +134,34 @@ def test_the_plain_sum(families, kind):
     )
     for figures in result.report["streams"].values():
         assert figures["fused"] == figures["sum"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_file_stays_as_it_is_when_others_are_added(families, kind, dtype):
+    family, model = families[kind], families[kind].model()
+    first = fuse(model, family.clip, [trained(family, model, c) for c in ("cat", "truck")], KEEP, CONFIG).lora
+    first.modules = {m: (up.to(dtype), down.to(dtype)) for m, (up, down) in first.modules.items()}
+    new = trained(family, model, "pizza")
+    added = fuse(model, family.clip, [first, new], KEEP, replace(CONFIG, mode="add"))
+    assert [p.targets for p in added.lora.parts()] == [["cat"], ["truck"], ["pizza"]]
+    for module, (up, down) in first.modules.items():
+        rank = down.shape[0]
+        assert torch.equal(added.lora.modules[module][0][:, :rank], up)
+        assert torch.equal(added.lora.modules[module][1][:rank], down)
+    left = added.lora.without("pizza")
+    assert left.modules.keys() == first.modules.keys()
+    assert all(torch.equal(a, b) for m in first.modules for a, b in zip(first.modules[m], left.modules[m]))
+    joined = ErasureLora.join(first, new)
+    wanted = response(family, model, first, "cat")
+    moved, summed = (off(response(family, model, x, "cat"), wanted) for x in (added.lora, joined))
+    assert moved < 0.5 * summed
+    assert "residual" in added.report["adapters"][0] and added.report["method"] == "add"
+
+
+def test_a_file_that_stays_as_it_is_has_no_bounded_rank():
+    with pytest.raises(TraceError, match="max_rank is 4, .* leave max_rank out"):
+        FusionConfig("add", max_rank=4)
 
 
 def test_rank_can_be_bounded(families):

@@ -20,6 +20,9 @@ rows of the others (an integration regulariser of weight mu) and on the keep set
 For ``mu = 1`` the bracket equals G for every i, so the dW_i' sum exactly to MACE's fusion. Any other mu needs
 one factorisation per adapter.
 
+In mode ``add`` the first erasure keeps its dW_1 bit for bit, and only the others are solved for. What was
+tuned for many concepts stays as it was when one more comes, and when that one is taken out again.
+
 The start token is the same row in every prompt, so the adapters' targets for it conflict, and no weight of
 the row is right. By default, the response of the start token is fixed to the solution of eq. 7 for this row
 alone: the weighted mean of the adapters' responses, with 0 for the keep set. This is the limit of an infinite

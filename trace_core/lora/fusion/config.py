@@ -13,7 +13,7 @@ from ...text.concepts import Concept, same
 from ..erasure import ErasureLora
 from ..parts import MAX_STRENGTH, Part
 
-MODES = ("fuse", "sum")
+MODES = ("fuse", "sum", "add")
 STARTS = ("held", "row")
 WEIGHTINGS = ("group", "row")
 
@@ -26,7 +26,11 @@ class FusionConfig:
     """Options of the fusion."""
 
     mode: str = field(
-        default="fuse", metadata={"help": "fuse: eq. 7; sum: concatenate, as several LoRA loaders would"}
+        default="fuse",
+        metadata={
+            "help": "fuse: eq. 7; sum: concatenate, as several LoRA loaders would; add: the first erasure "
+            "stays as it is, and the others are fitted to it"
+        },
     )
     integration: float = field(
         default=1.0, metadata={"help": "mu: suppression of an adapter on the rows of the others; 1 is MACE"}
@@ -66,6 +70,11 @@ class FusionConfig:
             raise TraceError(f"alpha is {self.alpha}; it must be positive and finite")
         if self.max_rank is not None and self.max_rank < 1:
             raise TraceError(f"max_rank is {self.max_rank}; it must be 1 or more, or left out")
+        if self.max_rank is not None and self.mode == "add":
+            raise TraceError(
+                f"max_rank is {self.max_rank}, which changes every erasure, but mode 'add' leaves the first "
+                "one as it is; leave max_rank out, or use mode 'fuse'"
+            )
 
 
 @dataclass

@@ -18,7 +18,7 @@ from .sums import Stream
 def assemble(
     adapters: Sequence[Adapter], streams: Sequence[Stream], config: FusionConfig, clock: dict
 ) -> tuple[ErasureLora, dict | None]:
-    """The fused factors, concatenated along the rank.
+    """The fused factors, concatenated along the rank. In mode ``add`` the first erasure's are as they were.
 
     Layers that do not read the text rows are only concatenated.
 
@@ -35,13 +35,16 @@ def assemble(
                     continue
                 up, down = (f.cpu() for f in adapter.lora.modules[module])
                 for stream, slices in places:
-                    if module in slices[number]:
+                    if module in slices[number] and (number or config.mode != "add"):
                         text = stream.solved[number][slices[number][module]]
                         up, down = balance(
                             up.double(), torch.cat([text, down[:, stream.width :].double()], 1)
                         )
                 pairs.append((up, down))
             factors[module] = torch.cat([up for up, _ in pairs], 1), torch.cat([down for _, down in pairs])
+        if config.mode == "add":
+            first = next(iter(adapters[0].lora.modules.values()))[0]
+            return ErasureLora.from_factors(factors, first.dtype), None
         if config.max_rank is None:
             return ErasureLora.from_factors(factors), None
         return _cut(factors, config.max_rank)

@@ -73,7 +73,7 @@ def fuse(
         collect(
             streams, TextEncoder(clip, read=backbone.read_rows), adapters, keep_list, config, progress, clock
         )
-    if config.mode == "fuse":
+    if config.mode != "sum":
         for stream in streams:
             stream.solve(progress, clock)
     lora, truncation = assemble(adapters, streams, config, clock)
@@ -245,7 +245,7 @@ def _warnings(model, adapters: Sequence[Adapter], report: dict, streams: Sequenc
         if ", so " in note
     ]
     beside = {kind: v for kind, v in report["layers"].items() if v["how"] == "side by side"}
-    if beside and report["method"] == "fuse" and len(adapters) > 1:
+    if beside and report["method"] != "sum" and len(adapters) > 1:
         out.append(
             f"{sum(v['layers'] for v in beside.values())} layers do not read the text rows and cannot be "
             f"fused ({', '.join(list(beside)[:4])}); there the erasures add up"

@@ -57,7 +57,7 @@ class Stream:
     Attributes:
         layers: the model's layers that at least one adapter changes.
         products: ``down_i S_i`` of each adapter, stacked over the layers, ``[n, d]`` float64.
-        solved: the same for ``down_i S_i G_i^-1``, after solving.
+        solved: the same for ``down_i S_i G_i^-1``, after solving; of an erasure that is added to, nothing.
         gram: ``sum_i S_i`` ``[d, d]``, without start rows if they are held.
         keep: ``P P^T``.
         fixed: the start token's row ``[d]``, if it is held.
@@ -127,6 +127,9 @@ class Stream:
             everyone = sum(self._weights)
             for number, (product, weight) in enumerate(zip(self.products, self._weights)):
                 progress("fuse", number, len(self.products))
+                if number == 0 and self.config.mode == "add":
+                    self.solved.append(product[:0])
+                    continue
                 if mu != 1 and len(self.products) > 1:
                     factor = solvers.cholesky(G + (mu - 1) * (self.gram - self.own[number]))
                 solved = torch.cholesky_solve(product.T, factor).T
