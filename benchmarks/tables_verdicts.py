@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from table_text import MODELS, RESULTS, markdown
+from table_text import RESULTS, markdown
 
 STATES = ("PASS", "WARN", "FAIL")
 CALLED = {"PASS": "good", "WARN": "between", "FAIL": "failed"}
@@ -14,7 +14,7 @@ def verdicts() -> str:
     """Verdicts by what the judge says; see ``benchmarks/verdicts.py``."""
     data = json.loads((RESULTS / "verdicts.json").read_text())
     rows, notes = [], []
-    for model in MODELS:
+    for model in data["summary"]:
         found = {k: r for k, r in data["results"].items() if k.startswith(model + "/")}
         for state in STATES:
             said = [r["verdict"] for r in found.values() if r["truth"] == state]

@@ -6,8 +6,8 @@ the judge sees an erased concept in more than 20 % of its pictures, or less than
 is good if these are at most 10 % and at least 95 %. Others lie between, where WARN is right and its
 neighbours are not wrong.
 
-Thresholds were chosen on demo-sd. Results are written after every erasure, and a run goes on where the last
-one stopped.
+Thresholds were chosen on demo-sd. demo-people was looked at by nobody before its verdicts were written down.
+Results are written after every erasure, and a run goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from erasure import ERASABLE, OTHERS
 
 import trace_core
 from trace_core import engine
 from trace_core.cli.commands import write_text
-from trace_core.demo import domain, loader
+from trace_core.demo import domain, loader, people
 from trace_core.demo.vocabulary import OBJECTS
 from trace_core.evaluate import Evaluator
 from trace_core.evaluate.verify import FAIL, PASS, WARN, Verification, verify
@@ -53,8 +54,32 @@ def _half(strength: float, concept: str) -> Case:
     return Case(f"projection {strength:g}, {concept}", "projection", (concept,), {"strength": strength})
 
 
-def cases() -> list[Case]:
-    """Every erasure, the same on each model."""
+def cases(model: str) -> list[Case]:
+    """Every erasure, the same on both models of objects."""
+    return people_cases() if model == "demo-people" else object_cases()
+
+
+def people_cases() -> list[Case]:
+    """Erasures of people: good, half, of methods that are weak on people, of somebody else, and too broad."""
+    a, b, c, d = ERASABLE[3:7]
+    return [
+        Case("projection, a person", "projection", (a,)),
+        Case("projection, another", "projection", (b,)),
+        Case("projection, 10 people", "projection", ERASABLE[:10]),
+        Case("trace, a person", "trace", (c,), finetune={"preset": "fast"}),
+        Case("trce-eot, a person", "trce-eot", (d,), anchored=True),
+        Case("mace-cfr, a person", "mace-cfr", (a,)),
+        Case("speed, a person", "speed", (b,)),
+        *(Case(f"uce, {name}", "uce", (who,)) for name, who in (("a person", a), ("another", c))),
+        *(Case(f"projection {s:g}, a person", "projection", (a,), {"strength": s}) for s in (0.3, 0.5, 0.6)),
+        Case("projection of one, as another", "projection", (a,), claimed=(b,)),
+        Case("oce, 10 people", "oce", ERASABLE[:10]),
+        Case("esd at 20 times the rate, a person", "esd", (b,), finetune={"steps": 60, "lr": 1e-2}),
+        Case("esd of 20 steps, a person", "esd", (d,), finetune={"steps": 20}),
+    ]
+
+
+def object_cases() -> list[Case]:
     plain = [Case(f"projection, {c}", "projection", (c,)) for c in ("cat", "truck", "pizza", "twitter style")]
     halves = [(0.3, "cat"), (0.4, "ship"), (0.5, "dog"), (0.6, "cat"), (0.7, "horse"), (0.45, "banana")]
     peers = [
@@ -88,13 +113,17 @@ def cases() -> list[Case]:
 
 def made(model, clip, case: Case):
     """The erasure of a case."""
-    stay = [name for name in OBJECTS if name not in case.concepts]
-    concepts = [
-        Concept(c, stay[list(OBJECTS).index(c) % len(stay)] if case.anchored else "") for c in case.concepts
-    ]
+    names = list(people.people()) if case.concepts[0] in ERASABLE else list(OBJECTS)
+    stay = [name for name in names if name not in case.concepts]
+    concepts = [named(c, stay[names.index(c) % len(stay)] if case.anchored else "") for c in case.concepts]
     return Eraser(case.method, closed_form=case.closed_form, finetune=case.finetune).fit(
         model, clip, concepts
     )
+
+
+def named(name: str, anchor: str = "") -> Concept:
+    """The concept of a class. Nobody knows that these people are people unless one says so."""
+    return Concept(name, anchor, kind_given="person" if name in ERASABLE else "")
 
 
 def truth(judged: dict) -> str:
@@ -139,15 +168,15 @@ def compact(found: Verification) -> dict:
 
 def run(name: str, data: dict, out: Path) -> None:
     model, clip, vae = loader.load(name)
-    known = domain.domain()
+    known = domain.domain(name)
     known = replace(known, objects=dict.fromkeys(known.objects, ()))  # synonyms are no part of the question
-    evaluator = Evaluator(model, clip, vae, known, others=4)
-    for case in cases():
+    evaluator = Evaluator(model, clip, vae, known, others=OTHERS.get(name, 4))
+    for case in cases(name):
         key = f"{name}/{case.name}"
         if key in data["results"]:
             continue
         lora = made(model, clip, case).lora
-        concepts = [Concept(c) for c in case.claimed or case.concepts]
+        concepts = [named(c) for c in case.claimed or case.concepts]
         began = time.perf_counter()
         found = verify(model, clip, lora, concepts)
         seconds = round(time.perf_counter() - began, 1)
