@@ -11,10 +11,9 @@ import torch
 
 from fake_clip import FakeClip
 from trace_core.errors import ConceptError, LoraError, TraceError
-from trace_core.evaluate.verify import FAIL, PASS, WARN, Effort
+from trace_core.evaluate.verify import FAIL, PASS, WARN, Effort, names
 from trace_core.evaluate.verify import thresholds as at
 from trace_core.evaluate.verify.card import card, with_card
-from trace_core.evaluate.verify.drawn import names_of
 from trace_core.evaluate.verify.items import of_attacks, of_kept, of_layers, of_negative, of_pictures, of_ways
 from trace_core.evaluate.verify.layers import Residual
 from trace_core.evaluate.verify.markdown import line, markdown
@@ -142,8 +141,8 @@ def test_a_concept_that_the_model_does_not_draw_gives_no_verdict():
 
 
 def test_of_many_names_the_one_that_fits_best_counts():
-    names, best = tuple("abcdefgh"), torch.tensor([True, False, False, False])
-    found = replace(drawn("cat", [1.0] * 4, [1.0] * 4), names=names, chosen=best)
+    others, best = tuple("abcdefgh"), torch.tensor([True, False, False, False])
+    found = replace(drawn("cat", [1.0] * 4, [1.0] * 4), names=others, chosen=best)
     item = of_pictures(found)
     assert found.drawn == item.figure == 0.25 and item.status == FAIL
     assert "Of 9 names, 'cat' fits 1 of 4 pictures best" in item.sentence
@@ -153,11 +152,11 @@ def test_names_to_choose_from_are_of_the_kind_and_stay():
     concepts = [Concept("cat", "dog"), Concept("frog")]
     near = {"cat": ["lynx", "dog", "fox"], "frog": ["toad", "newt", "lynx"]}
     listed = ["horse", "truck", "cats", "Van Gogh style", "ship"]
-    found = names_of(concepts[0], concepts, near, listed)
+    found = names.of_concept(concepts[0], concepts, near, listed)
     assert found == ["dog", "lynx", "fox", "toad", "newt", "horse", "truck", "ship"]
-    assert names_of(concepts[0], concepts, near, listed[:-1]) == [], "too few to choose from"
-    assert names_of(combined("cat", "red background"), concepts, near, listed) == []
-    assert names_of(Concept("nudity"), concepts, near, listed) == []
+    assert names.of_concept(concepts[0], concepts, near, listed[:-1]) == [], "too few to choose from"
+    assert names.of_concept(combined("cat", "red background"), concepts, near, listed) == []
+    assert names.of_concept(Concept("nudity"), concepts, near, listed) == []
 
 
 def test_only_ways_that_the_model_knows_count():
@@ -185,6 +184,22 @@ def test_a_kept_picture_that_became_another_is_lost():
     thing = drawn("dog", [1.0] * 3, [1.0] * 3, moved=at.MOVED + 0.1)
     assert thing.usable == 3 and thing.still == 0
     assert of_kept([thing])[0].status == FAIL
+
+
+def test_a_kept_picture_that_became_another_counts_if_its_name_fits_best():
+    thing = replace(
+        drawn("dog", [1.0] * 3, [1.0] * 3, moved=at.MOVED + 0.1), chosen=torch.tensor([True, True, False])
+    )
+    assert thing.usable == 3 and thing.still == 2
+
+
+def test_names_of_a_kept_thing_hold_the_concepts_and_not_itself():
+    concepts = [Concept("cat", "dog"), Concept("red background")]
+    near = {"cat": ["lynx", "fox", "puma", "tiger"]}
+    things = [("lynx", "object"), ("house", "object"), ("ship", "object"), ("blue background", "style")]
+    found = names.of_kept("lynx", "object", concepts[:1], near, things, ["truck", "lynx", "frog"])
+    assert found == ["cat", "dog", "fox", "puma", "tiger", "house", "ship", "truck", "frog"]
+    assert names.of_kept("lynx", "object", concepts[:1], {}, things, []) == []
 
 
 def test_no_template_asks_for_what_is_erased():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,16 +12,14 @@ from ...backbones.sampling import FirstStep
 from ...closed_form.effects import PROMPT
 from ...text.concepts import Concept, check_disjoint, same
 from ...text.kinds import guess_kind
-from ...text.neighbours import alike, neighbours
-from ...text.prompts import asks_for
-from ...text.synonyms import everyday, synonymous
+from ...text.synonyms import everyday
 from ...text.templates import fill
+from . import names
 from .pictures import best_named, evaluations, evidence
 from .prompts import pair_of, templates_of
 from .scene import Scene
 from .thresholds import MOVED, SHOWN
 
-NAMES = (8, 24)  #: names beside a concept's among which the unerased model chooses, at least and at most
 FIRST_SEEDS = 2  #: noises of the first step by which kept things are chosen
 
 
@@ -38,7 +36,8 @@ class Drawn:
             Unrelated pictures have about 2.
         near: the concept whose near neighbour it is; empty for others.
         names: other names of its kind that were to choose from; empty if they were too few.
-        chosen: whether its own name predicts each picture after best, bool ``[n]``; None without names.
+        chosen: whether its own name predicts each picture after best, bool ``[n]``; None if nobody asked. Of
+            kept things only the pictures that seem lost are asked for.
     """
 
     name: str
@@ -59,8 +58,12 @@ class Drawn:
 
     @property
     def still(self) -> int:
-        """Those of the usable pictures that show it afterwards as well, and have not become others."""
+        """Those of the usable pictures that show it afterwards as well.
+
+        They have not become others, or its name fits them best.
+        """
         same = (self.shown_after > SHOWN) & (self.moves <= MOVED)
+        same = same if self.chosen is None else same | self.chosen
         return int(((self.shown_before > SHOWN) & same).sum())
 
     @property
@@ -76,13 +79,13 @@ class Drawn:
 
 
 def concept_pictures(
-    scene: Scene, concept: Concept, kind: str, rivals: Sequence[str], names: Sequence[str]
+    scene: Scene, concept: Concept, kind: str, rivals: Sequence[str], others: Sequence[str]
 ) -> Drawn:
     """Pictures of a concept before and after.
 
     Args:
         rivals: things that a picture may show instead, beside nothing and what takes the concept's place.
-        names: other names of its kind, see :func:`names_of`.
+        others: other names of its kind, see :func:`~trace_core.evaluate.verify.names.of_concept`.
     """
     templates = templates_of(kind, scene.own, scene.effort.samples)
     pairs = [pair_of(concept, t, kind) for t in templates]
@@ -92,11 +95,11 @@ def concept_pictures(
     prompts = [prompt for prompt, *_ in pairs]
     what = f"concept '{concept.target}'"
     found = _drawn(scene, concept.target, prompts, columns, what)
-    if not names:
+    if not others:
         return found
-    tick = scene.ticker(f"best name for {what}", evaluations(scene, len(prompts), len(names)))
-    columns = [[fill(t, name) for t in templates] for name in names]
-    return replace(found, names=tuple(names), chosen=best_named(scene, found.after, prompts, columns, tick))
+    tick = scene.ticker(f"best name for {what}", evaluations(scene, len(prompts), len(others)))
+    columns = [[fill(t, name) for t in templates] for name in others]
+    return replace(found, names=tuple(others), chosen=best_named(scene, found.after, prompts, columns, tick))
 
 
 def _drawn(scene: Scene, name: str, prompts, columns, what: str, near: str = "") -> Drawn:
@@ -127,49 +130,16 @@ class Kept:
     near: str = ""
 
 
-Near = Mapping[str, Sequence[str]]  #: entries of the vocabulary by concept, the nearest first
-
-
-def nearest(scene: Scene, concepts: Sequence[Concept]) -> Near:
-    """Near neighbours of every concept, without what asks for a concept."""
-    vocabulary = scene.own.vocabulary if scene.own else None
-    count = max(NAMES[1], scene.effort.neighbours)
-    near, _ = neighbours(concepts, scene.encoder, count, vocabulary=vocabulary)
-    return {target: [n for n in names if not _erased(n, concepts)] for target, names in near.items()}
-
-
-def names_of(concept: Concept, concepts: Sequence[Concept], near: Near, listed: Sequence[str]) -> list[str]:
-    """Names that a picture of a concept may fit better: of its kind, and none that is erased.
-
-    What takes its place comes first, then its own neighbours, those of the others, and the keep list. There
-    are none of a combination and of an explicit concept, and none if they were too few to choose from.
-    """
-    if concept.parts or concept.kind == "explicit":
-        return []
-    others = [c.target for c in concepts if c.kind == concept.kind and c.target != concept.target]
-    pool = [concept.anchor, *near.get(concept.target, ())]
-    pool += [name for target in others for name in near.get(target, ())]
-    pool += [
-        name
-        for name in listed
-        if guess_kind(name) == concept.kind
-        and not any(_erased(name, [c]) or alike(name, c.target, c.kind) for c in concepts)
-    ]
-    names: list[str] = []
-    for name in filter(None, pool):
-        if not any(same(name, other) for other in (*names, concept.target)):
-            names.append(name)
-    return names[: NAMES[1]] if len(names) >= NAMES[0] else []
-
-
-def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str], near: Near) -> list[Kept]:
+def kept_things(
+    scene: Scene, concepts: Sequence[Concept], keep: Sequence[str], near: names.Near
+) -> list[Kept]:
     """What is drawn to see what stays: neighbours, what the erasure moves most, and a sample of the rest.
 
     A half is what moves most, and a quarter each are neighbours and the sample. Of neighbours and of the
     default list, things that contain a concept and its synonyms are left out.
 
     Args:
-        near: see :func:`nearest`.
+        near: see :func:`~trace_core.evaluate.verify.names.nearest`.
 
     Raises:
         ConceptError: if a concept is in the keep list.
@@ -195,16 +165,16 @@ def kept_things(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str], 
 def kept_names(scene: Scene, concepts: Sequence[Concept], keep: Sequence[str]) -> list[str]:
     """The keep list, or the model's own, or everyday things, without what asks for a concept."""
     listed = scene.own.keep_list(concepts) if scene.own else everyday(concepts)
-    return list(dict.fromkeys(keep)) or [n for n in listed if not _erased(n, concepts)]
+    return list(dict.fromkeys(keep)) or [n for n in listed if not names.erased(n, concepts)]
 
 
-def _nearest_first(scene: Scene, concepts: Sequence[Concept], near: Near) -> list[Kept]:
+def _nearest_first(scene: Scene, concepts: Sequence[Concept], near: names.Near) -> list[Kept]:
     """As many neighbours of every concept as the effort says, the nearest of each first."""
     kinds, found = {c.target: c.kind for c in concepts}, {}
     for rank in range(scene.effort.neighbours):
-        for target, names in near.items():
-            if rank < len(names):
-                found.setdefault(names[rank], Kept(names[rank], kinds[target], target))
+        for target, entries in near.items():
+            if rank < len(entries):
+                found.setdefault(entries[rank], Kept(entries[rank], kinds[target], target))
     return list(found.values())
 
 
@@ -228,17 +198,24 @@ def _by_move(scene: Scene, things: Sequence[Kept]) -> list[Kept]:
     return [things[i] for i in sorted(range(len(things)), key=lambda i: -moves[i])]
 
 
-def _erased(name: str, concepts: Sequence[Concept]) -> bool:
-    return any(synonymous(name, c.target) or (not c.parts and asks_for(name, c)) for c in concepts)
+def kept_pictures(
+    scene: Scene, things: Sequence[Kept], concepts: Sequence[Concept], near: names.Near, listed: Sequence[str]
+) -> list[Drawn]:
+    """Pictures of the kept things, before and after. The rivals are the neutral prompt and the concepts.
 
+    Of pictures that seem lost, the unerased model says which of many names fits them best. A picture that
+    was composed anew may still show its thing.
 
-def kept_pictures(scene: Scene, things: Sequence[Kept], concepts: Sequence[Concept]) -> list[Drawn]:
-    """Pictures of the kept things, before and after. The rivals are the neutral prompt and the concepts."""
+    Args:
+        near: see :func:`~trace_core.evaluate.verify.names.nearest`.
+        listed: the keep list.
+    """
     count = scene.effort.kept_samples
-    prompts, neutral, rivals = [], [], [[], []]
+    prompts, neutral, rivals, used = [], [], [[], []], []
     plain = [c for c in concepts if not c.parts]  # a combination's parts may be drawn
     for number, thing in enumerate(things):
         templates = templates_of(thing.kind, scene.own, count, plain)
+        used += templates
         prompts += [fill(t, thing.name) for t in templates]
         neutral += [fill(t, "") for t in templates]
         concept = next((c for c in plain if c.target == thing.near), None)
@@ -247,10 +224,37 @@ def kept_pictures(scene: Scene, things: Sequence[Kept], concepts: Sequence[Conce
         for column, word in zip(rivals, (concept.target, concept.anchor) if like else ("", "")):
             column += [fill(t, "" if same(word, thing.name) else word) for t in templates]
     whole = _drawn(scene, "", prompts, [neutral, *rivals], "kept things")
+    alike = [(t.name, t.kind) for t in things]
+    others = [names.of_kept(t.name, t.kind, concepts, near, alike, listed) for t in things]
+    chosen = _asked_again(scene, whole, used, [n for n in others for _ in range(count)])
     out = []
     for number, thing in enumerate(things):
         at = slice(number * count, (number + 1) * count)
         parts = (whole.before[at], whole.after[at], whole.shown_before[at], whole.shown_after[at])
-        parts += (whole.moves[at],)
-        out.append(Drawn(thing.name, tuple(prompts[at]), *parts, thing.near))
+        parts += (whole.moves[at], thing.near, tuple(others[number]), chosen[at])
+        out.append(Drawn(thing.name, tuple(prompts[at]), *parts))
     return out
+
+
+def _asked_again(
+    scene: Scene, whole: Drawn, templates: Sequence[str], others: Sequence[Sequence[str]]
+) -> Tensor:
+    """Of pictures that seem lost, whether their own names fit them best, bool ``[n]``; of others False.
+
+    Args:
+        templates: of each picture.
+        others: names of other things for each picture; none where there are too few.
+    """
+    chosen = torch.zeros(len(templates), dtype=torch.bool)
+    doubtful = ((whole.shown_after <= SHOWN) | (whole.moves > MOVED)) & (whole.shown_before > SHOWN)
+    at = [i for i in doubtful.nonzero().flatten().tolist() if others[i]]
+    if not at:
+        return chosen
+    asked = [whole.prompts[i] for i in at]
+    columns = [  # a thing with fewer names is asked for its own prompt instead, which changes nothing
+        [fill(templates[i], others[i][k]) if k < len(others[i]) else whole.prompts[i] for i in at]
+        for k in range(max(len(others[i]) for i in at))
+    ]
+    tick = scene.ticker("best name for kept things", evaluations(scene, len(at), len(columns)))
+    chosen[at] = best_named(scene, whole.after[at], asked, columns, tick)
+    return chosen

@@ -13,9 +13,9 @@ from ...lora.gating import base_mismatch, check_fits
 from ...text.concepts import Concept, same, with_default_anchor
 from ...text.neighbours import nearest_of
 from ..protocol import Progress
-from . import attacks, items
+from . import attacks, items, names
 from . import judged as judging
-from .drawn import concept_pictures, kept_names, kept_pictures, kept_things, names_of, nearest
+from .drawn import concept_pictures, kept_names, kept_pictures, kept_things
 from .layers import only_text, residuals
 from .prompts import Probe, neutral_of, probes
 from .result import Measured, Verification
@@ -74,14 +74,14 @@ def verify(
     notes = _notes(scene, named)
     synonyms = _synonyms(named[:MOST], synonyms or {})
     steered = [with_default_anchor(scene.steered(c), list(keep), named) for c in named[:MOST]]
-    near, listed = nearest(scene, steered), kept_names(scene, steered, keep)
+    near, listed = names.nearest(scene, steered), kept_names(scene, steered, keep)
     things = kept_things(scene, steered, keep, near)
     stay = [t.name for t in things]
     measured = [
-        _concept(scene, c, stay, synonyms.get(c.target, ()), names_of(c, steered, near, listed))
+        _concept(scene, c, stay, synonyms.get(c.target, ()), names.of_concept(c, steered, near, listed))
         for c in steered
     ]
-    kept = kept_pictures(scene, things, steered) if things else []
+    kept = kept_pictures(scene, things, steered, near, listed) if things else []
     if not kept:
         notes.append("Nothing is left to keep, so that no picture of it was compared.")
     seen = None
@@ -142,7 +142,7 @@ def _concept(
     concept: Concept,
     kept: Sequence[str],
     synonyms: Sequence[str],
-    names: Sequence[str],
+    others: Sequence[str],
 ) -> Measured:
     """Everything that is measured of one concept."""
     kind, name = concept.kind, concept.target
@@ -163,7 +163,7 @@ def _concept(
         known = [w.probe.name for w in found if w.known]
         left = residuals(scene, asked, f"text layers of '{name}'")
         lines += filter(None, [items.of_layers(concept, left, known)])
-    drawn = concept_pictures(scene, concept, kind, near[:RIVALS], names)
+    drawn = concept_pictures(scene, concept, kind, near[:RIVALS], others)
     lines.append(items.of_pictures(drawn))
     tried = []
     if scene.effort.attacks:

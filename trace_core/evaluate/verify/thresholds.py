@@ -10,7 +10,7 @@ pictures, or less than 90 % of the rest, and good up to 10 % and from 95 %.
 * :data:`LOST` is a little above it, since half of what is drawn are the things that the erasure moves most.
   Good erasures lost up to 0.06 of these pictures, and the mildest failed one 0.19.
 * :data:`MOVED`: on demo-sd none of 318 kept pictures below 0.4 had lost what it showed, 2 of 13 up to 0.7,
-  and 33 of 50 above.
+  and 33 of 50 above. The names decide about those above.
 * :data:`REACH` and :data:`WORDINGS` lie between the projections at strength 0.7 (0.39, 0.34), 0.6 (0.44,
   0.51) and 0.5 (0.58, 0.59). The judge calls the first good, the second between and the last failed.
 """
