@@ -203,13 +203,9 @@ def _fuse(commands) -> None:
         default=0.1,
         help="weight of one keep-list entry against one concept; 0 ignores the keep list",
     )
-    ways = c.add_mutually_exclusive_group()
-    ways.add_argument(
-        "--naive", action="store_true", help="concatenate the erasures, so that they add up, instead"
-    )
-    ways.add_argument(
-        "--add", action="store_true", help="leave the first file as it is, bit for bit, and add the others"
-    )
+    ways, flag = c.add_mutually_exclusive_group(), {"action": "store_true"}
+    ways.add_argument("--naive", help="concatenate the erasures, so that they add up, instead", **flag)
+    ways.add_argument("--add", help="leave the first file as it is, bit for bit, and add the others", **flag)
     c.add_argument(
         "--integration",
         type=float,

@@ -67,20 +67,17 @@ def verify(
     check_clip(backbone_for(model), clip)
     check_fits(model, lora)
     judging.check(judge, vae)
-    report = progress or (lambda *_: None)
-    config = config or SamplerConfig.for_model(model)
-    scene = Scene(model, clip, lora, strength, config, effort or Effort(), seed, report)
+    progress, config = progress or (lambda *_: None), config or SamplerConfig.for_model(model)
+    scene = Scene(model, clip, lora, strength, config, effort or Effort(), seed, progress)
     named = _concepts(lora, concepts)
     notes = _notes(scene, named)
     synonyms = _synonyms(named[:MOST], synonyms or {})
     steered = [with_default_anchor(scene.steered(c), list(keep), named) for c in named[:MOST]]
     near, listed = names.nearest(scene, steered), kept_names(scene, steered, keep)
     things = kept_things(scene, steered, keep, near)
+    others = {c.target: names.of_concept(c, steered, near, listed) for c in steered}
     stay = [t.name for t in things]
-    measured = [
-        _concept(scene, c, stay, synonyms.get(c.target, ()), names.of_concept(c, steered, near, listed))
-        for c in steered
-    ]
+    measured = [_concept(scene, c, stay, synonyms.get(c.target, ()), others[c.target]) for c in steered]
     kept = kept_pictures(scene, things, steered, near, listed) if things else []
     if not kept:
         notes.append("Nothing is left to keep, so that no picture of it was compared.")
