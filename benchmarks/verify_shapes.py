@@ -1,8 +1,8 @@
 """Verify Erasure on real shapes with random weights: ``python benchmarks/verify_shapes.py``.
 
 An SD 1.5 checkpoint, whole, and FLUX of its real width with few blocks. Their pictures are noise, so the
-verdict means nothing here: this measures the time, the progress and the cancel. The effort is the default
-one; pictures are small and have few steps, as two cores need. Each case runs in a process of its own.
+verdict means nothing here: this measures the time, the progress and the cancel. Pictures are small, few, and
+have few steps, as two cores need. Each case runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from trace_core.backbones import backbone_for
 from trace_core.backbones.sampling import SamplerConfig
 from trace_core.cli.commands import write_text
 from trace_core.closed_form import erase
-from trace_core.evaluate.verify import verify
+from trace_core.evaluate.verify import Effort, verify
 from trace_core.text.templates import TEMPLATES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,6 +34,7 @@ from shape_files import load, write  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "verify_shapes.json"
 NAMES = ("SD1.5 fp16", "FLUX bf16")
+EFFORT = Effort(samples=4, kept=4, kept_samples=1, neighbours=2, levels=4, repeats=1)
 
 
 class Stopped(Exception):
@@ -66,11 +68,11 @@ def run_case(name: str, folder: Path, pixels: int, steps: int) -> dict:
     lora = erase(model, clip, [CONCEPT], list(FEW)).lora
     config = SamplerConfig.for_model(model, steps=steps, width=pixels, height=pixels)
     heard, start = Heard(), time.perf_counter()
-    found = verify(model, clip, lora, config=config, progress=heard)
+    found = verify(model, clip, lora, keep=list(FEW), config=config, effort=EFFORT, progress=heard)
     seconds = time.perf_counter() - start
     stopped = Heard(cancel_in="before")
     try:
-        verify(model, clip, lora, config=config, progress=stopped)
+        verify(model, clip, lora, keep=list(FEW), config=config, effort=EFFORT, progress=stopped)
         raise SystemExit("the verification was not cancelled")
     except Stopped:
         after = time.perf_counter() - stopped.cancelled
@@ -90,7 +92,7 @@ def run_case(name: str, folder: Path, pixels: int, steps: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, help=f"any of: {'; '.join(NAMES)}")
-    parser.add_argument("--pixels", type=int, default=128)
+    parser.add_argument("--pixels", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -107,6 +109,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "pixels": args.pixels,
         "steps": args.steps,
+        "effort": asdict(EFFORT),
     }
     for name in args.names:
         size = ["--pixels", str(args.pixels), "--steps", str(args.steps)]
