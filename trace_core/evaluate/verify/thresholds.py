@@ -8,7 +8,7 @@ pictures, or less than 90 % of the rest, and good up to 10 % and from 95 %.
 * :data:`DRAWN` is the judge's own scale. The unerased model chooses among the names of a kind, as the judge
   does, and its share of pictures differs from the judge's by 0.025 on average, and by 0.10 at most.
 * :data:`LOST` is a little above it, since half of what is drawn are the things that the erasure moves most.
-  Good erasures lost up to 0.06 of these pictures, and the mildest failed one 0.19.
+  Good erasures lost up to 0.06 of these pictures before their names were asked, the mildest failed one 0.19.
 * :data:`MOVED`: on demo-sd none of 318 kept pictures below 0.4 had lost what it showed, 2 of 13 up to 0.7,
   and 33 of 50 above. The names decide about those above.
 * :data:`REACH` and :data:`WORDINGS` lie between the projections at strength 0.7 (0.39, 0.34), 0.6 (0.44,
