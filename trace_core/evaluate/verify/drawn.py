@@ -224,8 +224,8 @@ def kept_pictures(
         for column, word in zip(rivals, (concept.target, concept.anchor) if like else ("", "")):
             column += [fill(t, "" if same(word, thing.name) else word) for t in templates]
     whole = _drawn(scene, "", prompts, [neutral, *rivals], "kept things")
-    alike = [(t.name, t.kind) for t in things]
-    others = [names.of_kept(t.name, t.kind, concepts, near, alike, listed) for t in things]
+    kinds = [(t.name, t.kind) for t in things]
+    others = [names.of_kept(t.name, t.kind, concepts, near, kinds, listed) for t in things]
     chosen = _asked_again(scene, whole, used, [n for n in others for _ in range(count)])
     out = []
     for number, thing in enumerate(things):

@@ -24,7 +24,7 @@ def nearest(scene: Scene, concepts: Sequence[Concept]) -> Near:
 
 
 def of_concept(concept: Concept, concepts: Sequence[Concept], near: Near, listed: Sequence[str]) -> list[str]:
-    """Names that a picture of a concept may fit better: of its kind, and none that is erased.
+    """Names that a picture of a concept may fit better, of its kind.
 
     What takes its place comes first, then its own neighbours, those of the others, and the keep list. There
     are none of a combination and of an explicit concept, and none if they were too few to choose from.
