@@ -143,7 +143,7 @@ def test_any_script_can_be_erased(engine, concept, tmp_path):
     assert ErasureLora.load(out).info()["trace.concepts"][0][0] == concept
 
 
-@pytest.mark.parametrize("out", ["missing.txt", "folder.safetensors", "file/x.safetensors"])
+@pytest.mark.parametrize("out", ["missing.txt", "folder.safetensors", "file/x.safetensors", "."])
 def test_unwritable_path_is_refused_before_the_work(engine, out, tmp_path, capsys):
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").write_text("not a folder")
@@ -173,6 +173,18 @@ def test_a_model_that_is_no_model_is_refused(engine, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_evaluate_asks_a_file_what_it_erases(erased, tmp_path, capsys):
+    few = ["evaluate", "--model", "demo-sd", "--samples", "1", "--others", "1"]
+    assert main([*few, "--lora", str(erased / "cat.safetensors"), "--json", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["acc_e"] == 0
+    plain = ErasureLora.load(erased / "cat.safetensors")
+    plain = ErasureLora(plain.modules, {})
+    plain.save(tmp_path / "plain.safetensors")
+    capsys.readouterr()
+    assert main([*few, "--lora", str(tmp_path / "plain.safetensors")]) == 2
+    assert "plain.safetensors' does not say what it erases; name it with --erase" in capsys.readouterr().err
+
+
 def test_the_judge_knows_what_it_does_not_know(engine, capsys):
     assert main(["evaluate", "--model", "demo-sd", "--erase", "Van Gogh"]) == 2
     assert "the judge does not know 'Van Gogh'" in capsys.readouterr().err
@@ -193,5 +205,8 @@ def test_info_without_a_file_says_what_the_program_runs_on(engine, capsys):
 
 def test_info_of_a_file_is_in_order(erased, capsys):
     assert main(["info", str(erased / "cat.safetensors")]) == 0
-    keys = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("trace.")]
-    assert keys == sorted(keys) and "trace.concepts" in keys
+    first, metadata = capsys.readouterr().out.split("\nmetadata\n")
+    keys = [line.split(":")[0] for line in metadata.splitlines() if line.startswith("  trace.")]
+    assert keys == sorted(keys) and "  trace.concepts" in keys
+    assert first.startswith("erases: cat\n") and "made for: Stable Diffusion 1.x" in first
+    assert "acts on: every step" in first

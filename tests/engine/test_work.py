@@ -275,6 +275,14 @@ def test_the_dtype_is_that_of_the_weights(files, dtype, monkeypatch):
     ].attn2.to_k.weight.dtype == getattr(torch, models.DTYPES[dtype])
 
 
+@pytest.mark.parametrize("ending", ["sft", "SAFETENSORS"])
+def test_other_endings_of_a_safetensors_file(files, ending, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    (tmp_path / f"unet.{ending}").symlink_to(files / "unet.safetensors")
+    model = models.open_model(models.Source(str(tmp_path / f"unet.{ending}"), ("clip_l.safetensors",)))[0]
+    assert model.model.diffusion_model.middle_block
+
+
 MISSING = {
     "no text encoder": (["unet.safetensors"],
     "'unet.safetensors' has no text encoder; give its files with --clip"),
@@ -292,6 +300,11 @@ MISSING = {
     "--clip 'vae.safetensors' is not a text encoder: it has none"),
     "a text encoder as VAE": (["unet.safetensors", "--clip", "clip_l.safetensors", "--vae",
     "clip_l.safetensors"], "cannot load 'clip_l.safetensors' as a VAE"),
+    "a VAE as model": (["vae.safetensors"], "--model 'vae.safetensors' is a VAE, not a model"),
+    "a LoRA as model": (["lora.safetensors"],
+    "--model 'lora.safetensors' is a LoRA, not a model; a LoRA is given with --lora"),
+    "a folder": (["folder"], "--model 'folder' is a folder; name a file in it"),
+    "a part": (["unet-00001-of-00003.safetensors"], "is one of 3 parts of a model"),
     "no GGUF loader": (["flux.gguf", "--clip", "clip_l.safetensors", "--vae", "vae.safetensors"],
     "needs the custom nodes ComfyUI-GGUF"),
 }  # fmt: skip
@@ -302,6 +315,9 @@ def test_what_is_missing_is_named(files, name, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(files)
     (files / "flux.gguf").write_bytes(b"GGUF")
     (files / "clip.pt").write_bytes(b"")
+    (files / "folder").mkdir(exist_ok=True)
+    (files / "unet-00001-of-00003.safetensors").write_bytes(b"")
+    save_file({"diffusion_model.a.lora_up.weight": torch.ones(1)}, files / "lora.safetensors")
     monkeypatch.setattr(models, "GGUF_NODES", "nothing.py")
     # another test may have loaded it
     monkeypatch.delitem(sys.modules, f"{models.GGUF_PACK}.nodes", raising=False)

@@ -52,7 +52,7 @@ def test_a_concept_prints_as_the_line_it_came_from(concept):
     assert parse_concepts(str(concept)) == [concept]
 
 
-@pytest.mark.parametrize("hyphenated", ["x-ray", "Spider-Man", "a > b", "1 - 2", "- >"])
+@pytest.mark.parametrize("hyphenated", ["x-ray", "Spider-Man", "1 - 2"])
 def test_hyphens_and_signs_are_no_arrows(hyphenated):
     assert parse_concepts(hyphenated) == [Concept(hyphenated)]
 

@@ -118,7 +118,7 @@ PLACES = {
     "a picture": ("generate --model demo-sd --prompt x --out list.txt", "exists already"),
     "a report": ("info base.safetensors --json list.txt", "exists already"),
     "a link to one": ("erase --model demo-sd --erase cat --out link.safetensors", "exists already"),
-    "a folder": ("erase --model demo-sd --erase cat --out folder", "cannot write 'folder'"),
+    "a folder": ("erase --model demo-sd --erase cat --out folder", "--out 'folder' is a folder"),
     "below a file": ("erase --model demo-sd --erase cat --out list.txt/x.safetensors", "cannot write"),
     "one in the other": ("erase --model demo-sd --erase cat --out x.safetensors --json "
                          "x.safetensors/y.json", "one would be a folder of the other"),

@@ -10,12 +10,20 @@ from ..text.concepts import Concept
 from .timing import Bars
 
 
-def check(args) -> None:
+def check(args, concepts: Sequence[Concept]) -> None:
     """Check ``--attack`` and ``--recover`` before a model is loaded.
 
     Raises:
         TraceError: naming the option.
     """
+    if not args.recover and args.attack is None:
+        return
+    option = "--recover" if args.recover else "--attack"
+    if len(args.lora) != 1 or not concepts:
+        raise TraceError(
+            f"{option} attacks one erasure; name its file with --lora, and its concepts with --erase if the "
+            "file does not say them"
+        )
     if args.attack is None:
         return
     from ..evaluate.attacks import names_of
@@ -29,11 +37,6 @@ def check(args) -> None:
 
 def run(args, opened: tuple, domain, concepts: Sequence[Concept], config, bars: Bars) -> dict:
     """Run ``--attack`` or ``--recover`` on one file, for every concept."""
-    option = "--recover" if args.recover else "--attack"
-    if len(args.lora) != 1 or not concepts:
-        raise TraceError(
-            f"{option} attacks one erasure; name its file with --lora and its concepts with --erase"
-        )
     lora = ErasureLora.load(args.lora[0])
     one = _recover if args.recover else _attack
     try:

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from .. import __version__
 from ..closed_form import ClosedFormConfig
 from ..errors import TraceError, enough_memory
 from ..lora.erasure import ErasureLora
-from ..lora.metadata import model_family
 from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
 from . import attacking, jobs, outputs, protocols, training, verifying, workers
 from . import inputs as intake
-from .engine import PACK_ROOT, EngineNotFound, find, load
+from .engine import PACK_ROOT, EngineNotFound, load
 from .figures import groups, remarks, table
+from .information import info
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import may_replace, write_text
 from .timing import Bars, Clock
@@ -280,8 +279,8 @@ def evaluate(args) -> dict:
         raise TraceError(f"--samples is {args.samples}; it must be at least 1")
     if args.others is not None and args.others < 1:
         raise TraceError(f"--others is {args.others}; it must be at least 1")
-    attacking.check(args)
-    concepts, _ = intake.concepts(args)
+    concepts = intake.concepts_or_of_files(args, required=True)
+    attacking.check(args, concepts)
     model, clip, vae = open_model(Source.of(args), vae=True, clock=args.clock)
     from ..demo.domain import domain
 
@@ -307,7 +306,7 @@ def evaluate(args) -> dict:
 
 def _protocol(args) -> dict:
     """A protocol of the papers on any model, with the user's own judge."""
-    plan = protocols.plan(args, intake.concepts(args)[0])
+    plan = protocols.plan(args, intake.concepts_or_of_files(args, required=False))
     opened = open_model(Source.of(args), vae=True, clock=args.clock)
     config = sampler_of(args, opened[0], args.model in DEMO_MODELS)
     erased = with_loras(opened[0], args.lora, args.strength, args.start, args.end) if args.lora else None
@@ -323,39 +322,6 @@ def verify(args) -> dict:
     opened = open_model(Source.of(args), vae=judge is not None, clock=args.clock)
     config = sampler_of(args, opened[0], args.model in DEMO_MODELS)
     return verifying.run(args, opened, lora, concepts, keep, synonyms, config, judge)
-
-
-def info(args) -> dict:
-    found = versions()
-    if args.file:
-        found = dict(sorted(ErasureLora.load(args.file).info().items()))
-        family = model_family(found)
-        found = ({"model family": family} if family else {}) | found
-    for key, value in found.items():
-        print(f"{key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
-    return found
-
-
-def versions() -> dict:
-    """What a report of a problem needs: versions of this program and of what it runs on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    out = {"trace_core": __version__, "python": platform.python_version(), "system": platform.platform()}
-    out["torch"] = torch.__version__
-    for name in ("safetensors", "transformers", "peft"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            out[name] = "not installed"
-    try:
-        found = find()
-        out["ComfyUI"] = f"{found.version}, {'checkout' if found.full else 'model classes only'}"
-    except EngineNotFound as error:
-        out["ComfyUI"] = str(error)
-    return out
 
 
 def fuse(args) -> dict:

@@ -9,6 +9,7 @@ from ..lora.erasure import ErasureLora
 from ..lora.parts import check_strengths
 from ..text.concepts import same
 from . import inputs as intake
+from .inputs import count
 from .models import DEMO_MODELS, Source, open_model
 from .outputs import keep as keep_file
 from .outputs import may_replace
@@ -68,9 +69,10 @@ def run(args, bars) -> dict:
 
 def _show(report: dict, lora: ErasureLora, path: Path, files: int, max_rank: int | None) -> None:
     """Print what was fused and how accurately."""
-    known = [t for part in lora.parts() for t in part.targets]
+    parts = lora.parts()
+    known = sum(len(part.targets) for part in parts)
     print(
-        f"{_done(report, files)}: {len(known)} concepts in {len(lora.parts())} parts, "
+        f"{_done(report, files)}: {count(known, 'concept')} in {count(len(parts), 'part')}, "
         f"{len(lora.modules)} layers, rank {lora.rank}; wrote {path} ({path.stat().st_size / 1024:.0f} KB)"
     )
     for name, figures in report.get("streams", {}).items():

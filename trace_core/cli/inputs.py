@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..errors import ConceptError
 from ..text import lists
 from ..text.anchors import follow_anchors
 from ..text.concepts import Concept, check_disjoint, kinds_of
 from ..text.grammar import concepts_of, keep_of
-from ..text.syntax import Item
+from ..text.syntax import Item, key
 
 SHOWN = 12  #: concepts listed one by one
 
@@ -53,6 +54,26 @@ def concepts(args: argparse.Namespace) -> tuple[list[Concept], list[str]]:
     )
     entries, notes = _entries("--erase", args.erase, args.erase_file, columns)
     return concepts_of(entries, f"--erase-file {args.erase_file}" if args.erase_file else "--erase"), notes
+
+
+def concepts_or_of_files(args: argparse.Namespace, required: bool) -> list[Concept]:
+    """Concepts of ``--erase`` and ``--erase-file``; without these, what the files of ``--lora`` erase.
+
+    Raises:
+        ConceptError: if ``required``, and a file does not say what it erases.
+    """
+    from ..lora.erasure import ErasureLora
+
+    given, _ = concepts(args)
+    if given:
+        return given
+    found: dict[str, Concept] = {}
+    for file in args.lora:
+        own = [c for part in ErasureLora.load(file).parts() for c in part.concepts]
+        if required and not own:
+            raise ConceptError(f"--lora '{file}' does not say what it erases; name it with --erase")
+        found |= {key(c.target): c for c in own}
+    return list(found.values())
 
 
 def keep(args: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -97,7 +118,7 @@ def lines(found: dict) -> list[str]:
     concepts, keep = found["concepts"], found["keep"]
     groups = Counter((c["kind"], c["why"]) for c in concepts)
     kinds = ", ".join(f"{count:,} {kind} ({why})" for (kind, why), count in groups.most_common())
-    out = [f"read {_count(len(concepts), 'concept')}: {kinds}"]
+    out = [f"read {count(len(concepts), 'concept')}: {kinds}"]
     more = [
         (sum(bool(c["anchor"]) for c in concepts), "with an anchor"),
         (sum(c["strength"] != 1 for c in concepts), "with a strength"),
@@ -115,10 +136,15 @@ def lines(found: dict) -> list[str]:
     return [*out, f"keep: {keep_text}", *(f"note: {note}" for note in found["notes"])]
 
 
+def _with_strength(concept: dict) -> str:
+    strength = concept["strength"]
+    return concept["concept"] if strength == 1 else f"{concept['concept']} @ {strength:g}"
+
+
 def table(found: dict) -> list[str]:
     """A table of the first concepts."""
     rows = [
-        (c["concept"], f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
+        (_with_strength(c), f"-> {c['anchor']}" if c["anchor"] else "(no anchor)", c["kind"], c["why"])
         for c in found["concepts"][:SHOWN]
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
@@ -129,7 +155,8 @@ def table(found: dict) -> list[str]:
     return [*out, f"  and {left:,} more"] if left else out
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """A number with its noun, such as "2 concepts"."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 

@@ -7,6 +7,7 @@ ComfyUI-GGUF (city96).
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..errors import TraceError
+from ..lora.contents import contents
 from . import engine
 
 DEMO_MODELS = ("demo-sd", "demo-flux", "demo-people")
@@ -26,7 +28,8 @@ DTYPES = {
     "fp8_e4m3fn": "float8_e4m3fn",
     "fp8_e5m2": "float8_e5m2",
 }
-ENDINGS = (".safetensors", ".gguf")
+ENDINGS = (".safetensors", ".sft", ".gguf")
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")  #: in the name of one part of a model
 #: key prefixes of a file with more than a diffusion model
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
 VAES = ("first_stage_model.", "vae.")
@@ -86,16 +89,26 @@ class Source:
 
 def _file(option: str, name: str) -> Path:
     path = Path(name)
+    if path.is_dir():
+        raise TraceError(
+            f"{option} '{name}' is a folder; name a file in it. A model in the folders of diffusers has to "
+            "be one file, as ComfyUI reads it"
+        )
     if not path.is_file():
         raise TraceError(
             f"--model '{name}' is no demo model ({', '.join(DEMO_MODELS)}) and no file"
             if option == "--model"
             else f"{option} '{name}' is not a file"
         )
-    if path.suffix not in ENDINGS:
+    if path.suffix.lower() not in ENDINGS:
         raise TraceError(
             f"{option} '{path.name}' must be a .safetensors or .gguf file; other formats can run code when "
             "opened"
+        )
+    if (shard := SHARD.search(path.name)) and int(shard[1]) > 1:
+        raise TraceError(
+            f"{option} '{path.name}' is one of {int(shard[1])} parts of a model; name a file that holds all "
+            "of it"
         )
     return path
 
@@ -139,7 +152,7 @@ def open_model(source: Source | str, vae: bool = False, clock=None):
         return loader.load(source.model)
     path, has = files[0], _contents(files[0])
     for file in map(Path, source.clip):
-        if file.suffix != ".gguf" and not any(
+        if file.suffix.lower() != ".gguf" and not any(
             mark in key for key in _keys(file, "a text encoder") for mark in TEXT_LAYERS
         ):
             raise TraceError(
@@ -169,9 +182,14 @@ def _encoders() -> list[str]:
 
 def _contents(path: Path) -> dict[str, bool]:
     """Which parts a file has, from its tensor names."""
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return {"clip": False, "vae": False}
     keys = _keys(path, "a checkpoint")
+    if (found := contents(keys)) not in ("", "a model", "a text encoder"):
+        raise TraceError(
+            f"--model '{path.name}' is {found}, not a model"
+            + ("; a LoRA is given with --lora, beside its base model" if found == "a LoRA" else "")
+        )
     return {
         "clip": any(k.startswith(TEXT_ENCODERS) for k in keys),
         "vae": any(k.startswith(VAES) for k in keys),
@@ -191,7 +209,7 @@ def _model(path: Path, source: Source, has: dict[str, bool]) -> tuple:
     import torch
 
     options = {"dtype": getattr(torch, DTYPES[source.dtype])} if DTYPES[source.dtype] else {}
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if options:
             raise TraceError(
                 "--dtype applies to .safetensors models; a .gguf file defines how its weights are stored"
@@ -253,7 +271,7 @@ def _clip(model, files: Sequence[str]):
     from ..backbones import backbone_for
 
     kind = getattr(comfy.sd.CLIPType, backbone_for(model).traits.clip_type)
-    if any(Path(f).suffix == ".gguf" for f in files):
+    if any(Path(f).suffix.lower() == ".gguf" for f in files):
         loader = gguf().CLIPLoaderGGUF()
         return _loaded(
             Path(files[0]),

@@ -44,7 +44,7 @@ def check(args) -> None:
     """
     read, written = inputs(args), outputs(args)
     for place in written:
-        check_writable(place.path)
+        check_writable(place.path, place.option)
     for place in written:
         found = next((other for other in read if same(place.path, other.path)), None)
         if found:
@@ -125,12 +125,16 @@ def same(a: Path, b: Path) -> bool:
         return False
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "the file") -> None:
     """Refuse an unwritable path before the work.
 
     Raises:
         TraceError: naming the path.
     """
+    if path == Path():  # an empty text too
+        raise TraceError(f"{option} names no file; write the name of one")
+    if path.is_dir():
+        raise TraceError(f"{option} '{path}' is a folder; name a file in it, or another file")
     if is_stream(path) and os.access(path, os.W_OK):
         return
     target = real(path)
@@ -138,8 +142,7 @@ def check_writable(path: Path) -> None:
     while not folder.exists():
         folder = folder.parent
     if (
-        target.is_dir()
-        or not folder.is_dir()
+        not folder.is_dir()
         or target.is_symlink()
         or not os.access(target if target.exists() else folder, os.W_OK)
     ):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraError
 from . import keys as names
+from .contents import contents
 
 PREFIX = "diffusion_model."
 FORMATS = {
@@ -52,6 +53,8 @@ def read(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, 
     Raises:
         LoraError: naming the first key that is unknown, missing, of a wrong shape, or not finite.
     """
+    if (found := contents(state)) not in ("", "a LoRA"):
+        raise LoraError(f"this file is {found}, not a LoRA; choose an erasure LoRA")
     parts: dict[str, dict[str, Tensor]] = {}
     keys: dict[str, str] = {}  # first key of each layer
     for key, tensor in state.items():

@@ -124,7 +124,7 @@ def _strength(line: str, where: str, string: bool = False) -> tuple[str, float]:
     strength = _checked(float(given) if is_number(given) else math.nan, given, line, where)
     if not rest:
         raise ConceptError(
-            f"{where}: there is no concept before the @ in '{short(line)}'; write `concept {{AT}} 0.5`"
+            f"{where}: there is no concept before the @ in '{short(line)}'; write `concept {AT} 0.5`"
         )
     if _strength(rest, where, string) != (rest, 1.0):
         raise ConceptError(f"{where}: '{short(line)}' has two strengths; write one, at the end of the line")

@@ -1,9 +1,9 @@
 """Lists as people write them: layout, names, and prompt syntax.
 
-Layout is removed: byte order marks, bullets (``-``, ``*``, ``•``), numbering (``1.``, ``2)``), blank lines,
-``# comments``, and the brackets, quotes and commas of a list pasted from Python or JSON. ``;`` separates
-entries. A comma is refused because it may separate two names or belong to one. Prompt weights and prompt
-keywords are refused because no text encoder would read them as a name. Text in quotes is taken literally.
+Layout is removed: byte order marks, bullets (``-``, ``*``, ``•``), numbering (``1.``, ``2)``, ``a)``), blank
+lines, ``# comments``, and the brackets, quotes and commas of a list pasted from Python or JSON. ``;``
+separates entries. A comma is refused because it may separate two names or belong to one. What cannot be a
+name is refused too, see :mod:`.refused`. Text in quotes is taken literally.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import ConceptError
+from .refused import no_name, short
 
 MAX_CHARACTERS = 300  #: per concept; the text encoders read 77 tokens
 
@@ -26,7 +27,9 @@ _COMMA = re.compile(r"(?<!\d)[,，、،]|[,，、،](?!\d)")  # not the comma in
 _SEMICOLON = re.compile("[;；؛]")
 # byte order mark and zero-width space; joiners and direction marks belong to names
 _EDGES = "\ufeff\u200b\u2060"
-_BULLET = re.compile(r"(?:[-*–—·]\s+|[•‣◦▪●○]\s*|[-–—](?=[^\W\d_])|\d{1,4}[.)]\s+)(?:\[[ xX]?\]\s+)?(?=.*\w)")
+_BULLET = re.compile(
+    r"(?:[-*–—·]\s+|[•‣◦▪●○]\s*|[-–—](?=[^\W\d_])|(?:\d{1,4}[.)]|[a-zA-Z]\))\s+)(?:\[[ xX]?\]\s+)?(?=.*\w)"
+)
 _STRING = rf"(?:{QUOTED}|'[^']*'(?=\s*(?:[,\])]|$|\#)))"
 _PASTED = re.compile(
     rf"(?:\w+\s*=\s*)?[\[(]*\s*{_STRING}(?:\s*,\s*{_STRING})*\s*,?\s*[\])]*\s*,?\s*(?:\#.*)?"
@@ -34,40 +37,6 @@ _PASTED = re.compile(
 #: quoted text, or an escaped bracket outside it: saber_\(fate\), as prompts have it
 _ESCAPED = re.compile(rf"({QUOTED})|\\([()\[\]{{}}])")
 _BRACKETS = re.compile(r"(?:\w+\s*=\s*)?[\[\](){}]+,?")
-
-#: prompt syntax, with the remedy for each
-_SYNTAX: tuple[tuple[re.Pattern, str], ...] = (
-    (
-        re.compile(r"<\s*(?:lora|lyco|hypernet|embedding)\s*:[^>]*>?", re.IGNORECASE),
-        "loads a file in some user interfaces and is not a name; leave it out",
-    ),
-    (
-        re.compile(r"\bembedding:\S*", re.IGNORECASE),
-        "is a trained embedding, which has no words in the text encoder; write what it draws in words",
-    ),
-    (
-        re.compile(r"\([^()]*:\s*[-+]?(?:\d+\.?\d*|\.\d+)\s*\)"),
-        "is a prompt weight; write the name alone, and `name @ 0.5` to erase half of it",
-    ),
-    (
-        re.compile(r"(?<=[^\W\d_])::?[-+]?(?:\d\.\d+|\.\d+|\d)$"),
-        "is a prompt weight; write the name alone, and `name @ 0.5` to erase half of it",
-    ),
-    (re.compile(r"\(\([^()]*\)\)"), "is prompt emphasis; write the name alone"),
-    (
-        re.compile(r"^\[[^\[\]]*\]$|\[\[[^\[\]]*\]\]|\[[^\[\]]*[:|][^\[\]]*\]"),
-        "is prompt emphasis or prompt scheduling; write the name alone",
-    ),
-    (
-        re.compile(r"\{[^{}]*\|[^{}]*\}"),
-        "is a choice of a wildcard prompt; write each option on a line of its own",
-    ),
-    (
-        re.compile(r"(?:^|(?<=\s))__[\w/*-]+__(?=\s|$)"),
-        "is a wildcard; write the names that it stands for, one per line",
-    ),
-)
-_KEYWORD = re.compile(r"(?:^|(?<=\s))(BREAK|AND|ADDCOMM|ADDROW|ADDCOL|ADDBASE)(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -101,10 +70,6 @@ class Item:
 def key(text: str) -> str:
     """A name in one case, with single spaces, in Unicode form NFKC."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def masked(line: str) -> str:
@@ -152,9 +117,7 @@ def items(text: str, source: str, table: str = "", numbered: bool = True) -> Ite
             f"{first.where}: '{short(first.text)}' contains a comma"
             + (f" (and {more:,} more of the list)" if more else "")
             + "; write one name per line, or put a semicolon between two names, or put double quotes around "
-            "a "
-            "name with a comma, such as "
-            '"Washington, D.C."' + (f". {table}" if table else "")
+            'a name with a comma, such as "Washington, D.C."' + (f". {table}" if table else "")
         )
 
 
@@ -171,30 +134,13 @@ def check(item: Item) -> None:
                 f"shorten '{short(text)}' to {MAX_CHARACTERS} or split it over several lines"
             )
         if any(unicodedata.category(c) in ("Cc", "Cs", "Co") for c in text):
-            raise ConceptError(f"{item.where}: '{short(text)}' contains control characters; remove them")
+            raise ConceptError(
+                f"{item.where}: '{short(_shown(text))}' contains control characters; remove them, or save "
+                "the file as UTF-8"
+            )
         for part in split(text, ARROW):
-            if problem := _prompt_syntax(part):
+            if problem := no_name(part, masked(part), typed=not item.string):
                 raise ConceptError(f"{item.where}: {problem}; if it is a name, put it in double quotes")
-
-
-def _prompt_syntax(part: str) -> str:
-    """A message about the first prompt syntax in a part; empty if the part is a name."""
-    hidden = masked(part)
-    for pattern, remedy in _SYNTAX:
-        if found := pattern.search(hidden):
-            return f"{_in(found[0], part)} {remedy}"
-    found = _KEYWORD.search(hidden)
-    # a name in capitals only (ROCK AND ROLL) contains no keyword
-    if found and (any(c.islower() for c in hidden) or hidden.strip() == found[0]):
-        return (
-            f"{_in(found[0], part)} is a prompt keyword; write the text before it and the text after it on "
-            "separate lines"
-        )
-    return ""
-
-
-def _in(found: str, part: str) -> str:
-    return f"'{short(found)}'" if found == part else f"'{short(found)}' in '{short(part)}'"
 
 
 def _entries(text: str, source: str, numbered: bool) -> Iterator[Item]:
@@ -217,9 +163,14 @@ def _entries(text: str, source: str, numbered: bool) -> Iterator[Item]:
                 yield Item(part, source, number)
 
 
+def _shown(text: str) -> str:
+    """A text without its control characters, which would confuse a terminal."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs", "Co") else c for c in text)
+
+
 def _without_comment(raw: str) -> str:
-    end = masked(raw).find("#")
-    return raw if end < 0 else raw[:end]
+    found = re.search(r"(?<!\w)#", masked(raw))  # C# is a name
+    return raw[: found.start()] if found else raw
 
 
 def _is_listed(part: str) -> bool:

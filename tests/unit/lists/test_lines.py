@@ -27,6 +27,7 @@ def names(text: str) -> list[str]:
         "-cat\n-dog",
         "1. cat\n2) dog",
         "  10. cat\n  11. dog",
+        "a) cat\nB) dog",
         "- [ ] cat\n- [x] dog",
         "cat; dog",
         "cat;dog;",
@@ -183,6 +184,67 @@ def test_syntax_of_prompts_is_refused_with_the_remedy(line):
         with pytest.raises(ConceptError, match=r"^x, line 3: .*double quotes") as caught:
             parse(f"\n# y\n{line}", "x")
         assert SYNTAX[line] in str(caught.value)
+
+
+NO_NAMES = {
+    "@artists.txt": "is the name of a file",
+    "my artists.CSV": "is the name of a file",
+    "cat -> dog.png": "is the name of a file",
+    "https://example.org/cat": "is a web address",
+    "// my list": "a comment begins with #",
+    "<li>cat</li>": "is markup",
+    "{\\rtf1\\ansi cat}": "is the code of a text document",
+    "cat > dog": "is no arrow",
+    "cat>>dog": "is no arrow",
+    "cat = dog": "is no arrow",
+    "cat=dog": "is no arrow",
+    "cat := dog": "is no arrow",
+    "cat|dog": "is no separator",
+    "cat || dog": "is no separator",
+    "cat: object": "gives a kind",
+    "Monet = Style": "is no arrow",
+    "Monet | artist": "is no separator",
+    ".": "holds no letter",
+    "-- --": "holds no letter",
+}
+
+
+@pytest.mark.parametrize("line", NO_NAMES)
+def test_what_is_no_name_is_refused_with_the_remedy(line):
+    with pytest.raises(ConceptError, match=r"^x, line 2: .*double quotes") as caught:
+        parse_concepts(f"bird\n{line}", "x")
+    assert NO_NAMES[line] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "C#",
+        "E=mc2",
+        "<3",
+        "P!nk",
+        "Ke$ha",
+        "St. Peter",
+        "C++",
+        "🐱",
+        "Mr. Doc",
+        "Wall-E",
+        "AC/DC",
+        "A. Dürer",
+    ],
+)
+def test_names_with_signs_are_names(name):
+    assert names(name) == [name]
+    assert names('"cat | dog.txt"') == ["cat | dog.txt"]
+
+
+def test_signs_in_the_strings_of_a_program_belong_to_the_name():
+    assert names('["cat | dog", "a = b", "x.txt"]') == ["cat | dog", "a = b", "x.txt"]
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    with pytest.raises(ConceptError, match="'c\ufffda\ufffdt\ufffd' contains control characters"):
+        parse_concepts("c\0a\0t\0\n\0", "x")
 
 
 def test_all_duplicates_are_told_at_once():

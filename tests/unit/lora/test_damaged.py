@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from lora_cases import A, B, make, noise
 from trace_core.errors import LoraError
+from trace_core.lora.contents import contents
 from trace_core.lora.erasure import ErasureLora
 
 
@@ -167,6 +168,32 @@ def test_unknown_key_is_named(key):
         ErasureLora.from_state_dict({**make().state_dict(), key: torch.ones(1)})
     assert key[:80] in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "a model"),
+        ("double_blocks.0.img_attn.qkv.weight", "a model"),
+        ("transformer_blocks.0.attn.to_q.weight", "a model"),
+        ("decoder.conv_in.weight", "a VAE"),
+        ("first_stage_model.decoder.up.0.block.0.conv1.weight", "a VAE"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "a text encoder"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "a text encoder"),
+        ("model.layers.0.self_attn.q_proj.weight", "a text encoder"),
+        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+        ("emb_params", "a textual inversion"),
+    ],
+)
+def test_another_kind_of_file_is_named(key, kind):
+    with pytest.raises(LoraError, match=f"this file is {kind}, not a LoRA"):
+        ErasureLora.from_state_dict({key: torch.ones(1)})
+    for lora in (
+        "lora_unet_down_blocks_0_attentions_0_to_q.lora_down.weight",
+        "x.lora_A.weight",
+        "a.lokr_w1",
+    ):
+        assert contents([key, lora]) == "a LoRA"
 
 
 @pytest.mark.parametrize("value", ["text", 5, None, [1.0]])
