@@ -9,7 +9,7 @@ from pathlib import Path
 import formats
 import shape_transformers
 import torch
-from shape_transformers import TRANSFORMERS
+from shape_transformers import TRANSFORMERS, random_weights
 from training_memory import SHAPES
 
 from trace_core import engine
@@ -76,22 +76,6 @@ def network(family: str, small: bool) -> tuple[object, dict]:
     return found, {
         k.replace("_norm.weight", "_norm.scale") if family == "FLUX.1-dev" else k: v for k, v in state.items()
     }
-
-
-def random_weights(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Normal matrices of norm 1 a row, vectors of one or nothing: enough for finite pictures."""
-    generator, out = torch.Generator().manual_seed(0), {}
-    for key, value in module.state_dict().items():
-        if value.ndim < 2:
-            out[key] = (
-                torch.ones(value.shape, dtype=dtype)
-                if key.endswith(("scale", "weight"))
-                else torch.zeros(value.shape, dtype=dtype)
-            )
-        else:
-            made = torch.empty(value.shape, dtype=torch.bfloat16).normal_(generator=generator)
-            out[key] = made.mul_(value[0].numel() ** -0.5).to(dtype)
-    return out
 
 
 def with_towers(config, state: dict, family: str) -> dict:

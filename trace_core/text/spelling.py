@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 PROBES = ("\ue000", "\uf8ff")
 
 
-def pad_id(clip, tower: str) -> int:
-    """Padding id of a tower's tokenizer, for prompts without padding (default *T5TokenizerOptions*)."""
-    tokenizer = getattr(getattr(clip, "tokenizer", None), tower, None)
-    pad = getattr(tokenizer, "pad_token", None)
-    return pad if isinstance(pad, int) else 0
-
-
 def same_length(clip, prompt: str):
     """Tokens of a prompt for a batch, with T5 padded to the tokenizer's own length.
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..errors import ConceptError
 from .batching import encode
-from .spelling import pad_id
 
 CLIP = ("l", "g", "h")  #: names of CLIP towers in ``clip.tokenize``, in the order of preference
 T5 = "t5xxl"
@@ -108,6 +107,13 @@ def _is_loaded(clip, name: str) -> bool:
     return getattr(getattr(clip, "cond_stage_model", None), name, True) is not None
 
 
+def _pad_id(clip, tower: str) -> int:
+    """Padding id of a tower's tokenizer, for prompts without padding (default *T5TokenizerOptions*)."""
+    tokenizer = getattr(getattr(clip, "tokenizer", None), tower, None)
+    pad = getattr(tokenizer, "pad_token", None)
+    return pad if isinstance(pad, int) else 0
+
+
 def _clip(clip, name: str) -> Tower:
     empty = token_ids(clip, "", name)
     return Tower(name, (empty[0],), (empty[1],), empty[-1])
@@ -115,11 +121,11 @@ def _clip(clip, name: str) -> Tower:
 
 def _t5(clip) -> Tower:
     empty = token_ids(clip, "", T5)
-    return Tower(T5, (), (empty[0],), empty[1] if len(empty) > 1 else pad_id(clip, T5), causal=False)
+    return Tower(T5, (), (empty[0],), empty[1] if len(empty) > 1 else _pad_id(clip, T5), causal=False)
 
 
 def _chat(clip, name: str) -> Tower:
-    pad = pad_id(clip, name)
+    pad = _pad_id(clip, name)
     first, second = (_unpadded(token_ids(clip, probe, name), pad) for probe in PROBES)
     start = _common(first, second)
     end = _common(first[len(start) :][::-1], second[len(start) :][::-1])
