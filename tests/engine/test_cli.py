@@ -188,6 +188,9 @@ def test_evaluate_asks_a_file_what_it_erases(erased, tmp_path, capsys):
 def test_the_judge_knows_what_it_does_not_know(engine, capsys):
     assert main(["evaluate", "--model", "demo-sd", "--erase", "Van Gogh"]) == 2
     assert "the judge does not know 'Van Gogh'" in capsys.readouterr().err
+    every = [f"{vendor} style" for vendor in ("google", "twitter", "fluent", "emojione", "android")]
+    assert main(["evaluate", "--model", "demo-sd", *(f"--erase={name}" for name in every)]) == 2
+    assert "every style that the judge knows is erased" in capsys.readouterr().err
 
 
 def test_a_costly_edit_is_announced(engine, tmp_path, capsys):

@@ -92,7 +92,7 @@ class Evaluator:
             :func:`~trace_core.evaluate.traits.of_trait`.
 
         Raises:
-            ConceptError: if the judge does not know a concept, or kinds are mixed.
+            ConceptError: if the judge does not know a concept, kinds are mixed, or nothing stays.
         """
         head, erased = self._places(concepts)
         if head == TRAIT:
@@ -191,7 +191,13 @@ class Evaluator:
             raise ConceptError(f"{' and '.join(heads)} have separate judges; evaluate them in two runs")
         if TRAIT in heads and len(places) > 1:
             raise ConceptError("traits are measured one at a time; evaluate them in two runs")
-        return next(iter(heads)), [name for _, name in places]
+        head, erased = next(iter(heads)), [name for _, name in places]
+        if head != TRAIT and not set(self.domain.heads[head]) - set(erased):
+            raise ConceptError(
+                f"every {head} that the judge knows is erased, so nothing is left to measure what stays; "
+                "leave some out"
+            )
+        return head, erased
 
     def _judged(self, pictures: Tensor, head: str, index: int) -> dict:
         probabilities = self.domain.judge(pictures, head)
