@@ -24,6 +24,7 @@ LISTS = {
     "person": ("people.txt", "list of people"),
     "explicit": ("explicit.txt", "list of explicit words"),
 }
+STYLES = ("styles.txt", "list of styles")  #: movements, media, studios
 #: Words that an explicit phrase may also contain
 BESIDE = frozenset(
     (
@@ -52,8 +53,16 @@ def kind_of(target: str) -> tuple[str, str]:
     for kind, (_, called) in LISTS.items():
         if name in names[kind]:
             return kind, called
+    if name in _names(STYLES[0]):
+        return "style", STYLES[1]
     *first, last = name.split() or [""]
-    if last in WORKS and " ".join(first) in names["style"]:
+    whose = target.strip().removesuffix("'s").removesuffix("’s") if last.endswith("s") else ""
+    artists = (
+        " ".join(first) if last in WORKS else "",
+        name.removeprefix("by ") if name.startswith("by ") else "",
+        bare(whose),
+    )
+    if any(artist in names["style"] for artist in artists if artist):
         return "style", LISTS["style"][1]
     if _is_explicit(name.split(), names["explicit"]):
         return "explicit", LISTS["explicit"][1]
