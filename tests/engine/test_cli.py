@@ -136,6 +136,20 @@ def test_bad_input_is_named_and_leaves_nothing(engine, name, tmp_path, capsys):
     assert not list(tmp_path.rglob("*"))
 
 
+UNKNOWN = {
+    "--erase-list=x": "`erase` has no option --erase-list=x; did you mean --erase-file?",
+    "--qqqq": "`erase` has no option --qqqq. `python -m trace_core erase --help`",
+    "dog": "'dog' belongs to no option of `erase`; repeat the option before each value",
+}
+
+
+@pytest.mark.parametrize("word", UNKNOWN)
+def test_an_unknown_option_names_the_nearest(word, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    assert main(["erase", "--model", "demo-sd", "--out", str(out), "--erase", "cat", word]) == 2
+    assert UNKNOWN[word] in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize("concept", ["🐱", "قطة", "חתול", "(cat)", "cat's"])
 def test_any_script_can_be_erased(engine, concept, tmp_path):
     out = tmp_path / "x.safetensors"

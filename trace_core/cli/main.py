@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import sys
 
@@ -51,6 +52,12 @@ def _command(commands, name: str, help: str, description: str = "") -> argparse.
     return command
 
 
+def _methods(closed_form: bool, finetune: bool) -> str:
+    """Names of the methods that have just these stages."""
+    stages = (closed_form, finetune)
+    return ", ".join(m.name for m in METHODS.values() if (bool(m.closed_form), bool(m.finetune)) == stages)
+
+
 def _demo(commands) -> None:
     c = _command(
         commands, "demo", "erase concepts from the demo models, draw before/after grids, print a table"
@@ -66,7 +73,7 @@ def _erase(commands) -> None:
         "erase",
         "erase concepts and save them as one LoRA",
         "Erase concepts from a model, without images, and save one LoRA. The methods are closed forms "
-        "(projection, uce, mace-cfr, trce-eot), finetunes (ant, esd), or both (trace, mace, trce).",
+        f"({_methods(True, False)}), finetunes ({_methods(False, True)}), or both ({_methods(True, True)}).",
     )
     arguments.model(c)
     arguments.concepts(c, required=True)
@@ -89,7 +96,7 @@ def _erase(commands) -> None:
         choices=["auto", "object", "style", "person", "explicit"],
         default="auto",
         help="kind of concept, which selects the prompt templates (auto: from the names in the included "
-        "lists of artists, people and explicit words, and from words such as `style`)",
+        "lists of artists, styles, people and explicit words, and from words such as `style`)",
     )
     arguments.closed_form(c)
     c.add_argument(
@@ -271,9 +278,24 @@ def _bench(commands) -> None:
     c.add_argument("what", choices=["closed-form", "gating", "finetune"], help="which benchmark")
 
 
+def _unknown(known: argparse.ArgumentParser, command: str, word: str) -> str:
+    """A message about a word that a command does not know, with the option that may be meant."""
+    commands = next(a for a in known._actions if isinstance(a, argparse._SubParsersAction))
+    options = [o for a in commands.choices[command]._actions for o in a.option_strings]
+    help_ = f"`python -m trace_core {command} --help` lists the options"
+    if not word.startswith("-"):
+        return f"'{word}' belongs to no option of `{command}`; repeat the option before each value. {help_}"
+    near = difflib.get_close_matches(word.split("=")[0], options, 1, 0.6)
+    return f"`{command}` has no option {word}" + (f"; did you mean {near[0]}?" if near else ".") + f" {help_}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns 0 on success, 2 on bad input (with a message), 130 on Ctrl-C."""
-    args = parser().parse_args(argv)
+    known = parser()
+    args, extra = known.parse_known_args(argv)
+    if extra:
+        print(f"error: {_unknown(known, args.command, extra[0])}", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from . import commands
 
