@@ -138,9 +138,28 @@ def test_bad_input_is_named_and_leaves_nothing(engine, name, tmp_path, capsys):
 
 UNKNOWN = {
     "--erase-list=x": "`erase` has no option --erase-list=x; did you mean --erase-file?",
-    "--qqqq": "`erase` has no option --qqqq. `python -m trace_core erase --help`",
+    "--qqqq": "`erase` has no option --qqqq; `python -m trace_core erase --help`",
     "dog": "'dog' belongs to no option of `erase`; repeat the option before each value",
 }
+
+
+WRONG = {
+    "--count=0": "error: argument --count: '0' is not a whole number from 1 up; `python -m trace",
+    "--steps=0": "argument --steps: '0' is not a whole number",
+    "--size=63": "argument --size: '63' is not a multiple of 8 from 16 up, such as 512",
+    "--threads=-3": "argument --threads: '-3' is not a whole number",
+    "--cfg=nan": "error: cfg is nan; it must be a finite number",
+}
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_a_number_that_cannot_be_drawn_with_is_named(engine, word, tmp_path, capsys):
+    out = tmp_path / "x.png"
+    try:
+        code = main(["generate", "--model", "demo-sd", "--prompt", "a cat", "--out", str(out), word])
+    except SystemExit as stop:  # the parser's own
+        code = stop.code
+    assert code == 2 and WRONG[word] in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("word", UNKNOWN)

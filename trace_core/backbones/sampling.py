@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ class SamplerConfig:
         width, height: pixels.
         batch: pictures sampled at once.
         negative: the negative prompt; ignored if cfg is 1.
+
+    Raises:
+        TraceError: if a number cannot be sampled with.
     """
 
     steps: int = 12
@@ -39,6 +43,14 @@ class SamplerConfig:
     height: int = 64
     batch: int = 64
     negative: str = ""
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch", 1), ("width", 8), ("height", 8)):
+            if getattr(self, name) < least:
+                raise TraceError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("cfg", "guidance"):
+            if not math.isfinite(getattr(self, name)):
+                raise TraceError(f"{name} is {getattr(self, name)}; it must be a finite number, such as 3")
 
     @classmethod
     def for_model(cls, model, **changes) -> SamplerConfig:

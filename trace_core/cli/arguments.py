@@ -15,6 +15,20 @@ MODEL_HELP = (
 )
 
 
+def positive(text: str) -> int:
+    """The type of a count."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
+    return int(text)
+
+
+def pixels(text: str) -> int:
+    """The type of a picture's edge: latents are an eighth as wide."""
+    if not text.isdecimal() or int(text) < 16 or int(text) % 8:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a multiple of 8 from 16 up, such as 512")
+    return int(text)
+
+
 def model(c: argparse.ArgumentParser, required: bool = True, more: str = "") -> None:
     c.add_argument("--model", required=required, help=MODEL_HELP + more)
     c.add_argument(
@@ -195,7 +209,7 @@ def training_pictures(t) -> None:
         help="trace: prompts that draw the concept without naming it, one a line; it goes from them too",
     )
     t.add_argument(
-        "--size", type=int, default=None, help="edge of the training pictures in pixels (512, demo 64)"
+        "--size", type=pixels, default=None, help="edge of the training pictures in pixels (512, demo 64)"
     )
     t.add_argument(
         "--sampling-steps",
@@ -337,7 +351,7 @@ def verification(c: argparse.ArgumentParser) -> None:
 
 def sampler(c: argparse.ArgumentParser) -> None:
     c.add_argument(
-        "--steps", type=int, default=None, help="sampling steps (default: 12 for demo models, else 20)"
+        "--steps", type=positive, default=None, help="sampling steps (default: 12 for demo models, else 20)"
     )
     c.add_argument(
         "--cfg", type=float, default=None, help="classifier-free guidance (default: 3 demo-sd, 7 SD, 1 FLUX)"
@@ -345,7 +359,7 @@ def sampler(c: argparse.ArgumentParser) -> None:
     c.add_argument("--guidance", type=float, default=None, help="FLUX guidance (default: 3)")
     c.add_argument(
         "--size",
-        type=int,
+        type=pixels,
         default=None,
         help="edge of the pictures in pixels (default: 1024, SD 512, demo 64)",
     )

@@ -14,6 +14,7 @@ from ..lora.formats import FORMATS
 from ..methods import METHODS
 from . import arguments
 from .inputs import DryRun
+from .timing import Bars
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -24,8 +25,19 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if no_suffix else super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line. The list of all options would hide it."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; {help_of(self.prog)}\n")
+
+
+def help_of(prog: str) -> str:
+    return f"`python -m {prog} --help` lists what there is"
+
+
 def parser() -> argparse.ArgumentParser:
-    root = argparse.ArgumentParser("trace_core", description="Erase concepts from text-to-image models.")
+    root = Parser("trace_core", description="Erase concepts from text-to-image models.")
     root.add_argument("--version", action="version", version=__version__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(commands)
@@ -48,7 +60,7 @@ def _command(commands, name: str, help: str, description: str = "") -> argparse.
         action="store_true",
         help="replace existing output files, but never a file that the command reads",
     )
-    command.add_argument("--threads", type=int, metavar="N", help="CPU threads for torch")
+    command.add_argument("--threads", type=arguments.positive, metavar="N", help="CPU threads for torch")
     return command
 
 
@@ -123,7 +135,7 @@ def _generate(commands) -> None:
     arguments.loras(c)
     arguments.sampler(c)
     c.add_argument("--seed", type=int, default=0, help="seed of the first row")
-    c.add_argument("--count", type=int, default=1, help="number of rows, one seed per row")
+    c.add_argument("--count", type=arguments.positive, default=1, help="number of rows, one seed per row")
     c.add_argument(
         "--out", required=True, metavar="FILE", help="PNG to write; with --lora a grid of before and after"
     )
@@ -282,11 +294,11 @@ def _unknown(known: argparse.ArgumentParser, command: str, word: str) -> str:
     """A message about a word that a command does not know, with the option that may be meant."""
     commands = next(a for a in known._actions if isinstance(a, argparse._SubParsersAction))
     options = [o for a in commands.choices[command]._actions for o in a.option_strings]
-    help_ = f"`python -m trace_core {command} --help` lists the options"
+    help_ = help_of(f"trace_core {command}")
     if not word.startswith("-"):
-        return f"'{word}' belongs to no option of `{command}`; repeat the option before each value. {help_}"
+        return f"'{word}' belongs to no option of `{command}`; repeat the option before each value; {help_}"
     near = difflib.get_close_matches(word.split("=")[0], options, 1, 0.6)
-    return f"`{command}` has no option {word}" + (f"; did you mean {near[0]}?" if near else ".") + f" {help_}"
+    return f"`{command}` has no option {word}" + (f"; did you mean {near[0]}?" if near else ";") + f" {help_}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -302,9 +314,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         commands.run(args)
     except TraceError as error:
+        Bars.close_all()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        Bars.close_all()
         print(str(stop) or "cancelled; nothing was written", file=sys.stderr)
         return 130
     return 0

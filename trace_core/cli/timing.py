@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 
 LONGEST = 12  #: phases that a line names; an evaluation has one for every class
 
@@ -46,8 +47,17 @@ class Clock:
 class Bars:
     """One progress bar per phase; each phase is also reported to the clock."""
 
+    _all: weakref.WeakSet = weakref.WeakSet()
+
     def __init__(self, clock: Clock | None = None):
         self._bar, self.clock = None, clock
+        self._all.add(self)
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Close every bar, so that a message has a line of its own."""
+        for bars in cls._all:
+            bars.close()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         from tqdm import tqdm
