@@ -152,6 +152,25 @@ WRONG = {
 }
 
 
+NO_EFFECT = {
+    "--steps 5": "--steps belongs to a finetune, and `projection` has none; add `--method trace`, or leave",
+    "--implied-file x.txt": "--implied-file belongs to a finetune",
+    "--resume x.state": "--resume belongs to a finetune",
+    "--preset fast --method uce": "--preset belongs to a finetune, and `uce` has none",
+    "--energy 0.5 --method esd": "--energy belongs to a closed form, and `esd` has none",
+    "--strength 0.5 --method ant": "--strength belongs to a closed form",
+    "--neighbours 3 --method uce": "--neighbours belongs to the projection, and `uce` is a published method",
+}
+
+
+@pytest.mark.parametrize("words", NO_EFFECT)
+def test_an_option_without_effect_is_refused(words, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    line = ["erase", "--model", "demo-sd", "--erase", "cat", "--out", str(out), *words.split()]
+    assert main(line) == 2
+    assert NO_EFFECT[words] in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("word", WRONG)
 def test_a_number_that_cannot_be_drawn_with_is_named(engine, word, tmp_path, capsys):
     out = tmp_path / "x.png"

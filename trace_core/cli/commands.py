@@ -14,7 +14,7 @@ from ..errors import TraceError, enough_memory
 from ..lora.erasure import ErasureLora
 from ..text.concepts import Concept, with_default_anchor
 from ..text.synonyms import everyday
-from . import attacking, jobs, outputs, protocols, training, verifying, workers
+from . import attacking, belongs, jobs, outputs, protocols, training, verifying, workers
 from . import inputs as intake
 from .engine import PACK_ROOT, EngineNotFound, load
 from .figures import groups, remarks, table
@@ -101,11 +101,12 @@ def erase(args) -> dict:
         "\n".join(intake.lines(lists_report) + (intake.table(lists_report) if args.dry_run else [])),
         flush=True,
     )
+    method = METHODS[args.method]
+    belongs.check(args, method)
     if args.dry_run:
         print("--dry-run: no model was loaded and nothing was written")
         return lists_report
     concepts, keep = read.concepts, read.keep
-    method = METHODS[args.method]
     separate = jobs.check(args, method, concepts)
     closed, tuned = _closed_form_options(args, method), training.options(args, method)
     if Path(args.out).suffix != ".safetensors":

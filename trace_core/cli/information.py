@@ -25,13 +25,18 @@ def info(args) -> dict:
     family = model_family(found)
     found = ({"model family": family} if family else {}) | found
     for key, value in summary(lora, found).items():
-        print(f"{key}: {value}")
+        print(f"{key}: {_line(value)}")
     print("\nmetadata")
     for key, value in found.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        text = " ".join(text.split())
-        print(f"  {key}: {text if len(text) <= WIDTH else f'{text[:WIDTH]} ... ({len(text):,} characters)'}")
+        text = _line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        more = f" ... ({len(text):,} characters)" if len(text) > WIDTH else ""
+        print(f"  {_line(key)}: {text[:WIDTH]}{more}")
     return found
+
+
+def _line(text: str) -> str:
+    """A text of somebody's file on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 def summary(lora: ErasureLora, found: dict) -> dict[str, str]:
@@ -59,7 +64,7 @@ def summary(lora: ErasureLora, found: dict) -> dict[str, str]:
         out["verdict"] = str(card["verdict"])
     size = sum(factor.nbytes for pair in lora.modules.values() for factor in pair)
     out["size"] = f"{len(lora.modules)} layers, rank {lora.rank}, {size / 1024:,.0f} KB"
-    return {key: " ".join(value.split()) for key, value in out.items()}
+    return out
 
 
 def versions() -> dict:
