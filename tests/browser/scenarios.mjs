@@ -157,7 +157,7 @@ async function failed(page, given) {
 /** HTML in every text that a user writes. */
 async function traps(page, given) {
   await open(page, given);
-  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n${SHORT_TRAP}` }, [COMPARE]: { ...COARSE[COMPARE], prompts: `a photo of a cat, google style\n${SHORT_TRAP}` } });
+  await load(page, given, "quickstart", { [PROJECTION]: { erase: `cat\n"${SHORT_TRAP}"` }, [COMPARE]: { ...COARSE[COMPARE], prompts: `a photo of a cat, google style\n${SHORT_TRAP}` } });
   await queue(page);
   const compared = await until(page, COMPARE, (p) => p.pictures === 2 && p.report !== null, 60_000);
   const projected = await until(page, PROJECTION, (p) => p.report !== null, 60_000);

@@ -85,7 +85,11 @@ def shown(path: Path) -> None:
     """The command line's ``info`` prints whatever the file says."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        if main(["info", str(path)]) not in (0, 2) or "Traceback" in err.getvalue():
+        try:
+            code = main(["info", str(path)])
+        except Exception as error:
+            raise UnclearError("info ended with an error of the program") from error
+        if code not in (0, 2) or "Traceback" in err.getvalue():
             raise UnclearError(err.getvalue()[:300])
 
 
