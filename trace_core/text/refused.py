@@ -60,7 +60,7 @@ _TYPED: tuple[tuple[re.Pattern, str], ...] = (
     ),
     (re.compile(r"(?<=\S)\s*\|+\s*(?=\S)"), "is no separator; write each name on a line of its own"),
     (
-        re.compile(r"(?<=\S)\s*[:|=]\s*(?:object|style|artist|person|celebrity|explicit)$", re.IGNORECASE),
+        re.compile(r"(?<=\S)\s*:\s*(?:object|style|artist|person|celebrity|explicit)$", re.IGNORECASE),
         "gives a kind; kinds stand in a table with the columns `name` and `kind`",
     ),
     (re.compile(r"^[!-/:-@\[-`{-~\s…·]+$"), "holds no letter; write a name"),
