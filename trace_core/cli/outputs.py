@@ -125,7 +125,7 @@ def same(a: Path, b: Path) -> bool:
         return False
 
 
-def check_writable(path: Path, option: str = "the file") -> None:
+def check_writable(path: Path, option: str) -> None:
     """Refuse an unwritable path before the work.
 
     Raises:
