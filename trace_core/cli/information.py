@@ -7,6 +7,7 @@ import json
 from .. import __version__
 from ..lora.erasure import ErasureLora
 from ..lora.metadata import VERIFICATION, model_family
+from ..text.refused import printable
 from .engine import EngineNotFound, find
 
 WIDTH = 160  #: characters of a metadata entry on the screen; ``--json`` has all of it
@@ -35,8 +36,8 @@ def info(args) -> dict:
 
 
 def _line(text: str) -> str:
-    """A text of somebody's file on one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    """A text of somebody's file on one line."""
+    return printable(" ".join(text.split()))
 
 
 def summary(lora: ErasureLora, found: dict) -> dict[str, str]:

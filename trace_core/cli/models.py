@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..errors import TraceError
-from ..lora.contents import contents
+from ..lora.contents import TEXT_LAYERS, contents
 from . import engine
 
 DEMO_MODELS = ("demo-sd", "demo-flux", "demo-people")
@@ -33,8 +33,6 @@ SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")  #: in the name of one part of a mode
 #: key prefixes of a file with more than a diffusion model
 TEXT_ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_model.")
 VAES = ("first_stage_model.", "vae.")
-#: layer names that occur in every text encoder: CLIP, OpenCLIP, T5, language models
-TEXT_LAYERS = ("encoder.layers.", "resblocks.", "encoder.block.", "model.layers.")
 GGUF_NODES = "dequant.py"  #: a file that only ComfyUI-GGUF has, whatever its folder is called
 GGUF_PACK = "trace_comfyui_gguf"  #: name under which its modules are imported; ComfyUI uses the folder's
 

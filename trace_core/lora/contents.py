@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+#: layer names that occur in every text encoder: CLIP, OpenCLIP, T5, language models
+TEXT_LAYERS = ("encoder.layers.", "resblocks.", "encoder.block.", "model.layers.")
 #: kinds of files in the order in which they are looked for: a LoRA's names contain those of its model
 _KINDS: tuple[tuple[str, re.Pattern], ...] = (
     (
@@ -28,10 +30,7 @@ _KINDS: tuple[tuple[str, re.Pattern], ...] = (
         "a VAE",
         re.compile(r"^((first_stage_model|vae)\.)?(taesd_)?(decoder|encoder)\.(conv_in|mid|up|down|\d)\b"),
     ),
-    (
-        "a text encoder",
-        re.compile(r"(encoder\.layers|resblocks|encoder\.block|model\.layers)\.\d+\.|^shared\."),
-    ),
+    ("a text encoder", re.compile("|".join(map(re.escape, TEXT_LAYERS)) + r"|^shared\.")),
 )
 
 

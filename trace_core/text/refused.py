@@ -72,6 +72,11 @@ def short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def printable(text: str) -> str:
+    """A text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def no_name(part: str, hidden: str, typed: bool) -> str:
     """Why a part of a line is no name, as a message; empty if it may be one.
 

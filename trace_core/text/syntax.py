@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import ConceptError
-from .refused import no_name, short
+from .refused import no_name, printable, short
 
 MAX_CHARACTERS = 300  #: per concept; the text encoders read 77 tokens
 
@@ -135,7 +135,7 @@ def check(item: Item) -> None:
             )
         if any(unicodedata.category(c) in ("Cc", "Cs", "Co") for c in text):
             raise ConceptError(
-                f"{item.where}: '{short(_shown(text))}' contains control characters; remove them, or save "
+                f"{item.where}: '{short(printable(text))}' contains control characters; remove them, or save "
                 "the file as UTF-8"
             )
         for part in split(text, ARROW):
@@ -161,11 +161,6 @@ def _entries(text: str, source: str, numbered: bool) -> Iterator[Item]:
             part = _ESCAPED.sub(lambda found: found[1] or found[2], part)
             if part:
                 yield Item(part, source, number)
-
-
-def _shown(text: str) -> str:
-    """A text without its control characters, which would confuse a terminal."""
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs", "Co") else c for c in text)
 
 
 def _without_comment(raw: str) -> str:
